@@ -1,0 +1,29 @@
+//! Words, formats and small tools shared by every walhub crate. No gRPC, no SQLite, no destination in here: bytes in,
+//! values out.
+
+pub mod backoff;
+pub mod checksum;
+pub mod clock;
+pub mod config;
+pub mod ids;
+pub mod level;
+pub mod limits;
+pub mod ltx;
+pub mod page;
+pub mod pos;
+pub mod restore;
+pub mod task;
+pub mod telemetry;
+pub mod tls;
+pub mod txid;
+pub mod wal;
+
+#[cfg(feature = "testutil")]
+pub mod testutil;
+
+pub use checksum::Checksum;
+pub use ids::{AgentName, DatabaseKey, DatabaseName, DestinationName};
+pub use level::Level;
+pub use page::{PageSize, Pgno};
+pub use pos::Pos;
+pub use txid::{Txid, TxidRange};

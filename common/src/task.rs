@@ -1,0 +1,76 @@
+//! Tasks that are named, owned and cancelled: the one place that may call `tokio::spawn`.
+
+use std::future::Future;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A family of tasks with one cancellation token. Cloning gives another handle on the same family.
+#[derive(Clone, Debug)]
+pub struct TaskGroup {
+    name: &'static str,
+    token: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl TaskGroup {
+    /// A family with its own token.
+    pub fn new(name: &'static str) -> Self {
+        Self { name, token: CancellationToken::new(), tracker: TaskTracker::new() }
+    }
+
+    /// A family whose token is cancelled with this one's; it is awaited on its own.
+    pub fn child(&self, name: &'static str) -> Self {
+        Self { name, token: self.token.child_token(), tracker: TaskTracker::new() }
+    }
+
+    /// Cancelled when the family must end. Every wait inside a task selects on it.
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// Runs a task of this family. A panic in it is reported by the panic hook and ends the task alone.
+    #[allow(clippy::disallowed_methods)]
+    pub fn spawn<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        tokio::spawn(self.tracker.track_future(task))
+    }
+
+    /// Cancels and waits for all tasks, at most `deadline`. False when some were still running then.
+    pub async fn shutdown(&self, deadline: Duration) -> bool {
+        self.token.cancel();
+        self.tracker.close();
+        let ended = tokio::time::timeout(deadline, self.tracker.wait()).await.is_ok();
+        if !ended {
+            tracing::warn!(group = self.name, tasks = self.tracker.len(), "tasks did not end in time");
+        }
+        ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn shutdown_cancels_and_waits() {
+        let group = TaskGroup::new("test");
+        let token = group.token().clone();
+        let task = group.spawn(async move {
+            token.cancelled().await;
+            7
+        });
+        assert!(group.shutdown(Duration::from_secs(5)).await);
+        assert_eq!(task.await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ignores_its_token_is_reported() {
+        let group = TaskGroup::new("test");
+        group.spawn(std::future::pending::<()>());
+        assert!(!group.shutdown(Duration::from_millis(10)).await);
+    }
+}

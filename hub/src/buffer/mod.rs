@@ -1,0 +1,231 @@
+//! The hub's durable buffer: where a segment must lie before the hub acks it.
+//!
+//! # Contract (every implementation passes the same suite)
+//! - One writer path, many readers. [`WalBuffer::append`] returns only after the fsync that covers the chunk (for all
+//!   chunks but a segment's last it may return earlier: a segment without its last chunk does not exist).
+//! - Segments of one database are contiguous: the caller ([`crate::ingest`]) decides next/duplicate/gap/fork; the buffer
+//!   checks `pre` and `min` once more against its own position and refuses a violation as a bug.
+//! - What was appended is readable in order, until it is trimmed; trimming never passes a cursor.
+//! - After a crash at any instant the buffer reopens with every acknowledged segment, and no half of an unfinished one.
+//!
+//! Non-goals: no knowledge of destinations beyond the names of cursors; no LTX parsing.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::io::Read;
+use tokio::sync::watch;
+use walhub_common::{Checksum, DatabaseKey, DestinationName, Pos, Txid, TxidRange};
+
+/// Number of a database inside this hub's buffer; never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DatabaseId(pub u64);
+
+/// What the buffer knows of one database.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Registered {
+    /// Its number here.
+    pub id: DatabaseId,
+    /// Its name.
+    pub key: DatabaseKey,
+    /// Identity of its history, never 0.
+    pub lineage: u64,
+    /// Buffered position: everything up to here is on disk.
+    pub position: Option<Pos>,
+    /// Hub time of that position, Unix ms; 0 when there is none.
+    pub time_ms: i64,
+    /// Path on the node, as last announced.
+    pub path: String,
+}
+
+/// Facts of one segment, equal in all its chunks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentMeta {
+    /// Transactions.
+    pub range: TxidRange,
+    /// Database checksum before; `None` when the segment starts a history (min TXID 1).
+    pub pre: Option<Checksum>,
+    /// Database checksum after.
+    pub post: Checksum,
+    /// Hub time, Unix ms, never smaller than that of the segment before.
+    pub time_ms: i64,
+    /// Agent time, Unix ms: recorded, not trusted.
+    pub agent_time_ms: i64,
+}
+
+/// One piece of a segment on its way in.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    /// Its database.
+    pub database: DatabaseId,
+    /// The segment.
+    pub meta: SegmentMeta,
+    /// From 0.
+    pub number: u32,
+    /// True for the last one.
+    pub last: bool,
+    /// LTX bytes.
+    pub data: Bytes,
+}
+
+/// A buffered segment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentRef {
+    /// Its facts.
+    pub meta: SegmentMeta,
+    /// LTX bytes in all.
+    pub bytes: u64,
+    /// Where it lies (opaque to callers).
+    pub place: Place,
+}
+
+/// Where a segment's chunks lie in the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Log file and byte offset of the first chunk's record.
+    pub first: (u64, u64),
+    /// Log file and byte offset just past the last chunk's record.
+    pub end: (u64, u64),
+    /// Number of chunks.
+    pub chunks: u32,
+}
+
+/// What went wrong in the buffer.
+#[derive(Debug, thiserror::Error)]
+pub enum BufferError {
+    /// The bound of the buffer is reached and nothing may be trimmed.
+    #[error("the buffer is full: {used} of {max} bytes wait for a destination")]
+    Full {
+        /// Bytes in use.
+        used: u64,
+        /// The bound.
+        max: u64,
+    },
+    /// The caller broke the order of a database's segments.
+    #[error("segment {range:?} does not follow {position:?} of {database:?}")]
+    OutOfOrder {
+        /// Which database.
+        database: DatabaseId,
+        /// What came.
+        range: TxidRange,
+        /// Where the buffer stands.
+        position: Option<Pos>,
+    },
+    /// No such database.
+    #[error("database {0:?} is not registered")]
+    UnknownDatabase(DatabaseId),
+    /// The segment is no longer in the buffer.
+    #[error("transaction {txid} of {database:?} has been trimmed from the buffer")]
+    Trimmed {
+        /// Which database.
+        database: DatabaseId,
+        /// The first missing transaction.
+        txid: Txid,
+    },
+    /// A record's bytes are not what was written.
+    #[error("buffer file {file} is corrupt at byte {offset}: {reason}")]
+    Corrupt {
+        /// Log file.
+        file: u64,
+        /// Byte offset.
+        offset: u64,
+        /// What was found.
+        reason: String,
+    },
+    /// The disk failed. After a failed fsync the buffer takes nothing more until it is reopened.
+    #[error("buffer {doing}: {source}")]
+    Io {
+        /// The step.
+        doing: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The index could not be read or written.
+    #[error("buffer index: {0}")]
+    Index(String),
+    /// The buffer is shutting down.
+    #[error("the buffer is closed")]
+    Closed,
+}
+
+/// Bytes in use and counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    /// Bytes of log files on disk.
+    pub bytes: u64,
+    /// The bound.
+    pub max_bytes: u64,
+    /// Segments appended since open.
+    pub segments: u64,
+    /// Segment bytes appended since open.
+    pub segment_bytes: u64,
+    /// fsyncs since open.
+    pub syncs: u64,
+}
+
+/// The seam. See the module doc for the contract.
+#[async_trait]
+pub trait WalBuffer: Send + Sync {
+    /// Registers a database or finds it again. `lineage` is adopted by a new database; `None` draws one. Durable when
+    /// it returns.
+    async fn register(
+        &self,
+        key: &DatabaseKey,
+        lineage: Option<u64>,
+        path: &str,
+    ) -> Result<Registered, BufferError>;
+
+    /// One database by name.
+    fn find(&self, key: &DatabaseKey) -> Option<Registered>;
+
+    /// All databases, by name.
+    fn databases(&self) -> Vec<Registered>;
+
+    /// Appends a chunk. For the last chunk of a segment: returns after the fsync that covers the whole segment, which
+    /// then is the database's position. Cancelling the future leaves it unknown whether the chunk was written.
+    async fn append(&self, chunk: Chunk) -> Result<(), BufferError>;
+
+    /// Drops an unfinished segment of `database`, if any.
+    async fn abandon(&self, database: DatabaseId) -> Result<(), BufferError>;
+
+    /// Segments of `database` that start after `after`, in order, at most `max_bytes` of LTX (but at least one segment
+    /// if there is any). `Trimmed` when the next transaction is gone.
+    fn read(
+        &self,
+        database: DatabaseId,
+        after: Option<Txid>,
+        max_bytes: u64,
+    ) -> Result<Vec<SegmentRef>, BufferError>;
+
+    /// All segments of `database` still here, in order, at most `max` of them, starting after `after`; unlike
+    /// [`WalBuffer::read`] it starts at the oldest one held when `after` lies before it.
+    fn list(
+        &self,
+        database: DatabaseId,
+        after: Option<Txid>,
+        max: usize,
+    ) -> Result<Vec<SegmentRef>, BufferError>;
+
+    /// The LTX bytes of a segment. Blocking reads; every record's checksum is verified. The bytes stay readable while
+    /// the reader lives.
+    fn open(&self, database: DatabaseId, segment: &SegmentRef) -> Result<Box<dyn Read + Send>, BufferError>;
+
+    /// Up to where `lane` has taken `database`.
+    fn cursor(&self, lane: &DestinationName, database: DatabaseId) -> Option<Txid>;
+
+    /// Moves a cursor. Not synced: after a crash it may be older, never newer.
+    fn set_cursor(&self, lane: &DestinationName, database: DatabaseId, txid: Txid)
+    -> Result<(), BufferError>;
+
+    /// Changes whenever a segment became durable (the value only counts).
+    fn changed(&self) -> watch::Receiver<u64>;
+
+    /// Gives back log files that every lane in `lanes` has passed, oldest first, while the buffer is over the mark
+    /// at which it wants room.
+    async fn trim(&self, lanes: &[DestinationName]) -> Result<(), BufferError>;
+
+    /// Bytes and counters.
+    fn usage(&self) -> Usage;
+
+    /// Flushes and closes; later calls answer `Closed`.
+    async fn close(&self) -> Result<(), BufferError>;
+}

@@ -1,0 +1,3 @@
+//! The hub: sequences what agents send, buffers it durably, fans it out to destinations, and gives databases back.
+
+pub mod buffer;

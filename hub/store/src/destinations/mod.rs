@@ -1,0 +1,120 @@
+//! Places that keep copies.
+//!
+//! # Contract (every destination passes the same suite against its real server)
+//! - [`Destination::put`] is atomic and create-only: afterwards the file is complete or absent; an existing file is
+//!   never changed. An existing file of equal content is success ([`Put::AlreadyThere`]); other content is
+//!   [`DestinationError::Conflict`].
+//! - [`Destination::list`] shows every completed put, sorted by range; unknown names are ignored.
+//! - Every call ends when its token is cancelled; then it is unknown whether a put happened, never whether it was half.
+//! - Paths and bytes are exactly Litestream's (module [`walhub_common::ltx::name`]).
+//!
+//! Non-goals: no retry, no schedule (the lanes own both), no buffer.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+use walhub_common::{Checksum, DatabaseKey, DestinationName, Level, TxidRange};
+
+pub mod error;
+pub mod file;
+pub mod s3;
+
+pub use error::DestinationError;
+
+/// Names one LTX file of one database.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct FileKey {
+    /// Its database.
+    pub database: DatabaseKey,
+    /// Its level.
+    pub level: Level,
+    /// Its transactions.
+    pub range: TxidRange,
+}
+
+/// One listed LTX file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// Its level.
+    pub level: Level,
+    /// Its transactions.
+    pub range: TxidRange,
+    /// Bytes.
+    pub size: u64,
+    /// Time of its newest transaction, Unix ms, as far as a listing tells (a file's mtime; an object's LastModified).
+    pub time_ms: i64,
+}
+
+/// The bytes of a put.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// Small: in memory.
+    Bytes(Bytes),
+    /// Large: a local file that stays until the put returns; it is not removed.
+    File(std::path::PathBuf),
+}
+
+/// What a put did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Put {
+    /// The file was created.
+    Created,
+    /// An equal file was there already (an earlier attempt had succeeded).
+    AlreadyThere,
+}
+
+/// Facts sent along with a put.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PutMeta {
+    /// Time of the newest transaction, Unix ms: the file's mtime, or the object's `litestream-timestamp`.
+    pub time_ms: i64,
+    /// Database checksum after the file.
+    pub post: Option<Checksum>,
+}
+
+/// The seam. See the module doc for the contract.
+#[async_trait]
+pub trait Destination: Send + Sync + std::fmt::Debug {
+    /// Name in the configuration.
+    fn name(&self) -> &DestinationName;
+
+    /// `file`, `s3`.
+    fn kind(&self) -> &'static str;
+
+    /// Path or bucket and prefix, for people; no secrets.
+    fn location(&self) -> String;
+
+    /// Stores a file: see the contract.
+    async fn put(
+        &self,
+        key: &FileKey,
+        body: Body,
+        meta: PutMeta,
+        cancel: &CancellationToken,
+    ) -> Result<Put, DestinationError>;
+
+    /// All files of one level of a database, sorted by (min, max).
+    async fn list(
+        &self,
+        database: &DatabaseKey,
+        level: Level,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Listed>, DestinationError>;
+
+    /// A file's bytes from `offset` on.
+    async fn open(
+        &self,
+        key: &FileKey,
+        offset: u64,
+        cancel: &CancellationToken,
+    ) -> Result<BoxStream<'static, Result<Bytes, DestinationError>>, DestinationError>;
+
+    /// Proves that the destination can be written, read, listed, and that its fence (create-only puts) works; leaves
+    /// nothing behind.
+    async fn probe(&self, cancel: &CancellationToken) -> Result<(), DestinationError>;
+}
+
+/// A destination behind a pointer.
+pub type DynDestination = Arc<dyn Destination>;
