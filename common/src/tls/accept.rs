@@ -88,10 +88,18 @@ fn hub_config(paths: &TlsPaths) -> Result<Arc<ServerConfig>, LoadError> {
 /// The handshake with one client. When it returns an error, the client has been told (as far as it listens) and the
 /// connection is closed; this may take a second longer, so run it on the connection's own task.
 pub async fn accept(socket: TcpStream, acceptor: &Acceptor) -> Result<(ServerStream, Identity), AcceptError> {
+    accept_within(HANDSHAKE_TIMEOUT, socket, acceptor).await
+}
+
+pub(super) async fn accept_within(
+    deadline: Duration,
+    socket: TcpStream,
+    acceptor: &Acceptor,
+) -> Result<(ServerStream, Identity), AcceptError> {
     // Small acks must not wait for a full packet. A socket that cannot do this fails in the handshake anyway.
     let _ = socket.set_nodelay(true);
     let handshake = tokio_rustls::TlsAcceptor::from(acceptor.config()).accept(socket).into_fallible();
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+    let stream = match tokio::time::timeout(deadline, handshake).await {
         Err(_) => return Err(AcceptError::Timeout),
         Ok(Err((error, socket))) => {
             linger(socket).await;
