@@ -10,6 +10,9 @@
 //!
 //! Non-goals: no knowledge of destinations beyond the names of cursors; no LTX parsing.
 
+pub mod memory;
+mod tail;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::io::Read;
@@ -83,8 +86,8 @@ pub struct SegmentRef {
 pub struct Place {
     /// Log file and byte offset of the first chunk's record.
     pub first: (u64, u64),
-    /// Log file and byte offset just past the last chunk's record.
-    pub end: (u64, u64),
+    /// Log file and byte offset of the last chunk's record.
+    pub last: (u64, u64),
     /// Number of chunks.
     pub chunks: u32,
 }
@@ -110,6 +113,9 @@ pub enum BufferError {
         /// Where the buffer stands.
         position: Option<Pos>,
     },
+    /// A chunk is larger than [`walhub_common::limits::MAX_CHUNK_BYTES`].
+    #[error("a chunk of {0} bytes is too large")]
+    TooLarge(usize),
     /// No such database.
     #[error("database {0:?} is not registered")]
     UnknownDatabase(DatabaseId),
@@ -162,6 +168,11 @@ pub struct Usage {
     pub syncs: u64,
 }
 
+/// The lineage of a new database: the one asked for, else a random one; never 0.
+fn lineage_for(asked: Option<u64>) -> u64 {
+    asked.filter(|lineage| *lineage != 0).unwrap_or_else(|| rand::random_range(1..=u64::MAX))
+}
+
 /// The seam. See the module doc for the contract.
 #[async_trait]
 pub trait WalBuffer: Send + Sync {
@@ -182,13 +193,18 @@ pub trait WalBuffer: Send + Sync {
 
     /// Appends a chunk. For the last chunk of a segment: returns after the fsync that covers the whole segment, which
     /// then is the database's position. Cancelling the future leaves it unknown whether the chunk was written.
+    ///
+    /// Calls for one database take effect in the order in which their futures were first polled, so a caller may have
+    /// many of them under way and one fsync covers all. When one fails, those behind it of the same database fail too.
+    /// Chunk 0 starts a segment and drops an unfinished one. After `Full` the same chunk may be tried again.
     async fn append(&self, chunk: Chunk) -> Result<(), BufferError>;
 
     /// Drops an unfinished segment of `database`, if any.
     async fn abandon(&self, database: DatabaseId) -> Result<(), BufferError>;
 
-    /// Segments of `database` that start after `after`, in order, at most `max_bytes` of LTX (but at least one segment
-    /// if there is any). `Trimmed` when the next transaction is gone.
+    /// Segments of `database` that start after `after`, in order, contiguous, at most `max_bytes` of LTX (but at least
+    /// one segment if there is any). `Trimmed` when no segment held starts with the next transaction: it is gone, or
+    /// `after` lies inside a segment. Empty when `after` is the position, or past it.
     fn read(
         &self,
         database: DatabaseId,
@@ -212,7 +228,7 @@ pub trait WalBuffer: Send + Sync {
     /// Up to where `lane` has taken `database`.
     fn cursor(&self, lane: &DestinationName, database: DatabaseId) -> Option<Txid>;
 
-    /// Moves a cursor. Not synced: after a crash it may be older, never newer.
+    /// Moves a cursor, forwards or back. Not synced: after a crash it may be older, never newer.
     fn set_cursor(&self, lane: &DestinationName, database: DatabaseId, txid: Txid)
     -> Result<(), BufferError>;
 
@@ -220,7 +236,8 @@ pub trait WalBuffer: Send + Sync {
     fn changed(&self) -> watch::Receiver<u64>;
 
     /// Gives back log files that every lane in `lanes` has passed, oldest first, while the buffer is over the mark
-    /// at which it wants room.
+    /// at which it wants room. The lanes are remembered, for an append that finds the buffer at its bound. With no lanes
+    /// nothing is given back: nobody has copied it. A lane without a cursor for a database has passed none of it.
     async fn trim(&self, lanes: &[DestinationName]) -> Result<(), BufferError>;
 
     /// Bytes and counters.

@@ -1,0 +1,292 @@
+//! The buffer's twin in memory: the same contract without a disk. It is the model that the real one is compared with,
+//! and the buffer of other modules' tests.
+
+use super::tail::{Tail, wanted};
+use super::{
+    BufferError, Chunk, DatabaseId, Place, Registered, SegmentMeta, SegmentRef, Usage, WalBuffer, lineage_for,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+use walhub_common::{DatabaseKey, DestinationName, Txid};
+
+/// A buffer that lives as long as its last handle.
+#[derive(Debug)]
+pub struct MemoryBuffer {
+    state: Arc<Mutex<State>>,
+    closed: AtomicBool,
+    changed: watch::Sender<u64>,
+    max_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ids: BTreeMap<DatabaseKey, DatabaseId>,
+    databases: BTreeMap<DatabaseId, Database>,
+    order: BTreeMap<u64, (DatabaseId, Txid)>,
+    appended: u64,
+    cursors: HashMap<(DestinationName, DatabaseId), Txid>,
+    lanes: Vec<DestinationName>,
+    usage: Usage,
+}
+
+#[derive(Debug)]
+struct Database {
+    registered: Registered,
+    tail: Tail,
+    open: Vec<Bytes>,
+    segments: BTreeMap<Txid, Stored>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    meta: SegmentMeta,
+    number: u64,
+    chunks: Vec<Bytes>,
+}
+
+impl Stored {
+    fn bytes(&self) -> u64 {
+        self.chunks.iter().map(|c| c.len() as u64).sum()
+    }
+
+    fn to_ref(&self) -> SegmentRef {
+        let at = (0, self.number);
+        let chunks = u32::try_from(self.chunks.len()).expect("BUG: chunk numbers are u32");
+        SegmentRef { meta: self.meta, bytes: self.bytes(), place: Place { first: at, last: at, chunks } }
+    }
+}
+
+impl MemoryBuffer {
+    /// An empty buffer of at most `max_bytes` of segments.
+    pub fn new(max_bytes: u64) -> Self {
+        Self::over(Arc::default(), max_bytes)
+    }
+
+    /// What a restart leaves: the same contents without unfinished segments, open again.
+    #[must_use]
+    pub fn reopen(&self) -> Self {
+        let mut state = self.lock();
+        for database in state.databases.values_mut() {
+            database.tail.open = None;
+            database.open.clear();
+        }
+        let bytes = state.databases.values().flat_map(|d| d.segments.values()).map(Stored::bytes).sum();
+        state.usage = Usage { bytes, ..Usage::default() };
+        state.lanes.clear();
+        drop(state);
+        Self::over(Arc::clone(&self.state), self.max_bytes)
+    }
+
+    fn over(state: Arc<Mutex<State>>, max_bytes: u64) -> Self {
+        Self { state, closed: AtomicBool::new(false), changed: watch::Sender::new(0), max_bytes }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_state(&self) -> Result<MutexGuard<'_, State>, BufferError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(BufferError::Closed);
+        }
+        Ok(self.lock())
+    }
+}
+
+impl State {
+    fn database(&self, id: DatabaseId) -> Result<&Database, BufferError> {
+        self.databases.get(&id).ok_or(BufferError::UnknownDatabase(id))
+    }
+
+    fn trim(&mut self, target_bytes: u64) {
+        while self.usage.bytes > target_bytes {
+            let Some((&number, &(id, min))) = self.order.first_key_value() else { return };
+            let database = self.databases.get_mut(&id).expect("BUG: segment of no database");
+            let segment = database.segments.get(&min).expect("BUG: ordered segment is not stored");
+            let max = segment.meta.range.max();
+            let passed =
+                |lane: &DestinationName| self.cursors.get(&(lane.clone(), id)).is_some_and(|at| *at >= max);
+            if self.lanes.is_empty() || !self.lanes.iter().all(passed) {
+                return;
+            }
+            self.usage.bytes -= segment.bytes();
+            database.segments.remove(&min);
+            self.order.remove(&number);
+        }
+    }
+}
+
+#[async_trait]
+impl WalBuffer for MemoryBuffer {
+    async fn register(
+        &self,
+        key: &DatabaseKey,
+        lineage: Option<u64>,
+        path: &str,
+    ) -> Result<Registered, BufferError> {
+        let mut state = self.open_state()?;
+        if let Some(id) = state.ids.get(key).copied() {
+            let database = state.databases.get_mut(&id).expect("BUG: name without a database");
+            database.registered.path = path.to_owned();
+            return Ok(database.registered.clone());
+        }
+        let id = DatabaseId(state.ids.len() as u64 + 1);
+        let registered = Registered {
+            id,
+            key: key.clone(),
+            lineage: lineage_for(lineage),
+            position: None,
+            time_ms: 0,
+            path: path.to_owned(),
+        };
+        state.ids.insert(key.clone(), id);
+        let database = Database {
+            registered: registered.clone(),
+            tail: Tail::default(),
+            open: Vec::new(),
+            segments: BTreeMap::new(),
+        };
+        state.databases.insert(id, database);
+        Ok(registered)
+    }
+
+    fn find(&self, key: &DatabaseKey) -> Option<Registered> {
+        let state = self.lock();
+        let id = state.ids.get(key)?;
+        state.databases.get(id).map(|d| d.registered.clone())
+    }
+
+    fn databases(&self) -> Vec<Registered> {
+        let state = self.lock();
+        state.ids.values().map(|id| state.databases[id].registered.clone()).collect()
+    }
+
+    async fn append(&self, chunk: Chunk) -> Result<(), BufferError> {
+        let mut state = self.open_state()?;
+        state.database(chunk.database)?.tail.check(&chunk)?;
+        let bytes = chunk.data.len() as u64;
+        if state.usage.bytes + bytes > self.max_bytes {
+            state.trim(self.max_bytes.saturating_sub(bytes));
+            if state.usage.bytes + bytes > self.max_bytes {
+                return Err(BufferError::Full { used: state.usage.bytes, max: self.max_bytes });
+            }
+        }
+        let state = &mut *state;
+        let database = state.databases.get_mut(&chunk.database).expect("BUG: checked above");
+        if chunk.number == 0 {
+            let dropped: u64 = database.open.drain(..).map(|c| c.len() as u64).sum();
+            state.usage.bytes -= dropped;
+        }
+        state.usage.bytes += bytes;
+        database.open.push(chunk.data.clone());
+        if !database.tail.take(&chunk) {
+            return Ok(());
+        }
+        database.registered.position = database.tail.position;
+        database.registered.time_ms = chunk.meta.time_ms;
+        state.appended += 1;
+        let stored =
+            Stored { meta: chunk.meta, number: state.appended, chunks: std::mem::take(&mut database.open) };
+        state.usage.segments += 1;
+        state.usage.syncs += 1;
+        state.usage.segment_bytes += stored.bytes();
+        let min = chunk.meta.range.min();
+        database.segments.insert(min, stored);
+        state.order.insert(state.appended, (chunk.database, min));
+        self.changed.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    async fn abandon(&self, id: DatabaseId) -> Result<(), BufferError> {
+        let mut state = self.open_state()?;
+        let state = &mut *state;
+        let database = state.databases.get_mut(&id).ok_or(BufferError::UnknownDatabase(id))?;
+        database.tail.open = None;
+        let dropped: u64 = database.open.drain(..).map(|c| c.len() as u64).sum();
+        state.usage.bytes -= dropped;
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        id: DatabaseId,
+        after: Option<Txid>,
+        max_bytes: u64,
+    ) -> Result<Vec<SegmentRef>, BufferError> {
+        let state = self.open_state()?;
+        let database = state.database(id)?;
+        let Some(next) = wanted(after, database.registered.position) else { return Ok(Vec::new()) };
+        if !database.segments.contains_key(&next) {
+            return Err(BufferError::Trimmed { database: id, txid: next });
+        }
+        let mut found: Vec<SegmentRef> = Vec::new();
+        let mut bytes = 0;
+        for segment in database.segments.range(next..).map(|(_, s)| s) {
+            bytes += segment.bytes();
+            if !found.is_empty() && bytes > max_bytes {
+                break;
+            }
+            found.push(segment.to_ref());
+        }
+        Ok(found)
+    }
+
+    fn list(&self, id: DatabaseId, after: Option<Txid>, max: usize) -> Result<Vec<SegmentRef>, BufferError> {
+        let state = self.open_state()?;
+        let database = state.database(id)?;
+        let start = Txid::following(after);
+        Ok(database.segments.range(start..).take(max).map(|(_, s)| s.to_ref()).collect())
+    }
+
+    fn open(&self, id: DatabaseId, segment: &SegmentRef) -> Result<Box<dyn Read + Send>, BufferError> {
+        let state = self.open_state()?;
+        let min = segment.meta.range.min();
+        match state.database(id)?.segments.get(&min) {
+            Some(stored) if stored.meta == segment.meta => {
+                Ok(Box::new(std::io::Cursor::new(stored.chunks.concat())))
+            }
+            _ => Err(BufferError::Trimmed { database: id, txid: min }),
+        }
+    }
+
+    fn cursor(&self, lane: &DestinationName, database: DatabaseId) -> Option<Txid> {
+        self.lock().cursors.get(&(lane.clone(), database)).copied()
+    }
+
+    fn set_cursor(
+        &self,
+        lane: &DestinationName,
+        database: DatabaseId,
+        txid: Txid,
+    ) -> Result<(), BufferError> {
+        let mut state = self.open_state()?;
+        state.database(database)?;
+        state.cursors.insert((lane.clone(), database), txid);
+        Ok(())
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    async fn trim(&self, lanes: &[DestinationName]) -> Result<(), BufferError> {
+        let mut state = self.open_state()?;
+        state.lanes = lanes.to_vec();
+        state.trim(self.max_bytes / 5 * 4);
+        Ok(())
+    }
+
+    fn usage(&self) -> Usage {
+        Usage { max_bytes: self.max_bytes, ..self.lock().usage }
+    }
+
+    async fn close(&self) -> Result<(), BufferError> {
+        self.closed.store(true, Ordering::Release);
+        Ok(())
+    }
+}
