@@ -1,0 +1,98 @@
+//! Real services: an S3 server and stock litestream. `tests/run` starts them and names them in the environment.
+//!
+//! Without them a test that needs one is skipped with a line on stderr, unless `WALHUB_TEST_REQUIRE_SERVICES=1`: then it
+//! fails, so that a complete run cannot pass by skipping.
+
+use crate::binaries::source_root;
+use crate::process::{Output, run};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// An S3 server and its keys.
+#[derive(Clone, Debug)]
+pub struct S3 {
+    /// `http://127.0.0.1:PORT`.
+    pub endpoint: String,
+    /// Key id.
+    pub access_key: String,
+    /// Secret.
+    pub secret_key: String,
+    /// Region.
+    pub region: String,
+}
+
+fn missing(what: &str, variable: &str) {
+    let required = std::env::var("WALHUB_TEST_REQUIRE_SERVICES").is_ok_and(|value| value == "1");
+    assert!(!required, "{what} is required and {variable} is not set");
+    eprintln!("skipped: {variable} is not set, so there is no {what}; `tests/run` provides it");
+}
+
+/// The S3 server of this test run.
+pub fn s3() -> Option<S3> {
+    let Ok(endpoint) = std::env::var("WALHUB_TEST_S3_ENDPOINT") else {
+        missing("S3 server", "WALHUB_TEST_S3_ENDPOINT");
+        return None;
+    };
+    let value = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    Some(S3 {
+        endpoint,
+        access_key: value("WALHUB_TEST_S3_ACCESS_KEY"),
+        secret_key: value("WALHUB_TEST_S3_SECRET_KEY"),
+        region: "us-east-1".to_owned(),
+    })
+}
+
+/// Stock litestream of this test run.
+pub fn litestream() -> Option<PathBuf> {
+    match std::env::var_os("WALHUB_TEST_LITESTREAM") {
+        Some(path) => Some(path.into()),
+        None => {
+            missing("stock litestream", "WALHUB_TEST_LITESTREAM");
+            None
+        }
+    }
+}
+
+/// An S3 server of a test's own, which it may kill. Ends with its handle.
+#[derive(Debug)]
+pub struct OwnS3 {
+    dir: PathBuf,
+    /// How to reach it.
+    pub server: S3,
+}
+
+impl OwnS3 {
+    /// Starts one with its data in `dir`; `None` (after a line on stderr) where the run has no S3 server at all.
+    pub fn start(dir: &Path) -> Option<OwnS3> {
+        let mut server = s3()?;
+        let env = Self::script("start", dir).success();
+        server.endpoint = env
+            .lines()
+            .find_map(|line| line.strip_prefix("endpoint="))
+            .unwrap_or_else(|| panic!("no endpoint in: {env}"))
+            .to_owned();
+        Some(OwnS3 { dir: dir.to_path_buf(), server })
+    }
+
+    fn script(command: &str, dir: &Path) -> Output {
+        let mut script = Command::new(source_root().join("tests/services/s3"));
+        script.arg(command).arg("--dir").arg(dir);
+        run(script)
+    }
+
+    /// `kill -9` of the server.
+    pub fn kill9(&self) {
+        Self::script("kill", &self.dir).success();
+    }
+
+    /// The server again, with its objects.
+    pub fn restart(&self) {
+        Self::script("restart", &self.dir).success();
+    }
+}
+
+impl Drop for OwnS3 {
+    fn drop(&mut self) {
+        let _ = Self::script("stop", &self.dir);
+    }
+}
