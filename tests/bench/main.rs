@@ -1,0 +1,74 @@
+//! Measures walhub beside stock litestream 0.5.17, in one run on one machine, and prints a table with ratios.
+//!
+//! ```text
+//! tests/bench/run [--quick] [--only latency,idle,load,app,restore,ingest] [--json FILE]
+//! ```
+//! Both sides run as the processes their users run, with default settings and a file destination at a 1 s interval. The
+//! hub runs on the same cores as everything else: what it costs is in our numbers.
+
+mod app;
+mod idle;
+mod ingest;
+mod latency;
+mod load;
+mod process;
+mod restore;
+mod setup;
+mod table;
+
+use table::Row;
+
+/// What to run and how long.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Shorter phases and smaller databases, to see that everything works.
+    pub(crate) quick: bool,
+    only: Option<Vec<String>>,
+}
+
+impl Plan {
+    /// `full`, or `quick` when asked for.
+    pub(crate) fn pick<T>(&self, full: T, quick: T) -> T {
+        if self.quick { quick } else { full }
+    }
+}
+
+fn main() {
+    let mut plan = Plan { quick: false, only: None };
+    let mut json = None;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} needs a value"));
+        match argument.as_str() {
+            "--quick" => plan.quick = true,
+            "--only" => plan.only = Some(value().split(',').map(str::to_owned).collect()),
+            "--json" => json = Some(value()),
+            other => panic!("unknown option {other}; see the head of tests/bench/main.rs"),
+        }
+    }
+    type Section = fn(&Plan) -> Vec<Row>;
+    let sections: [(&str, Section); 6] = [
+        ("latency", latency::run),
+        ("idle", idle::run),
+        ("load", load::run),
+        ("app", app::run),
+        ("restore", restore::run),
+        ("ingest", ingest::run),
+    ];
+    let mut rows = Vec::new();
+    for (name, section) in sections {
+        if plan.only.as_ref().is_some_and(|only| !only.iter().any(|o| o == name)) {
+            continue;
+        }
+        eprintln!("== {name}");
+        let began = std::time::Instant::now();
+        let measured = section(&plan);
+        eprint!("{}", table::markdown(&measured));
+        eprintln!("== {name}: {:.0} s\n", began.elapsed().as_secs_f64());
+        rows.extend(measured);
+    }
+    print!("{}", table::markdown(&rows));
+    if let Some(path) = json {
+        std::fs::write(path, table::json(&rows)).expect("write the JSON result");
+    }
+}
