@@ -154,7 +154,7 @@ pub async fn connect(
     Ok(stream)
 }
 
-fn host_of(address: &str) -> Option<&str> {
+pub(crate) fn host_of(address: &str) -> Option<&str> {
     let (host, port) = address.rsplit_once(':')?;
     port.parse::<u16>().ok()?;
     let host = match host.strip_prefix('[') {

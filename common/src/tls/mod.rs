@@ -35,6 +35,7 @@ mod material;
 mod verify;
 
 pub use accept::{AcceptError, Acceptor, ServerStream, accept};
+pub(crate) use connect::host_of;
 pub use connect::{ClientStream, ConnectError, Connector, connect};
 pub use explain::explain;
 pub use identity::{Identity, IdentityError, Role};
