@@ -18,7 +18,7 @@ pub mod tls;
 pub mod txid;
 pub mod wal;
 
-#[cfg(feature = "testutil")]
+#[cfg(any(test, feature = "testutil"))]
 pub mod testutil;
 
 pub use checksum::Checksum;
