@@ -10,13 +10,15 @@
 //!   knows it and at the end with what the caller expects. A difference is an error.
 //! - Memory: 8 bytes per page of the database and a few batches of pages, whatever the files claim.
 //!
-//! Two threads: the caller's reads, expands and checks the file; a second one sums and writes pages.
+//! Threads: the caller's reads, expands and checks the file, a second sums and writes pages, a third syncs meanwhile.
 //!
 //! Non-goals: which files to take is planned elsewhere; no network, no async.
 
 mod applier;
 mod error;
+pub mod feed;
 mod output;
+mod syncer;
 #[cfg(test)]
 mod tests;
 mod writer;
