@@ -1,6 +1,7 @@
 //! The second thread of a restore: sums pages, writes them in runs, keeps the page checksums.
 
 use super::RestoreError;
+use super::syncer::Syncer;
 use crate::{Checksum, PageSize, Pgno, Txid};
 use std::fs::File;
 use std::io;
@@ -80,8 +81,16 @@ impl Writer {
         let (jobs, work) = sync_channel(QUEUE);
         // One place more than batches can be under way: giving one back never waits.
         let (give_back, used) = sync_channel(QUEUE + 2);
-        let state =
-            State { file, path, sums: Vec::new(), sum: Checksum::EMPTY, at_mark: None, proven: false };
+        let syncer = Syncer::start(file.try_clone()?)?;
+        let state = State {
+            file,
+            path,
+            syncer,
+            sums: Vec::new(),
+            sum: Checksum::EMPTY,
+            at_mark: None,
+            proven: false,
+        };
         let thread = std::thread::Builder::new()
             .name("restore-writer".to_owned())
             .spawn(move || state.run(&work, &give_back))?;
@@ -129,6 +138,7 @@ impl Drop for Writer {
 struct State {
     file: File,
     path: PathBuf,
+    syncer: Syncer,
     /// Checksum per page; [`Checksum::EMPTY`] where there is none yet (and for the lock page, always).
     sums: Vec<Checksum>,
     sum: Checksum,
@@ -144,12 +154,14 @@ impl State {
                 Job::Pages(page_size, mut batch) => {
                     self.sum_up(page_size, &batch);
                     self.write(page_size, &batch).map_err(RestoreError::io("write", &self.path))?;
+                    self.syncer.wrote(batch.bytes.len() as u64);
                     batch.clear();
                     let _ = give_back.try_send(batch);
                 }
                 Job::Mark(mark) => self.mark(&mark)?,
             }
         }
+        self.syncer.finish().map_err(RestoreError::io("sync", &self.path))?;
         Ok(Image { checksum: self.sum, proven: self.proven })
     }
 
