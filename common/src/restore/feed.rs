@@ -26,7 +26,7 @@ enum Event {
     File(String),
     Data(Bytes),
     Finish(Option<Checksum>),
-    Fail(io::Error),
+    Fail(String),
 }
 
 /// The reader has given up; its own result says why.
@@ -69,9 +69,9 @@ impl Feeder {
         self.send(Event::Finish(expected)).await
     }
 
-    /// The stream broke; the reader fails with this error.
-    pub async fn fail(self, error: io::Error) -> Result<(), FeedClosed> {
-        self.send(Event::Fail(error)).await
+    /// The stream broke; the reader fails with this reason.
+    pub async fn fail(self, reason: impl Into<String>) -> Result<(), FeedClosed> {
+        self.send(Event::Fail(reason.into())).await
     }
 
     async fn send(&self, event: Event) -> Result<(), FeedClosed> {
@@ -105,9 +105,9 @@ impl Feed {
 
     /// Applies every file and verifies the result. Blocks; run it on a thread that may.
     pub fn restore(mut self, mut applier: Applier) -> Result<Report, RestoreError> {
-        let broken =
+        let fault =
             |e| RestoreError::Input { name: "the stream of the restore".into(), source: LtxError::Io(e) };
-        while let Some(file) = self.next_file().map_err(broken)? {
+        while let Some(file) = self.next_file().map_err(fault)? {
             let name = file.name().to_owned();
             applier.apply(&name, file)?;
         }
@@ -115,9 +115,7 @@ impl Feed {
     }
 
     fn receive(&mut self) -> io::Result<Event> {
-        self.events
-            .blocking_recv()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the stream ended early"))
+        self.events.blocking_recv().ok_or_else(|| broken("the stream ended early"))
     }
 
     fn note(&mut self, event: Event) -> io::Result<()> {
@@ -125,10 +123,15 @@ impl Feed {
             Event::File(name) => self.next_name = Some(name),
             Event::Finish(expected) => self.end = Some(expected),
             Event::Data(data) => self.current = data,
-            Event::Fail(error) => return Err(error),
+            Event::Fail(reason) => return Err(broken(reason)),
         }
         Ok(())
     }
+}
+
+/// Not `UnexpectedEof`: that says of a file that it is cut short, and here the way it came is to blame.
+fn broken(reason: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, reason.into())
 }
 
 /// One file of the stream.
@@ -235,7 +238,7 @@ mod tests {
         assert!(broken_inside.0.unwrap_err().to_string().contains("ended early"));
         let failed = restored(async |feeder| {
             send(&feeder, "a", &file((1, 4), 1), 64).await;
-            feeder.fail(io::Error::other("the hub said no")).await.unwrap();
+            feeder.fail("the hub said no").await.unwrap();
         })
         .await;
         assert!(failed.0.unwrap_err().to_string().contains("the hub said no"));
