@@ -1,3 +1,8 @@
 //! The hub: sequences what agents send, buffers it durably, fans it out to destinations, and gives databases back.
 
 pub mod buffer;
+pub mod fleet;
+pub mod ingest;
+
+#[cfg(any(test, feature = "testutil"))]
+pub mod testutil;

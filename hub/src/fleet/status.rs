@@ -1,0 +1,167 @@
+//! Hub, destinations, agents and databases as one picture for people and programs.
+
+use super::Fleet;
+use super::board::Row;
+use crate::buffer::{Registered, WalBuffer};
+use std::collections::BTreeMap;
+use walhub_common::{AgentName, DatabaseName, Txid, clock};
+use walhub_proto::convert;
+use walhub_proto::v1;
+
+/// Which part of the picture is asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Scope {
+    /// Only this agent.
+    pub agent: Option<AgentName>,
+    /// Only this database of it.
+    pub database: Option<DatabaseName>,
+}
+
+impl Scope {
+    fn shows(&self, database: &Registered) -> bool {
+        self.agent.as_ref().is_none_or(|agent| *agent == database.key.agent)
+            && self.database.as_ref().is_none_or(|name| *name == database.key.name)
+    }
+}
+
+/// Per lane: how far the whole fleet lags there.
+#[derive(Clone, Copy, Default)]
+struct LaneLag {
+    behind: u32,
+    oldest_ms: u64,
+}
+
+/// The picture. Destinations are counted over all databases, whatever the scope.
+pub fn assemble(fleet: &Fleet, buffer: &dyn WalBuffer, scope: &Scope, started_ms: i64) -> v1::StatusResponse {
+    let now_ms = clock::now_ms();
+    let registered = buffer.databases();
+    let mut per_agent: BTreeMap<&AgentName, u32> = BTreeMap::new();
+    let mut lanes = vec![LaneLag::default(); fleet.board.lanes().len()];
+    let mut databases = Vec::new();
+    for database in &registered {
+        *per_agent.entry(&database.key.agent).or_default() += 1;
+        let row = fleet.board.row(database.id);
+        let lags = lags(buffer, database, &row, now_ms);
+        for (lane, lag) in lanes.iter_mut().zip(&lags) {
+            if let Some(lag) = lag {
+                lane.behind += 1;
+                lane.oldest_ms = lane.oldest_ms.max(*lag);
+            }
+        }
+        if scope.shows(database) {
+            databases.push(database_status(fleet, database, &row, &lags));
+        }
+    }
+    v1::StatusResponse {
+        hub: Some(hub_status(buffer, started_ms, now_ms)),
+        destinations: destinations(fleet, &lanes),
+        agents: agents(fleet, &per_agent, scope),
+        databases,
+    }
+}
+
+/// Age of the oldest transaction that each destination lacks; `None` where it lacks nothing.
+fn lags(buffer: &dyn WalBuffer, database: &Registered, row: &Row, now_ms: i64) -> Vec<Option<u64>> {
+    let position = database.position.map(|pos| pos.txid);
+    let age = |held: &Option<Txid>| {
+        if *held >= position {
+            return None;
+        }
+        let oldest = buffer.list(database.id, *held, 1).ok().and_then(|found| found.into_iter().next());
+        let since = oldest.map_or(database.time_ms, |segment| segment.meta.time_ms);
+        Some(u64::try_from(now_ms - since).unwrap_or(0))
+    };
+    row.held.iter().map(age).collect()
+}
+
+fn hub_status(buffer: &dyn WalBuffer, started_ms: i64, now_ms: i64) -> v1::HubStatus {
+    let usage = buffer.usage();
+    v1::HubStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_ms,
+        now_ms,
+        buffer_bytes: usage.bytes,
+        buffer_max_bytes: usage.max_bytes,
+        segments: usage.segments,
+        segment_bytes: usage.segment_bytes,
+    }
+}
+
+fn destinations(fleet: &Fleet, lags: &[LaneLag]) -> Vec<v1::DestinationStatus> {
+    let health = fleet.board.health();
+    let view = |((facts, health), lag): ((&super::board::LaneFacts, _), &LaneLag)| {
+        let super::board::LaneHealth { healthy, last_error, puts, put_bytes } = health;
+        v1::DestinationStatus {
+            name: facts.site.name.clone(),
+            kind: facts.kind.to_owned(),
+            healthy,
+            last_error,
+            databases_behind: lag.behind,
+            puts,
+            put_bytes,
+            location: facts.location.clone(),
+            sync_interval_ms: facts.sync_interval.as_millis() as u64,
+            lag_ms: lag.oldest_ms,
+        }
+    };
+    fleet.board.lanes().iter().zip(health).zip(lags).map(view).collect()
+}
+
+fn agents(fleet: &Fleet, per_agent: &BTreeMap<&AgentName, u32>, scope: &Scope) -> Vec<v1::AgentStatus> {
+    let mut agents: BTreeMap<AgentName, v1::AgentStatus> = BTreeMap::new();
+    for (name, databases) in per_agent {
+        let status =
+            v1::AgentStatus { name: name.to_string(), databases: *databases, ..v1::AgentStatus::default() };
+        agents.insert((*name).clone(), status);
+    }
+    for seen in fleet.registry.agents() {
+        let status = agents.entry(seen.name).or_default();
+        status.connected = seen.connected;
+        status.peer = seen.peer;
+        status.last_seen_ms = seen.last_seen_ms;
+        status.version = seen.version;
+    }
+    agents
+        .into_iter()
+        .filter(|(name, _)| scope.agent.as_ref().is_none_or(|only| only == name))
+        .map(|(name, status)| v1::AgentStatus { name: name.to_string(), ..status })
+        .collect()
+}
+
+fn database_status(
+    fleet: &Fleet,
+    database: &Registered,
+    row: &Row,
+    lags: &[Option<u64>],
+) -> v1::DatabaseStatus {
+    let sites = fleet.board.sites();
+    let copy = |((site, held), lag): ((&super::policy::Site, &Option<Txid>), &Option<u64>)| v1::CopyStatus {
+        destination: site.name.clone(),
+        txid: held.map_or(0, Txid::get),
+        lag_ms: lag.unwrap_or(0),
+    };
+    let mut missing = database
+        .position
+        .map_or_else(String::new, |pos| fleet.board.policy().missing(sites, &row.held, pos.txid));
+    for (site, fault) in sites.iter().zip(&row.faults) {
+        if let Some(fault) = fault {
+            let separator = if missing.is_empty() { "" } else { "; " };
+            missing.push_str(&format!("{separator}{}: {fault}", site.name));
+        }
+    }
+    v1::DatabaseStatus {
+        database: Some(v1::DatabaseRef {
+            agent: database.key.agent.to_string(),
+            name: database.key.name.to_string(),
+        }),
+        lineage: database.lineage,
+        buffered: Some(convert::position_to_wire(database.position)),
+        buffered_ms: database.time_ms,
+        durable_txid: row.durable.map_or(0, Txid::get),
+        copies: sites.iter().zip(&row.held).zip(lags).map(copy).collect(),
+        open: row.open,
+        last_refusal: row.refusal.clone(),
+        path: database.path.clone(),
+        policy_missing: missing,
+    }
+}

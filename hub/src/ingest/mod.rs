@@ -1,0 +1,72 @@
+//! Takes segments from agents: who they are, what continues which history, and when it may be acknowledged.
+//!
+//! # Invariants
+//! - Nothing is stored that was not verified: a segment's last chunk is appended only after the whole file proved to be
+//!   what the message fields say, and a segment without its last chunk does not exist.
+//! - `BUFFERED` is said only after the buffer returned from the append, hence after its fsync; a refusal waits until
+//!   everything under way for its database has ended, so the position it names is true.
+//! - A fault of one database never touches another one of the same stream.
+//! - Memory is bounded: bytes per agent, bytes per hub, operations per agent; a session at its bound stops reading, and
+//!   HTTP/2 flow control carries that to the agent.
+//!
+//! Non-goals: no destination, no knowledge of gRPC beyond the messages.
+
+pub mod assemble;
+pub mod dedup;
+pub mod error;
+mod handle;
+mod outbox;
+mod session;
+
+pub use error::{Refusal, SessionError};
+
+use crate::buffer::WalBuffer;
+use crate::fleet::Fleet;
+use futures_util::Stream;
+use std::sync::Arc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use walhub_common::AgentName;
+use walhub_proto::v1::{ReplicateRequest, ReplicateResponse};
+
+/// Segment bytes of all agents together that wait for their fsync.
+pub const MAX_INFLIGHT_BYTES: usize = 256 * 1024 * 1024;
+/// Unit of the byte budget.
+const BUDGET_UNIT: usize = 1024;
+
+/// Handle on the part of the hub that takes segments.
+#[derive(Clone)]
+pub struct Ingest {
+    buffer: Arc<dyn WalBuffer>,
+    fleet: Arc<Fleet>,
+    budget: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+impl Ingest {
+    /// Sessions end with [`SessionError::Shutdown`] when `shutdown` is cancelled.
+    pub fn new(buffer: Arc<dyn WalBuffer>, fleet: Arc<Fleet>, shutdown: CancellationToken) -> Self {
+        let budget = Arc::new(Semaphore::new(MAX_INFLIGHT_BYTES / BUDGET_UNIT));
+        Self { buffer, fleet, budget, shutdown }
+    }
+
+    /// Drives one agent's stream to its end. `Ok` when the agent closed it.
+    ///
+    /// When it returns, nothing of the session is under way any more: what was appended is durable, what was unfinished
+    /// is given up.
+    pub async fn serve<S>(
+        &self,
+        agent: AgentName,
+        peer: &str,
+        inbound: S,
+        out: mpsc::Sender<ReplicateResponse>,
+    ) -> Result<(), SessionError>
+    where
+        S: Stream<Item = Result<ReplicateRequest, SessionError>> + Unpin + Send,
+    {
+        session::serve(self, agent, peer, inbound, out).await
+    }
+}
+
+#[cfg(test)]
+mod tests;
