@@ -1,11 +1,12 @@
 //! Places that keep copies.
 //!
 //! # Contract (every destination passes the same suite against its real server)
-//! - [`Destination::put`] is atomic and create-only: afterwards the file is complete or absent; an existing file is
-//!   never changed. An existing file of equal content is success ([`Put::AlreadyThere`]); other content is
-//!   [`DestinationError::Conflict`].
+//! - [`Destination::put`] is atomic, durable and create-only: afterwards the file is complete or absent; an existing
+//!   file is never changed. An existing file of equal content is success ([`Put::AlreadyThere`]); other content is
+//!   [`Fault::Conflict`]. So a put whose outcome is unknown may simply be repeated.
 //! - [`Destination::list`] shows every completed put, sorted by range; unknown names are ignored.
-//! - Every call ends when its token is cancelled; then it is unknown whether a put happened, never whether it was half.
+//! - Every call ends soon after its token is cancelled; then it is unknown whether a put happened, never whether it was
+//!   half. Dropping the future instead may leave a temporary file or an unfinished upload behind, until the next start.
 //! - Paths and bytes are exactly Litestream's (module [`walhub_common::ltx::name`]).
 //!
 //! Non-goals: no retry, no schedule (the lanes own both), no buffer.
@@ -13,15 +14,23 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use std::fmt;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{Checksum, DatabaseKey, DestinationName, Level, TxidRange};
 
+mod atomic;
+pub mod config;
+#[cfg(any(test, feature = "testutil"))]
+pub mod contract;
 pub mod error;
+#[cfg(any(test, feature = "testutil"))]
+pub mod faulty;
 pub mod file;
 pub mod s3;
 
-pub use error::DestinationError;
+pub use config::DestinationConfig;
+pub use error::{DestinationError, Fault};
 
 /// Names one LTX file of one database.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -32,6 +41,12 @@ pub struct FileKey {
     pub level: Level,
     /// Its transactions.
     pub range: TxidRange,
+}
+
+impl fmt::Display for FileKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} level {} file {}", self.database, self.level, self.range)
+    }
 }
 
 /// One listed LTX file.
@@ -52,7 +67,8 @@ pub struct Listed {
 pub enum Body {
     /// Small: in memory.
     Bytes(Bytes),
-    /// Large: a local file that stays until the put returns; it is not removed.
+    /// Large: a local file, which the put neither changes nor removes. The caller must not change its bytes; it may
+    /// remove it once the put has returned.
     File(std::path::PathBuf),
 }
 
@@ -103,7 +119,16 @@ pub trait Destination: Send + Sync + std::fmt::Debug {
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, DestinationError>;
 
-    /// A file's bytes from `offset` on.
+    /// The first `length` bytes of a file, fewer when it is shorter: enough for its header, at the price of one small
+    /// request.
+    async fn read_start(
+        &self,
+        key: &FileKey,
+        length: usize,
+        cancel: &CancellationToken,
+    ) -> Result<Bytes, DestinationError>;
+
+    /// A file's bytes from `offset` on, in order, in pieces of any size; none when `offset` is at its end or behind it.
     async fn open(
         &self,
         key: &FileKey,

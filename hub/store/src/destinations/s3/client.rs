@@ -1,0 +1,100 @@
+//! The SDK's client, made from a configuration: on our own TLS stack, without retries of its own.
+
+use crate::destinations::config::{Checksums, S3Config};
+use crate::destinations::error::{Context, Operation};
+use crate::destinations::{DestinationError, Fault};
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{
+    RequestChecksumCalculation, ResponseChecksumValidation, SharedCredentialsProvider, SharedHttpClient,
+    StalledStreamProtectionConfig,
+};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use std::time::Duration;
+use walhub_common::DestinationName;
+
+/// Patience with a request that moves no bytes worth mentioning.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A transfer that stands still this long has broken.
+const STALLED_AFTER: Duration = Duration::from_secs(20);
+/// The slowest line on which a transfer is still given time to end.
+const MIN_BYTES_PER_SECOND: u64 = 64 * 1024;
+/// Where servers that know no regions sign.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// How long `bytes` may take on the slowest line.
+pub(super) fn transfer_time(bytes: u64) -> Duration {
+    Duration::from_secs(bytes / MIN_BYTES_PER_SECOND)
+}
+
+/// Makes the client. Without static keys or a region this asks the SDK's chain.
+pub(super) async fn build(name: &DestinationName, config: &S3Config) -> Result<Client, DestinationError> {
+    let fault = |text: &str| {
+        Context::new(name, Operation::Build, "the client").error(Fault::Misconfigured(text.to_owned()))
+    };
+    if config.bucket.is_empty() {
+        return Err(fault("no bucket is given; set `bucket`"));
+    }
+    let scheme =
+        config.endpoint.as_deref().map(|endpoint| endpoint.split_once("://").map(|(scheme, _)| scheme));
+    if !matches!(scheme, None | Some(Some("http" | "https"))) {
+        return Err(fault("`endpoint` must begin with http:// or https://"));
+    }
+    let base = sdk_config(config, scheme == Some(Some("http"))).await;
+    if base.region().is_none() {
+        return Err(fault("no region is known; set `region`"));
+    }
+    let custom = config.endpoint.is_some();
+    let checksums =
+        config.checksums.unwrap_or(if custom { Checksums::WhenRequired } else { Checksums::WhenSupported });
+    let mut builder = aws_sdk_s3::config::Builder::from(&base)
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
+        .stalled_stream_protection(
+            StalledStreamProtectionConfig::enabled().grace_period(STALLED_AFTER).build(),
+        )
+        .force_path_style(config.force_path_style.unwrap_or(custom));
+    builder = match checksums {
+        Checksums::WhenRequired => builder
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired),
+        Checksums::WhenSupported => builder
+            .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
+            .response_checksum_validation(ResponseChecksumValidation::WhenSupported),
+    };
+    Ok(Client::from_conf(builder.build()))
+}
+
+/// Region, credentials, endpoint and HTTP client.
+async fn sdk_config(config: &S3Config, plain: bool) -> SdkConfig {
+    let region =
+        config.region.clone().or_else(|| config.endpoint.as_ref().map(|_| DEFAULT_REGION.to_owned()));
+    let static_keys = config.keys.as_ref().map(|keys| {
+        Credentials::new(&keys.access_key_id, &keys.secret_access_key, None, None, "walhub configuration")
+    });
+    // The chain of credentials may itself need TLS, whatever the bucket speaks.
+    let http = http_client(plain && static_keys.is_some());
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
+    if let Some(region) = region {
+        loader = loader.region(Region::new(region));
+    }
+    if let Some(endpoint) = &config.endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    if let Some(keys) = static_keys {
+        loader = loader.credentials_provider(SharedCredentialsProvider::new(keys));
+    }
+    Box::pin(loader.load()).await
+}
+
+fn http_client(plain: bool) -> SharedHttpClient {
+    let builder = aws_smithy_http_client::Builder::new();
+    if plain {
+        return builder.build_http();
+    }
+    builder.tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https()
+}

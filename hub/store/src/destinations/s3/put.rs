@@ -1,0 +1,313 @@
+//! Storing an object: create-only, in one request or in parts.
+//!
+//! A name that is taken is settled by comparing: sizes, then the checksum we leave in the metadata of every object, and
+//! where that is missing, the bytes themselves.
+
+use super::S3Destination;
+use super::fault::{self, CallError};
+use crate::destinations::{Body, Fault, Put, PutMeta};
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use std::collections::HashMap;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use walhub_common::checksum::FileDigest;
+use walhub_common::clock;
+
+/// Bodies up to this size are one request; larger ones go in parts of at least this size.
+const PART_BYTES: u64 = 8 * 1024 * 1024;
+/// Parts of one upload; S3's own bound is 10,000.
+const MAX_PARTS: u64 = 9_000;
+/// Bytes of parts on their way at the same time.
+const MAX_BYTES_IN_FLIGHT: u64 = 32 * 1024 * 1024;
+/// Patience with the clean-up after a failed upload.
+pub(super) const ABORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pieces in which a body is read to be compared or summed.
+const PIECE_BYTES: u64 = 1024 * 1024;
+
+/// Litestream's own: RFC 3339 time of the newest transaction.
+const TIMESTAMP: &str = "litestream-timestamp";
+/// Database checksum after the file.
+const POST: &str = "walhub-checksum";
+/// CRC-64 of the stored bytes.
+const CONTENT: &str = "walhub-content";
+
+impl S3Destination {
+    /// Stores a body, or finds it there.
+    pub(super) async fn put_object(
+        &self,
+        object: &str,
+        body: &Body,
+        meta: PutMeta,
+        cancel: &CancellationToken,
+    ) -> Result<Put, Fault> {
+        let source = Source::of(body).await?;
+        let digest = source.digest().await?;
+        let mut metadata = HashMap::from([
+            (TIMESTAMP.to_owned(), clock::format_ms(meta.time_ms)),
+            (CONTENT.to_owned(), digest.clone()),
+        ]);
+        if let Some(post) = meta.post {
+            metadata.insert(POST.to_owned(), post.to_string());
+        }
+        let stored = if source.size <= PART_BYTES {
+            self.put_whole(object, &source, metadata, cancel).await
+        } else {
+            // Servers that ignore the condition when an upload completes are known; see the module doc.
+            match self.head(object, cancel).await? {
+                Some(_) => Err(CallError::Exists),
+                None => self.put_in_parts(object, &source, metadata, cancel).await,
+            }
+        };
+        match stored {
+            Ok(()) => Ok(Put::Created),
+            Err(CallError::Exists) => self.settle(object, &source, &digest, cancel).await,
+            Err(error) => Err(error.into_fault()),
+        }
+    }
+
+    async fn put_whole(
+        &self,
+        object: &str,
+        source: &Source<'_>,
+        metadata: HashMap<String, String>,
+        cancel: &CancellationToken,
+    ) -> Result<(), CallError> {
+        let bytes = source.piece(0, source.size).await.map_err(CallError::Fault)?;
+        let request = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(object)
+            .if_none_match("*")
+            .set_metadata(Some(metadata))
+            .body(ByteStream::from(bytes));
+        self.call(cancel, source.size, request.send()).await.map(drop)
+    }
+
+    async fn put_in_parts(
+        &self,
+        object: &str,
+        source: &Source<'_>,
+        metadata: HashMap<String, String>,
+        cancel: &CancellationToken,
+    ) -> Result<(), CallError> {
+        let request = self
+            .client
+            .create_multipart_upload()
+            .bucket(&self.bucket)
+            .key(object)
+            .set_metadata(Some(metadata));
+        let created = self.call(cancel, 0, request.send()).await?;
+        let Some(upload) = created.upload_id() else {
+            return Err(CallError::Fault(Fault::Corrupt("the server gave an upload without a name".into())));
+        };
+        let done = self.send_parts(object, upload, source, cancel).await;
+        if done.is_err() {
+            self.abort(object, upload).await;
+        }
+        done
+    }
+
+    async fn send_parts(
+        &self,
+        object: &str,
+        upload: &str,
+        source: &Source<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<(), CallError> {
+        let part_bytes = part_bytes(source.size);
+        let parallel = usize::try_from((MAX_BYTES_IN_FLIGHT / part_bytes).max(1)).unwrap_or(1);
+        let offsets = (0..source.size).step_by(usize::try_from(part_bytes).unwrap_or(usize::MAX));
+        let sending = offsets.zip(1..).map(|(offset, number)| async move {
+            let length = part_bytes.min(source.size - offset);
+            let bytes = source.piece(offset, length).await.map_err(CallError::Fault)?;
+            let request = self
+                .client
+                .upload_part()
+                .bucket(&self.bucket)
+                .key(object)
+                .upload_id(upload)
+                .part_number(number)
+                .body(ByteStream::from(bytes));
+            // The parts in flight share the line.
+            let sent = self.call(cancel, length * parallel as u64, request.send()).await?;
+            Ok(CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag).build())
+        });
+        let parts: Vec<CompletedPart> = stream::iter(sending).buffered(parallel).try_collect().await?;
+        let request = self
+            .client
+            .complete_multipart_upload()
+            .bucket(&self.bucket)
+            .key(object)
+            .upload_id(upload)
+            .if_none_match("*")
+            .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build());
+        // The server may have to join all of it before it answers.
+        self.call(cancel, source.size / 16, request.send()).await.map(drop)
+    }
+
+    /// Gives back the space of an upload that will not be completed. Best effort, also when we are being cancelled: what
+    /// stays behind is removed by a later probe.
+    pub(super) async fn abort(&self, object: &str, upload: &str) {
+        let request =
+            self.client.abort_multipart_upload().bucket(&self.bucket).key(object).upload_id(upload).send();
+        let failed = match Box::pin(tokio::time::timeout(ABORT_TIMEOUT, request)).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => fault::chain(&error),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        tracing::debug!(destination = %self.name, object, error = failed, "could not abort an upload");
+    }
+
+    /// Facts of an object; `None` when there is none.
+    async fn head(
+        &self,
+        object: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Option<HeadObjectOutput>, Fault> {
+        let request = self.client.head_object().bucket(&self.bucket).key(object);
+        match self.call(cancel, 0, request.send()).await.map_err(CallError::into_fault) {
+            Ok(output) => Ok(Some(output)),
+            Err(Fault::NotFound) => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    async fn settle(
+        &self,
+        object: &str,
+        source: &Source<'_>,
+        digest: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Put, Fault> {
+        let Some(existing) = self.head(object, cancel).await? else {
+            return Err(Fault::Unavailable("the name was taken, then free again".into()));
+        };
+        let there = existing.content_length().and_then(|length| u64::try_from(length).ok()).unwrap_or(0);
+        if there != source.size {
+            return Err(Fault::Conflict(format!("it has {there} bytes, ours {}", source.size)));
+        }
+        match existing.metadata().and_then(|metadata| metadata.get(CONTENT)) {
+            Some(theirs) if theirs == digest => Ok(Put::AlreadyThere),
+            Some(_) => Err(Fault::Conflict("it has our size but another checksum".into())),
+            None => self.compare(object, source, cancel).await,
+        }
+    }
+
+    async fn compare(
+        &self,
+        object: &str,
+        source: &Source<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<Put, Fault> {
+        let Some(mut output) = self.get(object, None, cancel).await? else {
+            return Err(Fault::Corrupt("the object has no bytes".into()));
+        };
+        let mut offset = 0;
+        loop {
+            let piece = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err(Fault::Cancelled),
+                piece = tokio::time::timeout(self.request_timeout, output.body.next()) => piece,
+            };
+            let theirs = match piece {
+                Ok(Some(Ok(theirs))) => theirs,
+                Ok(Some(Err(error))) => return Err(Fault::Interrupted(fault::chain(&error))),
+                Ok(None) if offset == source.size => return Ok(Put::AlreadyThere),
+                Ok(None) => return Err(Fault::Interrupted(format!("the answer ended at byte {offset}"))),
+                Err(_) => return Err(Fault::TimedOut { after: self.request_timeout }),
+            };
+            let length = theirs.len() as u64;
+            if length > source.size - offset || source.piece(offset, length).await? != theirs {
+                return Err(Fault::Conflict(format!("it differs within {length} bytes from byte {offset}")));
+            }
+            offset += length;
+        }
+    }
+}
+
+/// Size of every part but the last: whole MiB, few enough parts.
+fn part_bytes(size: u64) -> u64 {
+    PART_BYTES.max(size.div_ceil(MAX_PARTS).next_multiple_of(1024 * 1024))
+}
+
+/// A body that can be read in pieces, more than once.
+struct Source<'a> {
+    body: &'a Body,
+    size: u64,
+}
+
+impl<'a> Source<'a> {
+    async fn of(body: &'a Body) -> Result<Self, Fault> {
+        let size = match body {
+            Body::Bytes(bytes) => bytes.len() as u64,
+            Body::File(path) => tokio::fs::metadata(path)
+                .await
+                .map_err(|error| Fault::Body(format!("{}: {error}", path.display())))?
+                .len(),
+        };
+        Ok(Self { body, size })
+    }
+
+    async fn piece(&self, offset: u64, length: u64) -> Result<Bytes, Fault> {
+        let too_large = |_| Fault::Body("a piece does not fit into memory".into());
+        let (start, count) =
+            (usize::try_from(offset).map_err(too_large)?, usize::try_from(length).map_err(too_large)?);
+        let path = match self.body {
+            Body::Bytes(bytes) => return Ok(bytes.slice(start..start + count)),
+            Body::File(path) => path.clone(),
+        };
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; count];
+            std::fs::File::open(&path)
+                .and_then(|file| file.read_exact_at(&mut bytes, offset))
+                .map(|()| Bytes::from(bytes))
+                .map_err(|error| Fault::Body(format!("{}: {error}", path.display())))
+        });
+        read.await.unwrap_or_else(|error| Err(Fault::Body(format!("the reading thread ended: {error}"))))
+    }
+
+    /// CRC-64 over all bytes, as text.
+    async fn digest(&self) -> Result<String, Fault> {
+        let mut digest = FileDigest::default();
+        let mut offset = 0;
+        while offset < self.size {
+            let piece = self.piece(offset, PIECE_BYTES.min(self.size - offset)).await?;
+            digest.update(&piece);
+            offset += piece.len() as u64;
+        }
+        Ok(digest.finish().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_few_enough_for_any_database() {
+        assert_eq!(part_bytes(PART_BYTES + 1), PART_BYTES);
+        for size in [1 << 30, 130 << 30, 4 << 40_u64] {
+            let part = part_bytes(size);
+            assert!(size.div_ceil(part) <= MAX_PARTS && part.is_multiple_of(1024 * 1024), "{size}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_reads_alike_from_memory_and_from_a_file() {
+        let bytes = Bytes::from((0..3_000_000_u32).map(|i| (i % 251) as u8).collect::<Vec<_>>());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("body");
+        std::fs::write(&path, &bytes).unwrap();
+        let (memory, file) = (Body::Bytes(bytes.clone()), Body::File(path));
+        let (memory, file) = (Source::of(&memory).await.unwrap(), Source::of(&file).await.unwrap());
+        assert_eq!(memory.digest().await.unwrap(), file.digest().await.unwrap());
+        assert_eq!(file.piece(1_999_999, 7).await.unwrap(), bytes.slice(1_999_999..2_000_006));
+        assert!(matches!(file.piece(2_999_999, 2).await, Err(Fault::Body(_))));
+    }
+}

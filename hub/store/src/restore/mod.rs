@@ -1,0 +1,1 @@
+//! Planning a restore (in work).
