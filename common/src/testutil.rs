@@ -128,11 +128,11 @@ const KEEP: usize = 4096;
 pub fn fuzz_ltx_decoder(data: &[u8]) {
     match decode(data) {
         Ok(content) => check_reencodes(&content),
-        Err(LtxError::Checksum { computed, .. }) => {
-            let sealed = seal(data, computed);
-            let content = decode(&sealed).expect("only the checksum was wrong");
-            check_reencodes(&content);
-        }
+        Err(LtxError::Checksum { found, computed }) => match decode(&seal(data, found, computed)) {
+            Ok(content) => check_reencodes(&content),
+            Err(LtxError::TrailingBytes) => {}
+            Err(error) => panic!("only the checksum was wrong, now it is: {error}"),
+        },
         Err(_) => {}
     }
 }
@@ -141,8 +141,8 @@ pub fn fuzz_ltx_decoder(data: &[u8]) {
 pub fn fuzz_ltx_verifier(data: &[u8]) {
     let Some((pieces, data)) = data.split_first() else { return };
     check_verifier(data, usize::from(*pieces) + 1);
-    if let Err(LtxError::Checksum { computed, .. }) = decode(data) {
-        check_verifier(&seal(data, computed), usize::from(*pieces) + 1);
+    if let Err(LtxError::Checksum { found, computed }) = decode(data) {
+        check_verifier(&seal(data, found, computed), usize::from(*pieces) + 1);
     }
 }
 
@@ -161,11 +161,12 @@ fn decode(data: &[u8]) -> Result<Content, LtxError> {
     Ok((header, pages))
 }
 
-fn seal(data: &[u8], checksum: u64) -> Vec<u8> {
+/// The file with its checksum, which stands last but for bytes that do not belong to it, put right.
+fn seal(data: &[u8], found: u64, computed: u64) -> Vec<u8> {
     let mut sealed = data.to_vec();
-    let at = sealed.len().saturating_sub(8);
-    sealed.truncate(at);
-    sealed.extend_from_slice(&checksum.to_be_bytes());
+    let at = data.windows(8).rposition(|bytes| bytes == found.to_be_bytes());
+    let at = at.expect("the checksum that was found is in the file");
+    sealed[at..at + 8].copy_from_slice(&computed.to_be_bytes());
     sealed
 }
 

@@ -39,4 +39,6 @@ pub(crate) const fn max_block_bytes(page_bytes: usize) -> usize {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
