@@ -1,0 +1,138 @@
+//! The blocking half of a database: everything that reads the file. It travels into a blocking thread for each call and
+//! back, so one owner holds it at any time.
+
+use super::sink::{Discard, LinkSink};
+use crate::capture::{Capture, CaptureError, Next, SegmentMeta};
+use crate::ship::inbox::Inbox;
+use crate::ship::link::Link;
+use crate::ship::window::{Budget, Keep, Window};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use walhub_common::restore::feed::Feed;
+use walhub_common::{Pos, Txid};
+
+/// Acks are looked at after this much reading.
+const SLICE: Duration = Duration::from_millis(10);
+/// IN_MODIFY comes before the commit is visible; these are the first looks after it.
+const GLANCES: [Duration; 3] =
+    [Duration::from_micros(50), Duration::from_micros(150), Duration::from_micros(800)];
+
+/// Capture and window of one database.
+pub(super) struct Follower {
+    pub(super) capture: Capture,
+    pub(super) window: Window,
+}
+
+/// Where segments go.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) link: Arc<Link>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) handle: u32,
+}
+
+/// How a round of reading ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Pumped {
+    /// Nothing more is committed.
+    UpToDate,
+    /// Time to look at the mail; there may be more.
+    Slice,
+    /// The window is full: acks must come first.
+    NoRoom,
+    /// The WAL was recycled under unread frames.
+    Lost,
+}
+
+impl Follower {
+    /// Sends committed transactions one by one.
+    pub(super) fn pump(&mut self, to: &Target, glance: bool, last_pass: bool) -> Result<Pumped, CaptureError> {
+        if glance {
+            for pause in GLANCES {
+                if self.capture.header_moved() {
+                    break;
+                }
+                std::thread::sleep(pause);
+            }
+        }
+        let begun = Instant::now();
+        loop {
+            if !to.budget.has_room() {
+                return Ok(Pumped::NoRoom);
+            }
+            let mut sink = LinkSink::new(&to.link, &to.inbox, to.handle, Keep::new(&to.budget), last_pass);
+            match self.capture.next(&mut sink)? {
+                Next::Sent(meta) => self.window.push(sink.entry(&meta)),
+                Next::UpToDate => return Ok(Pumped::UpToDate),
+                Next::Lost(_) => return Ok(Pumped::Lost),
+            }
+            if begun.elapsed() >= SLICE {
+                return Ok(Pumped::Slice);
+            }
+        }
+    }
+
+    /// Reads transactions that the hub has, up to its position.
+    pub(super) fn replay(&mut self, until: Pos, inbox: &Inbox) -> Result<Pumped, CaptureError> {
+        while self.capture.position().is_none_or(|at| at.txid < until.txid) {
+            if inbox.interrupts() {
+                return Ok(Pumped::Slice);
+            }
+            match self.capture.next(&mut Discard)? {
+                Next::Sent(_) => {}
+                Next::UpToDate => return Ok(Pumped::UpToDate),
+                Next::Lost(_) => return Ok(Pumped::Lost),
+            }
+        }
+        Ok(Pumped::Slice)
+    }
+
+    /// One segment with everything since `since`.
+    pub(super) fn delta(&mut self, since: Option<Pos>, to: &Target) -> Result<SegmentMeta, CaptureError> {
+        let keep = Keep::nothing(&to.budget);
+        let mut sink = LinkSink::new(&to.link, &to.inbox, to.handle, keep, false);
+        let meta = match since {
+            None => self.capture.snapshot(&mut sink)?,
+            Some(_) => self.capture.delta_since(since, &mut sink)?,
+        };
+        self.window.push(sink.entry(&meta));
+        Ok(meta)
+    }
+
+    /// One segment with every page that differs from the page map; `None` when none does.
+    pub(super) fn heal(&mut self, to: &Target) -> Result<Option<SegmentMeta>, CaptureError> {
+        let keep = Keep::nothing(&to.budget);
+        let mut sink = LinkSink::new(&to.link, &to.inbox, to.handle, keep, false);
+        let meta = self.capture.heal(&mut sink)?;
+        if let Some(meta) = &meta {
+            self.window.push(sink.entry(meta));
+        }
+        Ok(meta)
+    }
+
+    /// Brings the page map forward with files of the hub.
+    pub(super) fn roll_forward(&mut self, mut files: Feed) -> Result<(), RollError> {
+        while let Some(mut file) = files.next_file().map_err(RollError::Stream)? {
+            self.capture.roll_forward(&mut file)?;
+        }
+        Ok(())
+    }
+
+    /// The hub has everything up to `txid` on its disk.
+    pub(super) fn acked(&mut self, txid: Txid) {
+        self.window.ack(txid);
+        self.capture.acked(txid);
+    }
+}
+
+/// Why the page map was not brought forward.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RollError {
+    /// The hub's stream.
+    #[error("the hub's files could not be read: {0}")]
+    Stream(std::io::Error),
+    /// A file.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+}

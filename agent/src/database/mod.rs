@@ -1,0 +1,285 @@
+//! One task per database: it owns the capture, sleeps until something happens, and talks to the hub about nothing but its
+//! own database.
+//!
+//! ```text
+//! absent ──files, poll──▶ attached ──link──▶ open at the hub ▸ resume steps ▸ follow ──refused, link lost──┐
+//!    ▲                       │  ▲────────────────────────────────────────────────────────────────────────┘
+//!    └──replaced, failed, fork, stop (detach)
+//! ```
+//!
+//! Invariants:
+//! - a database task waits for its own letter box only; a broken or slow database never holds another one up;
+//! - blocking work runs in a blocking thread that owns the capture meanwhile; long work (snapshots, heals, attaches)
+//!   takes a turn, so that it can never use up the threads that follow other databases;
+//! - a database without a usable page map is taken hold of only when the hub can be asked, so that an unreachable hub
+//!   does not make a WAL grow for nothing.
+//!
+//! Non-goals: how a WAL is read (`capture`), what the next step is (`ship::resume`).
+
+mod drive;
+mod fetch;
+mod follower;
+mod report;
+mod sink;
+
+pub use report::{DatabaseStatus, Report, State};
+
+use crate::capture::{Absent, AttachError, Capture, Options, Standing};
+use crate::ship::inbox::Inbox;
+use crate::ship::session::Switchboard;
+use crate::ship::window::{Budget, Window};
+use crate::state_dir::StateDir;
+use crate::watch::{Guard, Watcher};
+use drive::{Driver, End};
+use follower::Follower;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use walhub_common::backoff::Backoff;
+use walhub_common::{AgentName, DatabaseName};
+
+/// A fork is looked at again after this time, in case the operator has settled it.
+const FORK_PAUSE: Duration = Duration::from_secs(60);
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// What all database tasks of an agent share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Name in this node's certificate.
+    pub agent: AgentName,
+    /// The WAL is brought into the database after this many frames.
+    pub checkpoint_frames: u32,
+    /// Restore points are given up when a WAL grows past this while the hub takes nothing.
+    pub wal_limit: u64,
+    /// Time between slow polls.
+    pub poll_interval: Duration,
+    /// The link and the letter boxes.
+    pub board: Arc<Switchboard>,
+    /// Memory for unacked segments.
+    pub budget: Arc<Budget>,
+    /// File events.
+    pub watcher: Watcher,
+    /// Turns for long work.
+    pub turns: Arc<Semaphore>,
+    /// State folder.
+    pub state: Arc<StateDir>,
+}
+
+/// Tells one file from another under the same name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    /// Of the file that a path leads to now. Does not open it.
+    fn of(path: &Path) -> io::Result<FileId> {
+        let meta = std::fs::metadata(path)?;
+        Ok(FileId { device: meta.dev(), inode: meta.ino() })
+    }
+}
+
+/// A database to follow.
+#[derive(Debug)]
+pub struct Database {
+    /// What all share.
+    pub shared: Arc<Shared>,
+    /// Name at the hub.
+    pub name: DatabaseName,
+    /// The file.
+    pub path: PathBuf,
+    /// Number on the wire, unique within the agent.
+    pub handle: u32,
+    /// Its letters.
+    pub inbox: Arc<Inbox>,
+    /// What it tells about itself.
+    pub report: Arc<Report>,
+}
+
+/// A capture with its watch.
+struct Attached {
+    follower: Follower,
+    id: FileId,
+    wal_watch: Guard,
+}
+
+/// Why a file was not taken hold of.
+enum NotNow {
+    /// As it is, it cannot be followed.
+    Absent(Absent),
+    /// The hub must be asked first.
+    NeedsHub,
+    /// Something broke.
+    Failed(String),
+}
+
+impl Database {
+    /// Follows the file until the letter box says stop.
+    pub async fn run(self) {
+        let mut folder_watch = None;
+        let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);
+        loop {
+            let Some(attached) = self.attached(&mut folder_watch, &mut retry).await else { break };
+            let Attached { follower, id, wal_watch } = attached;
+            let since = Instant::now();
+            let mut driver = Driver::new(&self, follower, id);
+            let end = driver.run().await;
+            drop(wal_watch);
+            if since.elapsed() > RETRY_MAX {
+                retry.reset();
+            }
+            driver.detach().await;
+            let pause = match end {
+                End::Stop => break,
+                End::Fork(text) => {
+                    self.forked(&text);
+                    FORK_PAUSE
+                }
+                End::Failed(text) => {
+                    self.failed(&text);
+                    retry.next_delay()
+                }
+                // The file is another one now: look at once.
+                _ => Duration::ZERO,
+            };
+            if !self.pause(pause).await {
+                break;
+            }
+        }
+        self.report.enter(State::Stopped);
+    }
+
+    /// Waits until the file can be followed; `None` when the task must stop.
+    async fn attached(&self, folder_watch: &mut Option<Guard>, retry: &mut Backoff) -> Option<Attached> {
+        loop {
+            if folder_watch.is_none() {
+                // Fails while the folder does not exist; the slow poll tries again.
+                *folder_watch = self.shared.watcher.file(&self.path, self.inbox.clone()).ok();
+            }
+            if self.inbox.take().stop {
+                return None;
+            }
+            let needs_hub = match self.try_attach().await {
+                Ok(attached) => return Some(attached),
+                Err(NotNow::NeedsHub) => {
+                    self.report.enter(State::WaitingForHub);
+                    true
+                }
+                Err(NotNow::Absent(absent)) => {
+                    let text = absent.to_string();
+                    if self.report.trouble(State::Absent, &text, None) {
+                        tracing::warn!(database = %self.name, path = %self.path.display(), reason = text, "cannot follow the database");
+                    }
+                    false
+                }
+                Err(NotNow::Failed(text)) => {
+                    self.failed(&text);
+                    if !self.pause(retry.next_delay()).await {
+                        return None;
+                    }
+                    continue;
+                }
+            };
+            loop {
+                self.inbox.wait().await;
+                let mail = self.inbox.take();
+                if mail.stop {
+                    return None;
+                }
+                if mail.files || (mail.poll && !needs_hub) || (needs_hub && self.shared.board.link().is_some())
+                {
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn try_attach(&self) -> Result<Attached, NotNow> {
+        let _turn = self.shared.turns.acquire().await.expect("BUG: turns are never closed");
+        let folder = self
+            .shared
+            .state
+            .database(&self.name, &self.path)
+            .map_err(|e| NotNow::Failed(format!("the state folder cannot be written: {e}")))?;
+        let options = Options {
+            path: self.path.clone(),
+            state_dir: folder,
+            checkpoint_frames: self.shared.checkpoint_frames,
+            wal_limit_bytes: self.shared.wal_limit,
+        };
+        let before = FileId::of(&self.path).ok();
+        let linked = self.shared.board.link().is_some();
+        let attach = tokio::task::spawn_blocking(move || {
+            let capture = Capture::attach(options)?;
+            if linked || capture.standing() == Standing::Aligned {
+                return Ok(Some(capture));
+            }
+            capture.detach().map_err(AttachError::Failed)?;
+            Ok(None)
+        });
+        let capture = match attach.await {
+            Ok(Ok(Some(capture))) => capture,
+            Ok(Ok(None)) => return Err(NotNow::NeedsHub),
+            Ok(Err(AttachError::Absent(absent))) => return Err(NotNow::Absent(absent)),
+            Ok(Err(AttachError::Failed(e))) => return Err(NotNow::Failed(e.to_string())),
+            Err(died) => return Err(NotNow::Failed(format!("a bug ended the attach: {died}"))),
+        };
+        let watched = self.watch_wal(before);
+        match watched {
+            Ok((id, wal_watch)) => {
+                let follower = Follower { capture, window: Window::default() };
+                Ok(Attached { follower, id, wal_watch })
+            }
+            Err(text) => {
+                let _ = tokio::task::spawn_blocking(move || capture.detach()).await;
+                Err(NotNow::Failed(text))
+            }
+        }
+    }
+
+    /// The watch on the `-wal` file, when the file is still the one that was there before the attach.
+    fn watch_wal(&self, before: Option<FileId>) -> Result<(FileId, Guard), String> {
+        let id = FileId::of(&self.path).map_err(|e| format!("the file went away: {e}"))?;
+        if before != Some(id) {
+            return Err("the file was replaced while it was opened".into());
+        }
+        // SQLite follows links, and its files lie beside the real one.
+        let mut wal = std::fs::canonicalize(&self.path).map_err(|e| e.to_string())?.into_os_string();
+        wal.push("-wal");
+        let watch = self.shared.watcher.wal(Path::new(&wal), self.inbox.clone()).map_err(|e| {
+            format!("its -wal file cannot be watched: {e}; raise fs.inotify.max_user_watches if that is the limit")
+        })?;
+        Ok((id, watch))
+    }
+
+    fn failed(&self, text: &str) {
+        if self.report.trouble(State::Failed, text, Some("it is tried again by itself")) {
+            tracing::error!(database = %self.name, path = %self.path.display(), reason = text, "lost hold of the database; trying again");
+        }
+    }
+
+    fn forked(&self, text: &str) {
+        let hint = "nothing was overwritten; compare with `hubctl restore`, then either put that copy in place of this \
+                    file, or give this file another `name:` to keep it as a history of its own";
+        if self.report.trouble(State::Forked, text, Some(hint)) {
+            tracing::error!(database = %self.name, path = %self.path.display(), reason = text, "this database and the hub hold two histories; not following it");
+        }
+    }
+
+    /// Sleeps; false when the task must stop.
+    async fn pause(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return true,
+                () = self.inbox.wait() => if self.inbox.take().stop { return false },
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What the world tells one database task: a coalescing letter box that never blocks a sender and never grows.
+//!
+//! File events, acks and answers of the hub come from tasks that serve every database, so none of them may wait for one
+//! slow database. All of it can be merged: acks are cumulative, a wake-up is a flag, and only the newest answer counts.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+use walhub_common::{Pos, Txid};
+use walhub_proto::v1::RefusalCode;
+
+/// The hub's answer to an `OpenDatabase`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// The link it came over.
+    pub link: u64,
+    /// Lineage of the hub's history.
+    pub lineage: u64,
+    /// The hub's buffered position.
+    pub position: Option<Pos>,
+    /// Newest durable transaction.
+    pub durable: Option<Txid>,
+}
+
+/// The hub takes no more segments of this database until it is opened again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// The link it came over.
+    pub link: u64,
+    /// Why.
+    pub code: RefusalCode,
+    /// Why, for people.
+    pub message: String,
+}
+
+/// Everything that came since the last look.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Mail {
+    /// The `-wal` file was written.
+    pub wal: bool,
+    /// Something about the files changed: created, replaced, deleted, permissions.
+    pub files: bool,
+    /// Time for the slow poll.
+    pub poll: bool,
+    /// The link came or went.
+    pub link: bool,
+    /// The database was opened at the hub.
+    pub opened: Option<Opened>,
+    /// The hub refused it.
+    pub refused: Option<Refusal>,
+    /// Newest transaction acked as buffered.
+    pub buffered: Option<Txid>,
+    /// Newest transaction acked as durable.
+    pub durable: Option<Txid>,
+    /// Detach and end.
+    pub stop: bool,
+}
+
+/// The letter box.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    mail: Mutex<Mail>,
+    arrived: Notify,
+}
+
+impl Inbox {
+    /// Merges something into the mail and wakes the task.
+    pub fn post(&self, change: impl FnOnce(&mut Mail)) {
+        change(&mut self.lock());
+        self.arrived.notify_one();
+    }
+
+    /// Waits until there is mail. Cancel-safe: nothing is lost when the wait is given up.
+    pub async fn wait(&self) {
+        while *self.lock() == Mail::default() {
+            self.arrived.notified().await;
+        }
+    }
+
+    /// Takes what is there; a stop stays visible.
+    pub fn take(&self) -> Mail {
+        let mut mail = self.lock();
+        let taken = std::mem::take(&mut *mail);
+        mail.stop = taken.stop;
+        taken
+    }
+
+    /// True when a long operation should give up: the task must stop, or the hub would ignore the rest.
+    pub fn interrupts(&self) -> bool {
+        let mail = self.lock();
+        mail.stop || mail.refused.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Mail> {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn mail_is_merged_and_taken_once() {
+        let inbox = Inbox::default();
+        inbox.post(|m| m.wal = true);
+        inbox.post(|m| m.buffered = m.buffered.max(Txid::new(7)));
+        inbox.post(|m| m.buffered = m.buffered.max(Txid::new(5)));
+        inbox.wait().await;
+        let mail = inbox.take();
+        assert_eq!(mail, Mail { wal: true, buffered: Txid::new(7), ..Mail::default() });
+        assert_eq!(inbox.take(), Mail::default());
+    }
+
+    #[tokio::test]
+    async fn a_stop_is_never_taken_away() {
+        let inbox = Inbox::default();
+        inbox.post(|m| m.stop = true);
+        assert!(inbox.take().stop);
+        assert!(inbox.interrupts());
+        inbox.wait().await;
+        assert!(inbox.take().stop);
+    }
+}

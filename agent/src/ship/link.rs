@@ -1,0 +1,140 @@
+//! One open stream to the hub, as the database tasks see it: a bounded way out.
+//!
+//! Invariants: at most [`OUTBOX_BYTES`] wait in the queue, whatever the number of databases; a message that was queued is
+//! either taken by the stream or lost with the link, and then the link is closed for everybody.
+
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use walhub_common::limits::MAX_CHUNK_BYTES;
+use walhub_proto::v1::replicate_request::Message;
+use walhub_proto::v1::{ReplicateRequest, SegmentChunk};
+
+/// Bytes that may wait for the stream to take them.
+const OUTBOX_BYTES: usize = 2 * MAX_CHUNK_BYTES;
+/// Messages that may wait.
+const OUTBOX_MESSAGES: usize = 1024;
+/// What a message costs beside its payload.
+const MESSAGE_BYTES: usize = 128;
+
+/// The stream ended; the caller waits for the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the link to the hub is closed")]
+pub struct Closed;
+
+/// A message with the room it takes; the room is given back when the stream takes the message.
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub(super) request: ReplicateRequest,
+    _room: OwnedSemaphorePermit,
+}
+
+/// An open stream.
+#[derive(Debug)]
+pub struct Link {
+    /// Number of this stream since start.
+    pub id: u64,
+    /// Largest chunk the hub takes.
+    pub max_chunk: usize,
+    /// The connection, for other services of the hub.
+    pub channel: Channel,
+    queue: mpsc::Sender<Queued>,
+    room: Arc<Semaphore>,
+    closed: CancellationToken,
+}
+
+impl Link {
+    /// A link and the end that the stream reads.
+    pub(super) fn new(
+        id: u64,
+        max_chunk: usize,
+        channel: Channel,
+        queue: mpsc::Sender<Queued>,
+        room: Arc<Semaphore>,
+    ) -> Self {
+        let max_chunk = max_chunk.clamp(1, MAX_CHUNK_BYTES);
+        Self { id, max_chunk, channel, queue, room, closed: CancellationToken::new() }
+    }
+
+    /// The queue of a new stream, before anybody knows whether the hub welcomes it.
+    pub(super) fn queue() -> (mpsc::Sender<Queued>, mpsc::Receiver<Queued>, Arc<Semaphore>) {
+        let (tx, rx) = mpsc::channel(OUTBOX_MESSAGES);
+        (tx, rx, Arc::new(Semaphore::new(OUTBOX_BYTES + 16 * MESSAGE_BYTES)))
+    }
+
+    /// Queues a message; waits for room.
+    pub async fn send(&self, message: Message) -> Result<(), Closed> {
+        let send = async {
+            let room = self.room.clone().acquire_many_owned(cost(&message)).await.map_err(|_| Closed)?;
+            queue(&self.queue, message, room).await
+        };
+        tokio::select! {
+            biased;
+            () = self.closed.cancelled() => Err(Closed),
+            sent = send => sent,
+        }
+    }
+
+    /// Queues a message from a blocking thread; waits for room.
+    pub fn send_blocking(&self, message: Message) -> Result<(), Closed> {
+        if self.is_closed() {
+            return Err(Closed);
+        }
+        let Ok(room) = self.room.clone().try_acquire_many_owned(cost(&message)) else {
+            return tokio::runtime::Handle::current().block_on(self.send(message));
+        };
+        let queued = Queued { request: ReplicateRequest { message: Some(message) }, _room: room };
+        match self.queue.try_send(queued) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Closed),
+            Err(mpsc::error::TrySendError::Full(queued)) => {
+                self.queue.blocking_send(queued).map_err(|_| Closed)
+            }
+        }
+    }
+
+    /// True when the stream has ended.
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
+    /// Resolves when the stream has ended.
+    pub async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
+    /// Ends the link for everybody who holds it.
+    pub(super) fn close(&self) {
+        self.closed.cancel();
+        self.room.close();
+    }
+}
+
+/// Queues the first message of a stream.
+pub(super) async fn greet(
+    tx: &mpsc::Sender<Queued>,
+    room: &Arc<Semaphore>,
+    message: Message,
+) -> Result<(), Closed> {
+    let room = room.clone().acquire_many_owned(cost(&message)).await.map_err(|_| Closed)?;
+    queue(tx, message, room).await
+}
+
+async fn queue(
+    tx: &mpsc::Sender<Queued>,
+    message: Message,
+    room: OwnedSemaphorePermit,
+) -> Result<(), Closed> {
+    let queued = Queued { request: ReplicateRequest { message: Some(message) }, _room: room };
+    tx.send(queued).await.map_err(|_| Closed)
+}
+
+fn cost(message: &Message) -> u32 {
+    let payload = match message {
+        Message::Segment(SegmentChunk { data, .. }) => data.len().min(OUTBOX_BYTES),
+        Message::Open(open) => open.path.len().min(OUTBOX_BYTES),
+        Message::Hello(_) | Message::Close(_) => 0,
+    };
+    u32::try_from(payload + MESSAGE_BYTES).expect("BUG: a message beyond the outbox")
+}
