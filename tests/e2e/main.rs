@@ -1,3 +1,11 @@
 //! The whole chain, driven from outside: real processes, real servers, real writers. One file per theme.
 
+mod config_faults;
+mod crash;
+mod hostile_client;
+mod identity;
+mod layering;
+mod phantom;
+mod point_in_time;
+mod real_input;
 mod replicate;

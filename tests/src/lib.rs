@@ -20,8 +20,11 @@ pub mod ledger;
 pub mod litestream;
 pub mod oracle;
 pub mod process;
+pub mod promises;
 pub mod replica;
+pub mod report;
 pub mod scratch;
+pub mod segments;
 pub mod services;
 pub mod workload;
 

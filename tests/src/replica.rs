@@ -65,6 +65,19 @@ pub fn audit(folder: &Path) -> Result<(u64, Checksum), String> {
     checksum.map(|checksum| (next - 1, checksum)).ok_or_else(|| format!("no file in {}", folder.display()))
 }
 
+/// The history in a bucket by its keys: level 0 from TXID 1 without a hole and without a transaction twice. Gives the
+/// last TXID.
+pub fn audit_keys(keys: &[String]) -> Result<u64, String> {
+    let mut next = 1;
+    for key in keys.iter().filter(|key| key.contains(&format!("/{}/", name::s3_dir(Level::RAW)))) {
+        let file = key.rsplit('/').next().unwrap_or(key);
+        let range = name::parse(file).ok_or_else(|| format!("{key} is no LTX file"))?;
+        contiguous(next, range)?;
+        next = range.max().get() + 1;
+    }
+    Ok(next - 1)
+}
+
 /// `range` must start at `next`: later is a hole, earlier is a transaction twice.
 pub fn contiguous(next: u64, range: TxidRange) -> Result<(), String> {
     match range.min().get() {

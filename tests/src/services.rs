@@ -53,6 +53,45 @@ pub fn litestream() -> Option<PathBuf> {
     }
 }
 
+/// SHA-256 of nothing: what an empty request body signs.
+const NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+impl S3 {
+    /// Creates a bucket, or finds it there.
+    #[track_caller]
+    pub fn make_bucket(&self, bucket: &str) {
+        self.curl("PUT", bucket).success();
+    }
+
+    /// Keys in a bucket that start with `prefix`, sorted, as the server itself lists them.
+    #[track_caller]
+    pub fn keys(&self, bucket: &str, prefix: &str) -> Vec<String> {
+        let mut keys: Vec<String> = Vec::new();
+        loop {
+            let after = keys.last().map_or_else(String::new, |key| key.replace('/', "%2F"));
+            let prefix = prefix.replace('/', "%2F");
+            let query = format!("{bucket}?list-type=2&prefix={prefix}&start-after={after}");
+            let page = self.curl("GET", &query).success();
+            keys.extend(
+                page.split("<Key>").skip(1).filter_map(|rest| Some(rest.split_once('<')?.0.to_owned())),
+            );
+            if !page.contains("<IsTruncated>true<") {
+                return keys;
+            }
+        }
+    }
+
+    fn curl(&self, method: &str, path: &str) -> Output {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--fail-with-body", "-X", method]);
+        command.args(["--aws-sigv4", &format!("aws:amz:{}:s3", self.region)]);
+        command.args(["--user", &format!("{}:{}", self.access_key, self.secret_key)]);
+        command.args(["-H", &format!("x-amz-content-sha256: {NOTHING}")]);
+        command.arg(format!("{}/{path}", self.endpoint));
+        run(command)
+    }
+}
+
 /// An S3 server of a test's own, which it may kill. Ends with its handle.
 #[derive(Debug)]
 pub struct OwnS3 {
