@@ -208,3 +208,25 @@ pub fn chunk(handle: u32, segment: &Segment, number: u32, last: bool, data: Vec<
         data: data.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use walhub_common::ltx::Verifier;
+
+    #[test]
+    fn honest_segments_are_what_they_claim() {
+        let mut history = History::new(4);
+        let mut before = 0;
+        for fill in 1..=3 {
+            let segment = history.next(2, fill);
+            assert_eq!((segment.range, segment.pre), ((u64::from(fill), u64::from(fill)), before));
+            let mut verifier = Verifier::new(1 << 20);
+            verifier.push(&segment.bytes).expect("bytes");
+            let verified = verifier.finish().expect("whole file");
+            assert_eq!(verified.header.provenance.expect("ours").post.get(), segment.post);
+            assert_eq!(verified.image_checksum.map(Checksum::get), (fill == 1).then_some(segment.post));
+            before = segment.post;
+        }
+    }
+}
