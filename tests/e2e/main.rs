@@ -3,6 +3,7 @@
 mod config_faults;
 mod crash;
 mod hostile_client;
+mod hubctl;
 mod identity;
 mod layering;
 mod phantom;

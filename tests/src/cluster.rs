@@ -92,6 +92,13 @@ impl Cluster {
         self
     }
 
+    /// Asks as another operator than the one of the cluster's own authority.
+    pub fn operator_certificate(&mut self, files: Files) -> &mut Self {
+        self.client = Client::new(&self.address(), &files);
+        self.operator = files;
+        self
+    }
+
     /// Declares an agent and the databases it follows.
     pub fn agent(&mut self, name: &str, databases: &[(&str, &Path)]) -> &mut Self {
         let node = self.agents.entry(name.to_owned()).or_default();
