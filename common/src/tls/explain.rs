@@ -151,7 +151,7 @@ fn of_alert(alert: AlertDescription, side: Side) -> String {
                 format!("{peer} refused {ours}: another CA signed it; have one issued with the hub's own CA")
             }
             Side::Hub => format!(
-                "{peer} refused {ours}: its CA file is not the one that signed it; give it this hub's ca.crt"
+                "{peer} refused {ours}: its CA file is not the one that signed it; give it this hub's CA certificate (ca.pem)"
             ),
         },
         AlertDescription::CertificateExpired => format!(

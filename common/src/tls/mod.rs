@@ -13,11 +13,11 @@
 //! ```no_run
 //! # async fn hub(listener: tokio::net::TcpListener) -> Result<(), Box<dyn std::error::Error>> {
 //! use walhub_common::tls::{self, Acceptor, Connector, TlsPaths};
-//! let paths = TlsPaths { ca: "ca.crt".into(), cert: "hub.crt".into(), key: "hub.key".into() };
+//! let paths = TlsPaths { ca: "ca.pem".into(), cert: "hub-hub.pem".into(), key: "hub-hub.key".into() };
 //! let acceptor = Acceptor::open(paths)?;
 //! let (socket, _) = listener.accept().await?;
 //! let (stream, identity) = tls::accept(socket, &acceptor).await?; // AcceptError prints as a sentence
-//! # let paths = TlsPaths { ca: "ca.crt".into(), cert: "a.crt".into(), key: "a.key".into() };
+//! # let paths = TlsPaths { ca: "ca.pem".into(), cert: "agent-a.pem".into(), key: "agent-a.key".into() };
 //! // The other side:
 //! let connector = Connector::open(paths)?;
 //! let stream = tls::connect("hub.example:9443", None, &connector).await?; // so does ConnectError

@@ -199,7 +199,7 @@ async fn a_client_of_another_ca() {
 async fn a_hub_of_another_ca() {
     let (ca, other) = (Ca::new(), Ca::new());
     let (hub, client) = refused(acceptor(ca.hub()), connector(other.agent()), None).await;
-    says(&hub, &["the client refused this hub's certificate", "ca.crt"]);
+    says(&hub, &["the client refused this hub's certificate", "ca.pem"]);
     says(&client, &["the hub's certificate is not signed by our CA", "check the CA file"]);
 }
 

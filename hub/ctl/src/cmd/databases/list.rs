@@ -1,0 +1,64 @@
+//! `hubctl databases list`: positions, copies and policy of every database.
+
+use crate::connect::ConnectArgs;
+use crate::model::{CopyState, Database, Status};
+use crate::output::{self, Table};
+use std::process::ExitCode;
+
+/// List databases with their positions and copies
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  hubctl databases list --agent pos-17
+  hubctl databases list --json | jq -r '.[] | select(.policy_missing).database'")]
+pub(crate) struct Args {
+    /// Only those of this agent
+    #[arg(long, value_name = "NAME")]
+    agent: Option<walhub_common::AgentName>,
+    /// Print a JSON list
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+impl Args {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let hub = self.connect.connect().await?;
+        let agent = self.agent.as_ref().map_or("", |name| name.as_str());
+        let databases = Status::from(hub.status(agent, "").await?).databases;
+        if self.json { output::json(&databases) } else { output::lines(&table(&databases).lines()) }
+    }
+}
+
+/// Databases for people.
+pub(crate) fn table(databases: &[Database]) -> Table {
+    let mut table = Table::new(&["DATABASE", ">TXID", "BUFFERED AT", ">DURABLE", "COPIES", "STATE"]);
+    for database in databases {
+        table.row([
+            database.database.clone(),
+            database.buffered_txid.to_string(),
+            database.buffered_at.clone().unwrap_or_default(),
+            database.durable_txid.to_string(),
+            database.copies.iter().map(copy).collect::<Vec<_>>().join(", "),
+            state(database),
+        ]);
+    }
+    table
+}
+
+fn copy(copy: &CopyState) -> String {
+    match copy.lag_ms {
+        0 => format!("{} {}", copy.destination, copy.txid),
+        lag => format!("{} {} (-{})", copy.destination, copy.txid, output::millis(lag)),
+    }
+}
+
+fn state(database: &Database) -> String {
+    match (&database.last_refusal, &database.policy_missing, database.open) {
+        (Some(refusal), _, _) => format!("refused: {refusal}"),
+        (None, Some(missing), _) => format!("policy lacks {missing}"),
+        (None, None, true) => "ok".into(),
+        (None, None, false) => "ok, agent away".into(),
+    }
+}

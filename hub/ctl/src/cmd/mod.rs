@@ -1,0 +1,10 @@
+//! One module per noun, one file per verb.
+
+pub(crate) mod agents;
+pub(crate) mod ca;
+pub(crate) mod cert;
+pub(crate) mod databases;
+pub(crate) mod restore;
+pub(crate) mod snapshots;
+pub(crate) mod status;
+pub(crate) mod wal;

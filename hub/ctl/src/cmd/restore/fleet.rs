@@ -1,0 +1,140 @@
+//! Many restores: side by side, each on its own, told one by one and summed up.
+
+use super::one::{self, Job};
+use super::outcome::Restored;
+use super::progress::Progress;
+use super::{Args, plan, plan_lines};
+use crate::connect::Hub;
+use crate::fault::{Interrupted, clean};
+use crate::model::Plan;
+use crate::output;
+use anyhow::{anyhow, bail};
+use futures_util::StreamExt;
+use serde::Serialize;
+use std::process::ExitCode;
+use tokio_util::sync::CancellationToken;
+use walhub_common::{AgentName, DatabaseKey, DatabaseName};
+use walhub_proto::v1;
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Entry<T> {
+    Done(T),
+    Failed { database: String, error: String },
+}
+
+#[derive(Debug, Serialize)]
+struct Summary {
+    restored: usize,
+    failed: usize,
+    databases: Vec<Entry<Restored>>,
+}
+
+/// Restores (or, with `--dry-run`, plans) every database that the arguments name.
+pub(super) async fn restore(
+    args: &Args,
+    hub: &Hub,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    let agent = args.agent.as_ref().map_or("", |name| name.as_str());
+    let jobs = jobs(args, hub.status(agent, "").await?.databases)?;
+    if jobs.is_empty() {
+        match &args.agent {
+            Some(agent) => bail!("the hub knows no database of agent {agent}; see `hubctl agents list`"),
+            None => bail!("the hub knows no database yet"),
+        }
+    }
+    if args.dry_run {
+        return plan_all(args, hub, jobs).await;
+    }
+    let mut running = futures_util::stream::iter(jobs)
+        .map(|job| async move {
+            let result = match (cancel.is_cancelled(), job.nothing) {
+                (true, _) => Err(Interrupted.into()),
+                (_, true) => Err(anyhow!("{}: the hub holds nothing of it yet", job.job.failure())),
+                _ => one::restore(hub, &job.job, progress, cancel).await,
+            };
+            (job.job.database, result)
+        })
+        .buffer_unordered(usize::from(args.parallelism));
+    let mut databases = Vec::new();
+    while let Some((database, result)) = running.next().await {
+        let entry = entry(&database, result);
+        progress.suspend(|| tell(&entry, args.json))?;
+        databases.push((database, entry));
+    }
+    databases.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let databases: Vec<_> = databases.into_iter().map(|(_, entry)| entry).collect();
+    let restored = databases.iter().filter(|entry| matches!(entry, Entry::Done(_))).count();
+    let summary = Summary { restored, failed: databases.len() - restored, databases };
+    eprintln!("hubctl: {} restored, {} failed", summary.restored, summary.failed);
+    if args.json {
+        output::json(&summary)?;
+    }
+    match summary.failed {
+        _ if cancel.is_cancelled() => Err(Interrupted.into()),
+        0 => Ok(ExitCode::SUCCESS),
+        _ => Ok(ExitCode::FAILURE),
+    }
+}
+
+struct Planned {
+    job: Job,
+    /// Registered, but not one transaction of it has come.
+    nothing: bool,
+}
+
+/// A hub cannot make us write outside of the folder: its names are checked like everybody's.
+fn jobs(args: &Args, databases: Vec<v1::DatabaseStatus>) -> anyhow::Result<Vec<Planned>> {
+    let job = |status: v1::DatabaseStatus| {
+        let wire = status.database.unwrap_or_default();
+        let key = DatabaseKey::new(AgentName::new(wire.agent)?, DatabaseName::new(wire.name)?);
+        let nothing = status.buffered.is_none_or(|position| position.txid == 0);
+        Ok(Planned { job: args.job(key), nothing })
+    };
+    databases.into_iter().map(job).collect()
+}
+
+fn entry<T>(database: &DatabaseKey, result: anyhow::Result<T>) -> Entry<T> {
+    match result {
+        Ok(done) => Entry::Done(done),
+        Err(error) => Entry::Failed { database: database.to_string(), error: clean(&format!("{error:#}")) },
+    }
+}
+
+fn tell(entry: &Entry<Restored>, json: bool) -> anyhow::Result<()> {
+    match entry {
+        Entry::Done(restored) if json => eprintln!("{}", restored.line()),
+        Entry::Done(restored) => {
+            output::lines(&[restored.line()])?;
+        }
+        Entry::Failed { error, .. } => eprintln!("hubctl: {error}"),
+    }
+    Ok(())
+}
+
+async fn plan_all(args: &Args, hub: &Hub, jobs: Vec<Planned>) -> anyhow::Result<ExitCode> {
+    let plans: Vec<Entry<Plan>> = futures_util::stream::iter(&jobs)
+        .map(|planned| async move { entry(&planned.job.database, plan(hub, &planned.job).await) })
+        .buffered(usize::from(args.parallelism))
+        .collect()
+        .await;
+    if args.json {
+        output::json(&plans)?;
+    }
+    let mut code = ExitCode::SUCCESS;
+    for plan in &plans {
+        match plan {
+            Entry::Done(plan) if !args.json => {
+                output::lines(&plan_lines(plan))?;
+            }
+            Entry::Done(_) => {}
+            Entry::Failed { error, .. } => {
+                eprintln!("hubctl: {error}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}

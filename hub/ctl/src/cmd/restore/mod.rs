@@ -1,0 +1,174 @@
+//! `hubctl restore`: one database, the databases of one agent, or the whole fleet, streamed from the hub and proven.
+
+mod fleet;
+mod one;
+mod outcome;
+mod progress;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use crate::connect::{ConnectArgs, Hub};
+use crate::fault::{Interrupted, Usage};
+use crate::model::Plan;
+use crate::output;
+use anyhow::Context;
+use one::Job;
+use progress::Progress;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use target::Target;
+use tokio::signal::unix::{SignalKind, signal};
+use walhub_common::task::TaskGroup;
+use walhub_common::{AgentName, DatabaseKey, Txid, clock};
+
+/// Restore databases and prove that they are what they were at their source
+#[derive(Debug, clap::Args)]
+#[command(
+    group = clap::ArgGroup::new("what").required(true).args(["database", "agent", "all"]),
+    group = clap::ArgGroup::new("point").args(["timestamp", "txid"]),
+    after_help = "\
+The restored database appears under its name only when it is complete and its checksum equals the one taken at the
+source. Several databases are restored side by side; one that fails does not stop the others, and the exit code is 1.
+
+JSON: {\"database\", \"output\", \"txid\", \"checksum\", \"verdict\": \"verified\"|\"unproven\", \"time\", \"page_size\", \"pages\",
+\"bytes\", \"files\", \"received_bytes\", \"seconds\", \"mb_per_second\"}; of several databases {\"restored\", \"failed\",
+\"databases\": [such an object, or {\"database\", \"error\"}]}. \"unproven\" says that the files are whole, but no walhub wrote
+them and nobody took a checksum at the source.
+
+Example:
+  hubctl restore pos-17/app.db -o app.db
+  hubctl restore pos-17/app.db --timestamp 2026-11-22T13:28:36Z -o before.db
+  hubctl restore --agent pos-17 --to restored/
+  hubctl restore --all --to restored/ --source offsite --parallelism 8
+  hubctl restore pos-17/app.db --txid 1200 --dry-run"
+)]
+pub(crate) struct Args {
+    /// The database
+    #[arg(value_name = "AGENT/NAME")]
+    database: Option<DatabaseKey>,
+    /// Every database of this agent
+    #[arg(long, value_name = "NAME")]
+    agent: Option<AgentName>,
+    /// Every database of the hub
+    #[arg(long)]
+    all: bool,
+    /// The newest state at or before this time [default: the newest state]
+    #[arg(long, value_name = "RFC3339", value_parser = clock::parse_ms, allow_hyphen_values = true)]
+    timestamp: Option<i64>,
+    /// Exactly this transaction (decimal, or 16 hex digits)
+    #[arg(long, value_name = "TXID", value_parser = target::parse_txid, conflicts_with_all = ["agent", "all"])]
+    txid: Option<Txid>,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["agent", "all", "to"])]
+    output: Option<PathBuf>,
+    /// Write DIR/<agent>/<name>
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+    /// Read from this destination only, or from the hub's "buffer"
+    #[arg(long, value_name = "DESTINATION")]
+    source: Option<String>,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+    /// Only say what would be read
+    #[arg(long)]
+    dry_run: bool,
+    /// Databases restored at the same time
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
+    parallelism: u8,
+    /// Print JSON, see below
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+impl Args {
+    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+        if !self.dry_run && self.output.is_none() && self.to.is_none() {
+            let words = if self.database.is_some() { "-o FILE or --to DIR" } else { "--to DIR" };
+            return Err(Usage(format!("say where to write: {words}")).into());
+        }
+        let group = TaskGroup::new("restore");
+        let cancel = group.token().clone();
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        group.spawn({
+            let cancel = cancel.clone();
+            async move {
+                tokio::select! {
+                    _ = interrupt.recv() => cancel.cancel(),
+                    _ = terminate.recv() => cancel.cancel(),
+                    () = cancel.cancelled() => {}
+                }
+            }
+        });
+        let hub = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Interrupted.into()),
+            hub = self.connect.connect() => hub?,
+        };
+        let progress = Progress::new();
+        let done = match &self.database {
+            Some(database) if self.dry_run => self.plan_one(&hub, database.clone()).await,
+            Some(database) => {
+                let restored = one::restore(&hub, &self.job(database.clone()), &progress, &cancel).await;
+                restored.and_then(|restored| match self.json {
+                    true => output::json(&restored),
+                    false => output::lines(&[restored.line()]),
+                })
+            }
+            None => fleet::restore(&self, &hub, &progress, &cancel).await,
+        };
+        group.shutdown(Duration::from_secs(5)).await;
+        done
+    }
+
+    fn target(&self) -> Target {
+        match (self.txid, self.timestamp) {
+            (Some(txid), _) => Target::Txid(txid),
+            (None, Some(ms)) => Target::Time(ms),
+            (None, None) => Target::Latest,
+        }
+    }
+
+    fn job(&self, database: DatabaseKey) -> Job {
+        let out = match (&self.output, &self.to) {
+            (Some(file), _) => file.clone(),
+            (None, to) => {
+                let dir = to.as_deref().unwrap_or_else(|| Path::new("."));
+                dir.join(database.agent.as_str()).join(database.name.as_str())
+            }
+        };
+        let source = self.source.clone().unwrap_or_default();
+        Job { database, target: self.target(), source, out, force: self.force }
+    }
+
+    async fn plan_one(&self, hub: &Hub, database: DatabaseKey) -> anyhow::Result<ExitCode> {
+        let plan = plan(hub, &self.job(database)).await?;
+        if self.json { output::json(&plan) } else { output::lines(&plan_lines(&plan)) }
+    }
+}
+
+/// What a restore would do.
+async fn plan(hub: &Hub, job: &Job) -> anyhow::Result<Plan> {
+    let plan = hub.plan_restore(job.request()).await.with_context(|| job.failure())?;
+    Ok(Plan::new(job.database.to_string(), plan))
+}
+
+fn plan_lines(plan: &Plan) -> Vec<String> {
+    let mut lines = vec![format!(
+        "{}: TXID {} of {}, {} pages of {} bytes, from {} files ({})",
+        plan.database,
+        plan.txid,
+        plan.time.as_deref().unwrap_or("an unknown time"),
+        plan.pages,
+        plan.page_size,
+        plan.files.len(),
+        output::bytes(plan.total_bytes),
+    )];
+    lines.extend(crate::cmd::snapshots::table(&plan.files).lines());
+    lines
+}

@@ -1,0 +1,170 @@
+//! `hubctl status`: hub, destinations, agents, databases in one picture.
+
+use crate::cmd::{agents, databases};
+use crate::connect::ConnectArgs;
+use crate::model::{Destination, Status};
+use crate::output::{self, Table};
+use std::process::ExitCode;
+
+/// Show the hub, its destinations, agents and databases
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  hubctl status
+  hubctl status --agent pos-17 --json")]
+pub(crate) struct Args {
+    /// Only this agent and its databases
+    #[arg(long, value_name = "NAME")]
+    agent: Option<walhub_common::AgentName>,
+    /// Print JSON: {"hub", "destinations": [], "agents": [], "databases": []}
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+impl Args {
+    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+        let hub = self.connect.connect().await?;
+        let agent = self.agent.as_ref().map_or("", |name| name.as_str());
+        let status = Status::from(hub.status(agent, "").await?);
+        if self.json { output::json(&status) } else { output::lines(&text(&status)) }
+    }
+}
+
+fn text(status: &Status) -> Vec<String> {
+    let hub = &status.hub;
+    let mut lines = vec![format!(
+        "hub {}, up {}, buffer {} of {}, {} segments ({}) since its start",
+        hub.version,
+        output::millis(hub.uptime_ms),
+        output::bytes(hub.buffer_bytes),
+        output::bytes(hub.buffer_max_bytes),
+        hub.segments,
+        output::bytes(hub.segment_bytes),
+    )];
+    for table in [
+        destinations(&status.destinations),
+        agents::table(&status.agents),
+        databases::table(&status.databases),
+    ] {
+        lines.push(String::new());
+        lines.extend(table.lines());
+    }
+    lines
+}
+
+fn destinations(destinations: &[Destination]) -> Table {
+    let mut table =
+        Table::new(&["DESTINATION", "TYPE", "STATE", ">LAG", ">BEHIND", ">PUTS", ">BYTES", "WHERE"]);
+    for destination in destinations {
+        let state = match (&destination.last_error, destination.healthy) {
+            (_, true) => "ok".into(),
+            (Some(error), false) => format!("failing: {error}"),
+            (None, false) => "not tried yet".into(),
+        };
+        table.row([
+            destination.name.clone(),
+            destination.kind.clone(),
+            state,
+            output::millis(destination.lag_ms),
+            destination.databases_behind.to_string(),
+            destination.puts.to_string(),
+            output::bytes(destination.put_bytes),
+            destination.location.clone(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use walhub_proto::v1;
+
+    fn wire() -> v1::StatusResponse {
+        v1::StatusResponse {
+            hub: Some(v1::HubStatus {
+                version: "0.1.0".into(),
+                started_ms: 1_795_354_117_000,
+                now_ms: 1_795_354_129_000,
+                buffer_bytes: 1536,
+                buffer_max_bytes: 10 << 30,
+                segments: 42,
+                segment_bytes: 9000,
+            }),
+            destinations: vec![v1::DestinationStatus {
+                name: "disk".into(),
+                kind: "file".into(),
+                healthy: false,
+                last_error: "disk full".into(),
+                databases_behind: 1,
+                puts: 7,
+                put_bytes: 2048,
+                location: "/srv/copies".into(),
+                sync_interval_ms: 1000,
+                lag_ms: 350,
+            }],
+            agents: vec![v1::AgentStatus {
+                name: "pos-17".into(),
+                connected: true,
+                databases: 1,
+                ..Default::default()
+            }],
+            databases: vec![v1::DatabaseStatus {
+                database: Some(v1::DatabaseRef { agent: "pos-17".into(), name: "app.db".into() }),
+                lineage: 0xabc,
+                buffered: Some(v1::Position { txid: 12, checksum: (1 << 63) | 5 }),
+                buffered_ms: 1_795_354_117_090,
+                durable_txid: 11,
+                copies: vec![v1::CopyStatus { destination: "disk".into(), txid: 11, lag_ms: 350 }],
+                open: true,
+                last_refusal: String::new(),
+                path: "/data/app.db".into(),
+                policy_missing: "1 more copy".into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn people_see_tables() {
+        assert_eq!(
+            text(&wire().into()).join("\n"),
+            "\
+hub 0.1.0, up 12.0 s, buffer 1.5 KiB of 10.0 GiB, 42 segments (8.8 KiB) since its start
+
+DESTINATION  TYPE  STATE                  LAG  BEHIND  PUTS    BYTES  WHERE
+disk         file  failing: disk full  350 ms       1     7  2.0 KiB  /srv/copies
+
+AGENT   STATE      DATABASES  LAST SEEN  FROM  VERSION
+pos-17  connected          1  -          -     -
+
+DATABASE       TXID  BUFFERED AT              DURABLE  COPIES             STATE
+pos-17/app.db    12  2026-11-22T13:28:37.09Z       11  disk 11 (-350 ms)  policy lacks 1 more copy"
+        );
+    }
+
+    #[test]
+    fn programs_see_stable_json() {
+        let json = serde_json::to_value(Status::from(wire())).unwrap();
+        assert_eq!(json["hub"]["uptime_ms"], 12_000);
+        assert_eq!(json["destinations"][0]["type"], "file");
+        assert_eq!(json["agents"][0]["last_seen"], serde_json::Value::Null);
+        assert_eq!(
+            json["databases"][0],
+            serde_json::json!({
+                "database": "pos-17/app.db",
+                "path": "/data/app.db",
+                "lineage": "0000000000000abc",
+                "buffered_txid": 12,
+                "buffered_checksum": "8000000000000005",
+                "buffered_at": "2026-11-22T13:28:37.09Z",
+                "durable_txid": 11,
+                "copies": [{"destination": "disk", "txid": 11, "lag_ms": 350}],
+                "open": true,
+                "policy_missing": "1 more copy",
+                "last_refusal": null,
+            })
+        );
+    }
+}

@@ -1,0 +1,242 @@
+//! What the hub says, as the stable shapes of `--json`. TXIDs are numbers, checksums and lineages 16 hex digits, times
+//! RFC 3339 in UTC, spans and sizes whole numbers with the unit in the name. What is not there is `null`.
+
+use serde::Serialize;
+use walhub_common::clock;
+use walhub_proto::v1;
+
+/// `hubctl status`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Status {
+    pub(crate) hub: Hub,
+    pub(crate) destinations: Vec<Destination>,
+    pub(crate) agents: Vec<Agent>,
+    pub(crate) databases: Vec<Database>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Hub {
+    pub(crate) version: String,
+    pub(crate) started_at: Option<String>,
+    pub(crate) now: Option<String>,
+    pub(crate) uptime_ms: u64,
+    pub(crate) buffer_bytes: u64,
+    pub(crate) buffer_max_bytes: u64,
+    /// Since the hub's start.
+    pub(crate) segments: u64,
+    pub(crate) segment_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Destination {
+    pub(crate) name: String,
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) location: String,
+    pub(crate) healthy: bool,
+    pub(crate) last_error: Option<String>,
+    pub(crate) sync_interval_ms: u64,
+    /// Age of the oldest buffered transaction that it has not taken; 0 when it has everything.
+    pub(crate) lag_ms: u64,
+    pub(crate) databases_behind: u32,
+    pub(crate) puts: u64,
+    pub(crate) put_bytes: u64,
+}
+
+/// Element of `hubctl agents list`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Agent {
+    pub(crate) name: String,
+    pub(crate) connected: bool,
+    pub(crate) peer: Option<String>,
+    pub(crate) last_seen: Option<String>,
+    pub(crate) version: Option<String>,
+    pub(crate) databases: u32,
+}
+
+/// Element of `hubctl databases list`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Database {
+    /// `agent/name`.
+    pub(crate) database: String,
+    pub(crate) path: Option<String>,
+    pub(crate) lineage: String,
+    /// 0 when nothing is buffered yet.
+    pub(crate) buffered_txid: u64,
+    pub(crate) buffered_checksum: Option<String>,
+    pub(crate) buffered_at: Option<String>,
+    /// 0 when no transaction satisfies the policy yet.
+    pub(crate) durable_txid: u64,
+    pub(crate) copies: Vec<CopyState>,
+    /// True while its agent has it open.
+    pub(crate) open: bool,
+    pub(crate) policy_missing: Option<String>,
+    pub(crate) last_refusal: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct CopyState {
+    pub(crate) destination: String,
+    pub(crate) txid: u64,
+    pub(crate) lag_ms: u64,
+}
+
+/// `hubctl snapshots` and `hubctl wal`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Files {
+    pub(crate) database: String,
+    pub(crate) files: Vec<File>,
+    /// Destinations that could not be listed, as `name: reason`.
+    pub(crate) errors: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct File {
+    /// Destination, or `buffer`.
+    pub(crate) source: String,
+    pub(crate) level: u32,
+    pub(crate) min_txid: u64,
+    pub(crate) max_txid: u64,
+    pub(crate) size: u64,
+    pub(crate) time: Option<String>,
+}
+
+/// `hubctl restore --dry-run`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Plan {
+    pub(crate) database: String,
+    pub(crate) txid: u64,
+    pub(crate) checksum: Option<String>,
+    pub(crate) time: Option<String>,
+    pub(crate) page_size: u32,
+    pub(crate) pages: u32,
+    pub(crate) total_bytes: u64,
+    pub(crate) files: Vec<File>,
+}
+
+fn some(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn time(ms: i64) -> Option<String> {
+    (ms != 0).then(|| clock::format_ms(ms))
+}
+
+fn hex(value: u64) -> Option<String> {
+    (value != 0).then(|| format!("{value:016x}"))
+}
+
+fn key(database: Option<v1::DatabaseRef>) -> String {
+    database.map(|key| format!("{}/{}", key.agent, key.name)).unwrap_or_default()
+}
+
+impl From<v1::StatusResponse> for Status {
+    fn from(wire: v1::StatusResponse) -> Status {
+        Status {
+            hub: wire.hub.unwrap_or_default().into(),
+            destinations: wire.destinations.into_iter().map(Into::into).collect(),
+            agents: wire.agents.into_iter().map(Into::into).collect(),
+            databases: wire.databases.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<v1::HubStatus> for Hub {
+    fn from(wire: v1::HubStatus) -> Hub {
+        Hub {
+            version: wire.version,
+            started_at: time(wire.started_ms),
+            now: time(wire.now_ms),
+            uptime_ms: u64::try_from(wire.now_ms.saturating_sub(wire.started_ms)).unwrap_or(0),
+            buffer_bytes: wire.buffer_bytes,
+            buffer_max_bytes: wire.buffer_max_bytes,
+            segments: wire.segments,
+            segment_bytes: wire.segment_bytes,
+        }
+    }
+}
+
+impl From<v1::DestinationStatus> for Destination {
+    fn from(wire: v1::DestinationStatus) -> Destination {
+        Destination {
+            name: wire.name,
+            kind: wire.kind,
+            location: wire.location,
+            healthy: wire.healthy,
+            last_error: some(wire.last_error),
+            sync_interval_ms: wire.sync_interval_ms,
+            lag_ms: wire.lag_ms,
+            databases_behind: wire.databases_behind,
+            puts: wire.puts,
+            put_bytes: wire.put_bytes,
+        }
+    }
+}
+
+impl From<v1::AgentStatus> for Agent {
+    fn from(wire: v1::AgentStatus) -> Agent {
+        Agent {
+            name: wire.name,
+            connected: wire.connected,
+            peer: some(wire.peer),
+            last_seen: time(wire.last_seen_ms),
+            version: some(wire.version),
+            databases: wire.databases,
+        }
+    }
+}
+
+impl From<v1::DatabaseStatus> for Database {
+    fn from(wire: v1::DatabaseStatus) -> Database {
+        let buffered = wire.buffered.unwrap_or_default();
+        let copy = |copy: v1::CopyStatus| CopyState {
+            destination: copy.destination,
+            txid: copy.txid,
+            lag_ms: copy.lag_ms,
+        };
+        Database {
+            database: key(wire.database),
+            path: some(wire.path),
+            lineage: format!("{:016x}", wire.lineage),
+            buffered_txid: buffered.txid,
+            buffered_checksum: hex(buffered.checksum),
+            buffered_at: time(wire.buffered_ms),
+            durable_txid: wire.durable_txid,
+            copies: wire.copies.into_iter().map(copy).collect(),
+            open: wire.open,
+            policy_missing: some(wire.policy_missing),
+            last_refusal: some(wire.last_refusal),
+        }
+    }
+}
+
+impl From<v1::FileInfo> for File {
+    fn from(wire: v1::FileInfo) -> File {
+        let range = wire.range.unwrap_or_default();
+        File {
+            source: wire.source,
+            level: wire.level,
+            min_txid: range.min,
+            max_txid: range.max,
+            size: wire.size,
+            time: time(wire.timestamp_ms),
+        }
+    }
+}
+
+impl Plan {
+    /// The plan for one database.
+    pub(crate) fn new(database: String, wire: v1::RestorePlan) -> Plan {
+        let position = wire.position.unwrap_or_default();
+        Plan {
+            database,
+            txid: position.txid,
+            checksum: hex(position.checksum),
+            time: time(wire.timestamp_ms),
+            page_size: wire.page_size,
+            pages: wire.commit,
+            total_bytes: wire.total_bytes,
+            files: wire.files.into_iter().map(Into::into).collect(),
+        }
+    }
+}
