@@ -1,0 +1,292 @@
+//! ALIGN: snapshot, delta, heal and roll forward. Whatever was missed is found by comparing the live pages with the page
+//! map, so nothing but the difference travels.
+//!
+//! Every segment made here is read from one [`Image`] in two passes (checksums, then pages), streamed, and booked only
+//! after the sink took it to its end.
+
+use super::attach::cursor_at;
+use super::error::{Broken, CaptureError};
+use super::header::Header;
+use super::image::Image;
+use super::ledger::{Ledger, Point};
+use super::segment::{self, Origin, SegmentMeta, Sink};
+use super::tail::same;
+use super::{Capture, Standing, Tracked};
+use crate::page_map::store::Anchor;
+use crate::page_map::{Change, PageMap};
+use std::io::Read;
+use walhub_common::clock::now_ms;
+use walhub_common::ltx::Decoder;
+use walhub_common::{Checksum, PageSize, Pos, Txid, TxidRange};
+
+/// The live state beside the page map.
+struct Diff {
+    header: Header,
+    page_size: PageSize,
+    commit: u32,
+    /// Pages that differ, with their live checksums.
+    changes: Vec<Change>,
+    /// True when the page map describes pages of another size, and all of them differ.
+    reshaped: bool,
+}
+
+impl Capture {
+    /// One segment with every page, from TXID 1.
+    pub fn snapshot(&mut self, sink: &mut dyn Sink) -> Result<SegmentMeta, CaptureError> {
+        self.delta_since(None, sink)
+    }
+
+    /// One segment that takes the hub from its position to the live state: the pages changed since, according to the page
+    /// map, and those that changed while nobody looked. `None`: the hub has nothing, every page goes.
+    ///
+    /// Afterwards the capture is [`Standing::Aligned`] and its position is that of the segment.
+    pub fn delta_since(
+        &mut self,
+        hub: Option<Pos>,
+        sink: &mut dyn Sink,
+    ) -> Result<SegmentMeta, CaptureError> {
+        let result = self.try_delta(hub, sink);
+        self.settle(result)
+    }
+
+    /// Compares the live state with the page map and sends the pages that differ as one transaction; `None` when none
+    /// does. Afterwards the capture is [`Standing::Aligned`].
+    pub fn heal(&mut self, sink: &mut dyn Sink) -> Result<Option<SegmentMeta>, CaptureError> {
+        let result = self.try_heal(sink);
+        self.settle(result)
+    }
+
+    /// Brings the page map, and nothing else, forward over an LTX file that the hub holds. A heal must follow.
+    pub fn roll_forward(&mut self, ltx: &mut dyn Read) -> Result<(), CaptureError> {
+        let result = self.try_roll_forward(ltx);
+        self.settle(result)
+    }
+
+    fn try_heal(&mut self, sink: &mut dyn Sink) -> Result<Option<SegmentMeta>, CaptureError> {
+        if self.standing == Standing::Aligned {
+            return Ok(None);
+        }
+        let Some(before) = self.tracked.as_ref().map(|t| t.position) else {
+            return Err(CaptureError::NoPageMap);
+        };
+        let diff = self.diff()?;
+        if !self.differs(&diff) {
+            self.adopt(diff, before)?;
+            return Ok(None);
+        }
+        let meta =
+            self.send(sink, &diff, TxidRange::single(before.txid.next()), Some(before.checksum), None)?;
+        self.adopt(diff, meta.position())?;
+        Ok(Some(meta))
+    }
+
+    fn try_delta(&mut self, hub: Option<Pos>, sink: &mut dyn Sink) -> Result<SegmentMeta, CaptureError> {
+        let mut followed = None;
+        if self.standing == Standing::Aligned {
+            self.kept.clear();
+            let header = self.header()?;
+            followed = self.catch_up(&header)?.map(|_| header);
+        }
+        let position = self.tracked.as_ref().map(|t| t.position);
+        let diff = match (followed, &self.tracked) {
+            (Some(header), Some(tracked)) => Diff {
+                header,
+                page_size: tracked.map.page_size(),
+                commit: tracked.map.commit(),
+                changes: Vec::new(),
+                reshaped: false,
+            },
+            _ => self.diff()?,
+        };
+        let max = match position {
+            None => Txid::FIRST,
+            Some(at) if self.differs(&diff) => at.txid.next(),
+            Some(at) => at.txid,
+        };
+        let range = match hub {
+            Some(hub)
+                if position.is_some_and(|at| hub.txid <= at.txid && (hub.txid < at.txid || hub == at)) =>
+            {
+                TxidRange::new(hub.txid.next(), max)
+            }
+            Some(_) => None,
+            None => TxidRange::new(Txid::FIRST, max),
+        };
+        let range = range.ok_or(CaptureError::NoDelta { hub, position })?;
+        let meta = self.send(sink, &diff, range, hub.map(|h| h.checksum), Some(hub.map(|h| h.txid)))?;
+        if followed.is_some() {
+            self.await_ack();
+        } else {
+            self.adopt(diff, meta.position())?;
+        }
+        Ok(meta)
+    }
+
+    /// The delta in flight stands for every transaction that was not acked.
+    fn await_ack(&mut self) {
+        if let (Some(tracked), Some(cursor)) = (&mut self.tracked, &self.cursor) {
+            let wal = cursor.anchored.then_some(cursor.wal);
+            let point = Point { position: tracked.position, wal, commit: tracked.map.commit() };
+            tracked.ledger.handed_out(point, Vec::new());
+        }
+    }
+
+    /// First pass: the live state and how it differs from the page map.
+    fn diff(&mut self) -> Result<Diff, CaptureError> {
+        let header = self.header()?;
+        let image = Image::published(&self.files, &header)?;
+        let known = self.tracked.as_ref().map(|t| &t.map).filter(|m| m.page_size() == image.page_size());
+        let mut changes = Vec::new();
+        image.read(image.all_pages(), |pgno, page| {
+            let checksum = Checksum::of_page(pgno, page);
+            if known.and_then(|map| map.get(pgno)) != Some(checksum) {
+                changes.push((pgno, checksum));
+            }
+            Ok(())
+        })?;
+        Ok(Diff {
+            header,
+            page_size: image.page_size(),
+            commit: image.commit(),
+            changes,
+            reshaped: known.is_none(),
+        })
+    }
+
+    fn differs(&self, diff: &Diff) -> bool {
+        let commit = self.tracked.as_ref().map(|t| t.map.commit());
+        diff.reshaped || !diff.changes.is_empty() || commit != Some(diff.commit)
+    }
+
+    /// Second pass: one segment with the pages that differ and, if asked, those changed after `also_since`.
+    fn send(
+        &self,
+        sink: &mut dyn Sink,
+        diff: &Diff,
+        range: TxidRange,
+        pre: Option<Checksum>,
+        also_since: Option<Option<Txid>>,
+    ) -> Result<SegmentMeta, CaptureError> {
+        let known = self.tracked.as_ref().map(|t| &t.map).filter(|_| !diff.reshaped);
+        let post = match known {
+            Some(map) => map.preview(&diff.changes, diff.commit),
+            None => PageMap::new(diff.page_size).preview(&diff.changes, diff.commit),
+        };
+        let older = also_since.and_then(|since| Some(known?.changed_since(since)));
+        let older = older.into_iter().flatten().take_while(|(pgno, _)| pgno.get() <= diff.commit);
+        let pages = || union(&diff.changes, older.clone());
+        let meta = SegmentMeta {
+            range,
+            pre,
+            post,
+            page_size: diff.page_size,
+            commit: diff.commit,
+            agent_time_ms: now_ms(),
+        };
+        let image = Image::published(&self.files, &diff.header)?;
+        segment::write(sink, &meta, Origin::IMAGE, |put| {
+            let mut expected = pages();
+            image.read(pages().map(|(pgno, _)| pgno), |pgno, page| {
+                let (_, checksum) = expected.next().expect("BUG: as many checksums as pages");
+                put(pgno, same(pgno, page, checksum)?)
+            })
+        })?;
+        Ok(meta)
+    }
+
+    /// The page map becomes the live state, its place the header that was read; saved.
+    fn adopt(&mut self, diff: Diff, position: Pos) -> Result<(), CaptureError> {
+        let cursor = cursor_at(&self.files, &diff.header, diff.page_size)?;
+        let wal = cursor.anchored.then_some(cursor.wal);
+        let untouched = !self.differs(&diff) && self.tracked.as_ref().is_some_and(|t| !t.rolled);
+        let mut map = match self.tracked.take() {
+            Some(tracked) if !diff.reshaped => tracked.map,
+            _ => PageMap::new(diff.page_size),
+        };
+        self.kept.clear();
+        self.standing = Standing::Gap;
+        let grown = map.apply(&diff.changes, diff.commit, position.txid).map_err(Broken::Growth);
+        let point = Point { position, wal, commit: diff.commit };
+        let anchor = Anchor { lineage: self.lineage(), position: Some(position), wal };
+        let saved = if untouched && self.store.anchor() == &anchor {
+            Ok(())
+        } else if untouched && self.store.anchor().position == Some(position) {
+            self.store.reanchor(anchor)
+        } else {
+            self.store.rewrite(anchor, Some(&map))
+        };
+        self.tracked = Some(Tracked { map, position, ledger: Ledger::new(point), rolled: saved.is_err() });
+        grown?;
+        saved?;
+        self.cursor = Some(cursor);
+        self.standing = Standing::Aligned;
+        self.upkeep.new_generation();
+        Ok(())
+    }
+
+    fn try_roll_forward(&mut self, ltx: &mut dyn Read) -> Result<(), CaptureError> {
+        let before = self.tracked.as_ref().map(|t| t.position);
+        let refuse = |reason: String| CaptureError::RollForward { position: before.map(|p| p.txid), reason };
+        let mut decoder = Decoder::new(ltx).map_err(CaptureError::Ltx)?;
+        let header = *decoder.header();
+        let position = before.map(|p| p.txid);
+        if header.range.min() > Txid::following(position) || Some(header.range.max()) <= position {
+            return Err(refuse(format!("the file covers {}", header.range)));
+        }
+        let mut changes = Vec::new();
+        let mut page = Vec::new();
+        while let Some(pgno) = decoder.next_page(&mut page).map_err(CaptureError::Ltx)? {
+            if pgno.get() <= header.commit {
+                changes.push((pgno, Checksum::of_page(pgno, &page)));
+            }
+        }
+        decoder.finish().map_err(CaptureError::Ltx)?;
+        // Files of another page size begin a new map, which only a whole image can fill.
+        let mut fresh = PageMap::new(header.page_size);
+        let (map, reshaped) = match &mut self.tracked {
+            Some(tracked) if tracked.map.page_size() == header.page_size => (&mut tracked.map, false),
+            _ => (&mut fresh, true),
+        };
+        let post = map.preview(&changes, header.commit);
+        if header.provenance.is_some_and(|p| p.post != post) {
+            return Err(refuse("its database checksum is not what its pages give".into()));
+        }
+        let max = header.range.max();
+        map.apply(&changes, header.commit, max).map_err(|missing| refuse(missing.to_string()))?;
+        self.let_go();
+        let position = Pos { txid: max, checksum: post };
+        let ledger = Ledger::new(Point { position, wal: None, commit: header.commit });
+        self.standing = Standing::Gap;
+        match &mut self.tracked {
+            Some(tracked) if !reshaped => {
+                (tracked.position, tracked.ledger, tracked.rolled) = (position, ledger, true);
+            }
+            tracked => *tracked = Some(Tracked { map: fresh, position, ledger, rolled: true }),
+        }
+        Ok(())
+    }
+}
+
+/// Two ascending lists as one; where both have a page, the first counts.
+fn union<'a>(
+    first: &'a [Change],
+    second: impl Iterator<Item = Change> + Clone + 'a,
+) -> impl Iterator<Item = Change> + 'a {
+    let mut first = first.iter().copied().peekable();
+    let mut second = second.peekable();
+    std::iter::from_fn(move || {
+        let from_second = match (first.peek(), second.peek()) {
+            (Some((a, _)), Some((b, _))) => b < a,
+            (None, _) => true,
+            (Some(_), None) => false,
+        };
+        if from_second {
+            return second.next();
+        }
+        let next = first.next();
+        if let Some((pgno, _)) = next {
+            second.next_if(|(other, _)| *other == pgno);
+        }
+        next
+    })
+}

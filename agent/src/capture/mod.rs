@@ -1,0 +1,332 @@
+//! Lossless capture of one live SQLite database from outside the application.
+//!
+//! ```text
+//!          the file is there, in WAL mode                 checkpoint lock owned
+//! ABSENT ────────────────────────────────▶ ATTACH ───────────────────────────────▶ ALIGN
+//!    ▲                                                        place found in the WAL │ or healed by a diff
+//!    │ detach, file replaced               BACKFILL ◀──── enough frames ──────────  TAIL
+//!    └──────────────────────────────────── FENCE    ────▶ done ──────────────────▶
+//! ```
+//! - **ABSENT**: no [`Capture`] exists; [`Absent`] says why and what to do.
+//! - **ATTACH** ([`Capture::attach`]): a connection that stays open, then SQLite's checkpoint lock, exclusively.
+//! - **ALIGN**: [`Standing`] says whether the saved place is still in the WAL. If not, [`Capture::heal`] compares the live
+//!   pages with the page map, or [`Capture::snapshot`] sends them all.
+//! - **TAIL** ([`Capture::next`]): committed transactions one by one. No read mark, no lock but the checkpoint lock.
+//! - **BACKFILL** and **FENCE** ([`Capture::maintain`]): the checkpoints that the application no longer does.
+//!
+//! A commit is the update of the wal-index header in shared memory. A commit *frame* in the file proves nothing: the
+//! application may have died before it published the frame, and the next writer then overwrites it.
+//!
+//! Invariants, checked in code; a violation is [`Broken`], after which the capture has let go of its place in the WAL and
+//! only a heal goes on:
+//! - **I1** nobody but this agent raises `nBackfill`, because it owns the checkpoint lock.
+//! - **I2** no frame that was not captured can be overwritten: a restart of the log needs every frame to be backfilled.
+//! - **I3** SHARED on the database file is held while attached: no last-close checkpoint, no other journal mode.
+//! - **I4** only frames up to the published `mxFrame` are read, and the running checksum there is the published one.
+//! - **I5** a new generation (salts) is entered only through its verified file header.
+//! - **I6** SQLite's own count of commits never exceeds the captured ones.
+//! - **I7** a transaction is a run of frames ending in a commit frame; the last version of a page wins; pages beyond the
+//!   commit size are dropped; a growing database brings every new page.
+//! - **I8** `nBackfill` never passes the frame at which the page map was last saved. So after a crash the place is either
+//!   still in the WAL, or the gap is known.
+//!
+//! Frames count as *captured* (they may be backfilled and overwritten) when the hub acked their transaction, when
+//! [`Capture::skip`] gave up its restore point, or when FENCE took it into memory to let the log restart.
+//!
+//! Non-goals: no network and no waiting for one; no retry policy; no other journal modes; no databases on network file
+//! systems or opened with `unix-excl`, `nolock` or `immutable`. Inside this process nobody may open the database or its
+//! `-shm` by other means than [`vfs`]: closing such a descriptor drops SQLite's locks (a test greps for it).
+
+mod align;
+mod attach;
+mod error;
+mod header;
+mod image;
+mod ledger;
+mod maintain;
+mod segment;
+mod tail;
+mod vfs;
+
+pub use error::{Absent, AttachError, Broken, CaptureError};
+pub use maintain::Maintained;
+pub use segment::{SegmentMeta, Sink};
+pub use vfs::SqliteError;
+
+use crate::page_map::store::{Anchor, Store};
+use crate::page_map::{Change, PageMap};
+use header::Header;
+use ledger::{Ledger, Point};
+use maintain::Upkeep;
+use segment::Kept;
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use vfs::Files;
+use walhub_common::wal::{FrameNo, WalPosition};
+use walhub_common::{PageSize, Pos, Txid};
+
+/// How long a torn wal-index may be a writer at work before it counts as one that died.
+const TORN_PATIENCE: Duration = Duration::from_millis(20);
+
+/// What to capture and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The database file.
+    pub path: PathBuf,
+    /// A folder for this database alone.
+    pub state_dir: PathBuf,
+    /// A checkpoint is due after this many frames.
+    pub checkpoint_frames: u32,
+    /// From here on a log that does not restart by itself is made to, however often that failed before.
+    pub wal_limit_bytes: u64,
+}
+
+/// How the page map relates to the live WAL.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// The place of the page map is in the WAL: every transaction since can be replayed one by one.
+    Aligned,
+    /// There is a page map, but the frames since are gone, or it was rolled forward past them.
+    Gap,
+    /// There is no page map.
+    Fresh,
+}
+
+/// What [`Capture::next`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// One transaction went into the sink.
+    Sent(SegmentMeta),
+    /// Nothing more is committed.
+    UpToDate,
+    /// The frames are not in the WAL any more (or never were): align first.
+    Lost(Standing),
+}
+
+/// What an attached capture is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// Waits for a snapshot, a heal or a roll forward.
+    Align,
+    /// Follows the log.
+    Tail,
+    /// As [`State::Tail`], with a read mark held until what lies behind it is acked and checkpointed.
+    Backfill,
+}
+
+/// One attached database. Blocking; one owner at a time; may move between threads.
+pub struct Capture {
+    options: Options,
+    files: Files,
+    store: Store,
+    standing: Standing,
+    /// `None` exactly when `standing` is [`Standing::Fresh`].
+    tracked: Option<Tracked>,
+    /// `Some` exactly when `standing` is [`Standing::Aligned`].
+    cursor: Option<Cursor>,
+    /// Transactions that FENCE took into memory; they follow the last one handed out.
+    kept: VecDeque<Kept>,
+    /// Words of the last header of which nothing is left to do.
+    seen: Option<[u32; header::WAL_INDEX_WORDS]>,
+    upkeep: Upkeep,
+}
+
+/// The page map and its books.
+struct Tracked {
+    map: PageMap,
+    position: Pos,
+    ledger: Ledger,
+    /// True after a roll forward: what is on disk is older and unconnected.
+    rolled: bool,
+}
+
+/// The place in the log.
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    wal: WalPosition,
+    /// False while the log has no file header for this generation yet; `wal.frame` is 0 then.
+    anchored: bool,
+    page_size: PageSize,
+    big_endian: bool,
+    /// `nBackfill` of this generation, as far as this process knows: nobody else may raise it (I1).
+    backfilled: FrameNo,
+    /// Commits captured since `counted`.
+    commits: u32,
+    /// SQLite's commit counter when `commits` was 0; `None` before the first look.
+    counted: Option<u32>,
+}
+
+impl Capture {
+    /// Whether the page map connects to the live WAL.
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// The last transaction handed to a sink, skipped or rolled forward to.
+    pub fn position(&self) -> Option<Pos> {
+        match self.kept.front() {
+            Some(kept) => {
+                Some(Pos { txid: Txid::new(kept.meta.range.min().get() - 1)?, checksum: kept.meta.pre? })
+            }
+            None => self.tracked.as_ref().map(|t| t.position),
+        }
+    }
+
+    /// Identity of the history; 0 while none was given.
+    pub fn lineage(&self) -> u64 {
+        self.store.anchor().lineage
+    }
+
+    /// Gives the history its identity; on disk when this returns.
+    pub fn set_lineage(&mut self, lineage: u64) -> Result<(), CaptureError> {
+        let anchor = Anchor { lineage, ..*self.store.anchor() };
+        self.store.reanchor(anchor)?;
+        Ok(())
+    }
+
+    /// True when something may have been committed since [`Capture::next`] last said [`Next::UpToDate`]. Costs twelve loads
+    /// from memory, no system call.
+    pub fn header_moved(&self) -> bool {
+        !self.kept.is_empty() || self.seen != Some(self.files.glance())
+    }
+
+    /// Bytes of the log that hold committed frames of this generation.
+    pub fn wal_bytes(&self) -> u64 {
+        let page_size = self.tracked.as_ref().map(|t| t.map.page_size());
+        page_size.map_or(0, |size| FrameNo(header::last_frame(&self.files.glance())).end(size))
+    }
+
+    /// What it is doing.
+    pub fn state(&self) -> State {
+        match self.standing {
+            Standing::Aligned if self.upkeep.is_waiting() => State::Backfill,
+            Standing::Aligned => State::Tail,
+            Standing::Gap | Standing::Fresh => State::Align,
+        }
+    }
+
+    /// The hub holds everything up to `txid` on its disk: those frames are captured.
+    pub fn acked(&mut self, txid: Txid) {
+        if let Some(tracked) = &mut self.tracked {
+            tracked.ledger.captured_to(txid);
+        }
+    }
+
+    /// Ends the capture: saves what is acked, checkpoints if nothing is left to capture, gives the lock back. The `-wal`
+    /// file stays.
+    pub fn detach(mut self) -> Result<(), CaptureError> {
+        self.final_pass()
+    }
+
+    /// A header that is whole; repairs a torn one.
+    fn header(&mut self) -> Result<Header, CaptureError> {
+        if let Some(header) = self.files.header().verify() {
+            return Ok(header);
+        }
+        let begun = Instant::now();
+        let mut repaired = false;
+        loop {
+            if begun.elapsed() >= TORN_PATIENCE {
+                if repaired {
+                    return Err(CaptureError::Torn);
+                }
+                match self.files.repair() {
+                    Err(e) if !e.is_busy() => return Err(e.into()),
+                    _ => repaired = true,
+                }
+            } else {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+            if let Some(header) = self.files.header().verify() {
+                return Ok(header);
+            }
+        }
+    }
+
+    /// After a broken promise the place in the log is worth nothing: forget it, here and on disk.
+    fn settle<T>(&mut self, result: Result<T, CaptureError>) -> Result<T, CaptureError> {
+        if let Err(CaptureError::Broken(_)) = &result {
+            self.let_go();
+            // Best effort: if it cannot be written, the next attach meets the same violation again.
+            let _ = self.store.reanchor(Anchor { wal: None, ..*self.store.anchor() });
+        }
+        result
+    }
+
+    /// TAIL ends: the frames after the cursor cannot be had any more.
+    fn let_go(&mut self) {
+        self.cursor = None;
+        self.kept.clear();
+        self.upkeep = Upkeep::default();
+        self.files.release();
+        if self.standing == Standing::Aligned {
+            self.standing = Standing::Gap;
+        }
+    }
+
+    /// Books a transaction that went out (or was skipped).
+    fn book(
+        &mut self,
+        position: Pos,
+        commit: u32,
+        changes: Vec<Change>,
+        end: WalPosition,
+    ) -> Result<(), CaptureError> {
+        let (Some(tracked), Some(cursor)) = (&mut self.tracked, &mut self.cursor) else {
+            unreachable!("BUG: a transaction without a place")
+        };
+        tracked.map.apply(&changes, commit, position.txid).map_err(Broken::Growth)?;
+        tracked.position = position;
+        tracked.ledger.handed_out(Point { position, wal: Some(end), commit }, changes);
+        cursor.wal = end;
+        cursor.commits = cursor.commits.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Saves a page map that was rolled forward, so that the next attach need not fetch it again.
+    fn save_rolled(&mut self) -> Result<(), CaptureError> {
+        if let Some(tracked) = self.tracked.as_mut().filter(|t| t.rolled) {
+            let anchor =
+                Anchor { lineage: self.store.anchor().lineage, position: Some(tracked.position), wal: None };
+            self.store.rewrite(anchor, Some(&tracked.map))?;
+            tracked.rolled = false;
+        }
+        Ok(())
+    }
+
+    /// Saves the captured state, so that its frames may be backfilled.
+    fn save(&mut self) -> Result<(), CaptureError> {
+        let Some(tracked) = &mut self.tracked else {
+            return Ok(());
+        };
+        let lineage = self.store.anchor().lineage;
+        let ledger = &mut tracked.ledger;
+        if self.store.must_rewrite() {
+            ledger.settle_all();
+        }
+        let rewrite = self.store.wants_rewrite() && ledger.is_settled();
+        if let Some((point, changes)) = ledger.unsaved() {
+            let anchor = Anchor { lineage, position: Some(point.position), wal: point.wal };
+            if rewrite {
+                self.store.rewrite(anchor, Some(&tracked.map))?;
+            } else {
+                self.store.append(anchor, tracked.map.page_size(), point.commit, changes)?;
+            }
+            ledger.saved();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Capture")
+            .field("path", &self.options.path)
+            .field("standing", &self.standing)
+            .field("position", &self.position())
+            .field("cursor", &self.cursor)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,489 @@
+//! The page map on disk: a `base` with every entry and an append-only `journal` with what changed since.
+//!
+//! ```text
+//! base    = "WHPMbas1" | sequence u64 | anchor | entry × commit | crc u64
+//! journal = "WHPMjrn1" | sequence u64 | record …
+//! record  = anchor | count u32 | (page u32, entry) × count | crc u64        all integers little-endian
+//! entry   = checksum u64, txid u64
+//! anchor  = lineage u64 | txid u64 | database checksum u64 | page size u32 | commit u32
+//!           | has wal u32 | salts u32 × 2 | frame u32 | frame checksum u32 × 2
+//! ```
+//!
+//! Invariants
+//! - What [`Store::open`] returns is exactly what one `save` was called with: a record counts when its CRC matches and
+//!   every record before it counts, and the database checksum of the anchor must be that of the entries.
+//! - A save is on disk when it returns. Killed in the middle, the save before it counts.
+//! - A journal belongs to the base with its sequence number; any other is what a crash left between the two steps of a
+//!   rewrite, and is already contained in the base.
+//! - The journal is bounded by a few times its base: it asks for a rewrite when it is larger, and insists later.
+//!
+//! A state that does not verify is not used at all: the database is then treated as one that was never seen.
+
+use super::{Entry, PageMap};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use walhub_common::checksum::FileDigest;
+use walhub_common::wal::{FrameNo, Salts, WalPosition};
+use walhub_common::{Checksum, PageSize, Pos, Txid};
+
+const BASE_MAGIC: &[u8; 8] = b"WHPMbas1";
+const JOURNAL_MAGIC: &[u8; 8] = b"WHPMjrn1";
+const ANCHOR_BYTES: usize = 3 * 8 + 8 * 4;
+const CHANGE_BYTES: usize = 20;
+const ENTRY_BYTES: usize = 16;
+/// A journal shorter than this is never worth a rewrite.
+const SMALL_JOURNAL: u64 = 64 * 1024;
+
+/// A state file that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("state file {}: {source}", path.display())]
+pub struct StateError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// What a saved page map is a map of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Anchor {
+    /// Identity of the history; 0 while the hub has not given one.
+    pub lineage: u64,
+    /// Transaction and database checksum.
+    pub position: Option<Pos>,
+    /// Where in the WAL that is; `None` when no place in a WAL is known to be it.
+    pub wal: Option<WalPosition>,
+}
+
+/// The files of one database.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    sequence: u64,
+    base_bytes: u64,
+    journal_bytes: u64,
+    anchor: Anchor,
+    /// Page size and pages of the saved map; `None` while there is none.
+    shape: Option<(PageSize, u32)>,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The files, ready to be written.
+    pub store: Store,
+    /// The page map, if one was ever saved.
+    pub map: Option<PageMap>,
+    /// What was there and could not be used.
+    pub discarded: Option<String>,
+}
+
+impl Store {
+    /// Opens the folder, creating it if needed, and reads what was saved last.
+    pub fn open(folder: &Path) -> Result<Loaded, StateError> {
+        let fault = |source| StateError { path: folder.to_owned(), source };
+        fs::create_dir_all(folder).map_err(fault)?;
+        let mut store = Store {
+            folder: folder.to_owned(),
+            sequence: 0,
+            base_bytes: 0,
+            journal_bytes: 0,
+            anchor: Anchor::default(),
+            shape: None,
+        };
+        match store.load() {
+            Ok(map) => Ok(Loaded { store, map, discarded: None }),
+            Err(Unusable::Io(error)) => Err(error),
+            Err(Unusable::Damaged(what)) => {
+                // Its number might be garbled as well, so no journal may be left that a new base could take for its own.
+                store.remove_journal()?;
+                let fresh = Store {
+                    base_bytes: 0,
+                    journal_bytes: 0,
+                    anchor: Anchor::default(),
+                    shape: None,
+                    ..store
+                };
+                Ok(Loaded { store: fresh, map: None, discarded: Some(what) })
+            }
+        }
+    }
+
+    /// What the last save was anchored to.
+    pub fn anchor(&self) -> &Anchor {
+        &self.anchor
+    }
+
+    /// True when the next save should be a [`Store::rewrite`].
+    pub fn wants_rewrite(&self) -> bool {
+        self.base_bytes == 0 || self.journal_bytes > self.base_bytes.max(SMALL_JOURNAL)
+    }
+
+    /// True when the next save must be one, whatever it costs.
+    pub fn must_rewrite(&self) -> bool {
+        self.journal_bytes > 4 * self.base_bytes.max(SMALL_JOURNAL)
+    }
+
+    /// Saves another anchor for the map that is saved already.
+    pub fn reanchor(&mut self, anchor: Anchor) -> Result<(), StateError> {
+        if self.base_bytes == 0 {
+            return self.rewrite(anchor, None);
+        }
+        let (page_size, commit) = self.shape.unzip();
+        self.append_any(anchor, page_size, commit.unwrap_or(0), &[])
+    }
+
+    /// Appends what changed since the last save: entries ascending by page, none above the commit size.
+    pub fn append(
+        &mut self,
+        anchor: Anchor,
+        page_size: PageSize,
+        commit: u32,
+        changes: &[(u32, Entry)],
+    ) -> Result<(), StateError> {
+        self.append_any(anchor, Some(page_size), commit, changes)
+    }
+
+    fn append_any(
+        &mut self,
+        anchor: Anchor,
+        page_size: Option<PageSize>,
+        commit: u32,
+        changes: &[(u32, Entry)],
+    ) -> Result<(), StateError> {
+        assert!(self.base_bytes > 0, "BUG: a journal without a base");
+        let path = self.journal_path();
+        let appended = self.append_record(&path, &anchor, page_size, commit, changes);
+        self.journal_bytes = appended.map_err(|source| StateError { path, source })?;
+        self.anchor = anchor;
+        self.shape = page_size.map(|size| (size, commit));
+        Ok(())
+    }
+
+    /// Writes everything anew. `None`: there is no page map yet, only an anchor.
+    pub fn rewrite(&mut self, anchor: Anchor, map: Option<&PageMap>) -> Result<(), StateError> {
+        let path = self.base_path();
+        let written = self.write_base(&path, &anchor, map);
+        self.base_bytes = written.map_err(|source| StateError { path, source })?;
+        self.sequence += 1;
+        self.journal_bytes = 0;
+        self.anchor = anchor;
+        self.shape = map.map(|map| (map.page_size(), map.commit()));
+        Ok(())
+    }
+
+    fn base_path(&self) -> PathBuf {
+        self.folder.join("base")
+    }
+
+    fn journal_path(&self) -> PathBuf {
+        self.folder.join("journal")
+    }
+
+    fn remove_journal(&self) -> Result<(), StateError> {
+        let path = self.journal_path();
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError { path, source }),
+            _ => Ok(()),
+        }
+    }
+
+    fn write_base(&self, path: &Path, anchor: &Anchor, map: Option<&PageMap>) -> io::Result<u64> {
+        let temporary = path.with_extension("tmp");
+        let mut out = Summed::new(BufWriter::new(File::create(&temporary)?));
+        out.put(BASE_MAGIC)?;
+        out.put(&(self.sequence + 1).to_le_bytes())?;
+        out.put(&encode_anchor(anchor, map.map(PageMap::page_size), map.map_or(0, PageMap::commit)))?;
+        for entry in map.map_or(&[][..], PageMap::entries) {
+            out.put(&encode_entry(entry))?;
+        }
+        let (out, bytes) = out.finish()?;
+        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        fs::rename(&temporary, path)?;
+        sync_folder(&self.folder)?;
+        Ok(bytes)
+    }
+
+    fn append_record(
+        &self,
+        path: &Path,
+        anchor: &Anchor,
+        page_size: Option<PageSize>,
+        commit: u32,
+        changes: &[(u32, Entry)],
+    ) -> io::Result<u64> {
+        let fresh = self.journal_bytes == 0;
+        let file = if fresh {
+            File::create(path)?
+        } else {
+            let file = OpenOptions::new().append(true).open(path)?;
+            // What a failed save may have left behind.
+            file.set_len(self.journal_bytes)?;
+            file
+        };
+        let mut out = BufWriter::new(file);
+        let mut bytes = self.journal_bytes;
+        if fresh {
+            out.write_all(JOURNAL_MAGIC)?;
+            out.write_all(&self.sequence.to_le_bytes())?;
+            bytes = 16;
+        }
+        let mut out = Summed::new(out);
+        out.put(&encode_anchor(anchor, page_size, commit))?;
+        out.put(&u32::try_from(changes.len()).expect("BUG: more changes than pages").to_le_bytes())?;
+        for (pgno, entry) in changes {
+            out.put(&pgno.to_le_bytes())?;
+            out.put(&encode_entry(entry))?;
+        }
+        let (out, record) = out.finish()?;
+        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_data()?;
+        if fresh {
+            sync_folder(&self.folder)?;
+        }
+        Ok(bytes + record)
+    }
+
+    fn load(&mut self) -> Result<Option<PageMap>, Unusable> {
+        let Some(mut state) = self.load_base()? else {
+            return Ok(None);
+        };
+        self.replay_journal(&mut state)?;
+        self.anchor = state.anchor;
+        let Some(map) = state.map.map(PageMap::settle) else {
+            return Ok(None);
+        };
+        self.shape = Some((map.page_size(), map.commit()));
+        if self.anchor.position.map(|p| p.checksum) != Some(map.checksum()) {
+            return Err(Unusable::Damaged("the entries do not add up to the database checksum".into()));
+        }
+        Ok(Some(map))
+    }
+
+    fn load_base(&mut self) -> Result<Option<State>, Unusable> {
+        let path = self.base_path();
+        let io = |source| Unusable::from_io(&path, source);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io(e)),
+        };
+        let length = file.metadata().map_err(io)?.len();
+        let mut input = SummedReader::new(BufReader::new(file), length);
+        let magic: [u8; 8] = input.take().map_err(io)?;
+        self.sequence = u64::from_le_bytes(input.take().map_err(io)?);
+        if &magic != BASE_MAGIC {
+            return Err(Unusable::Damaged("base: not a page map".into()));
+        }
+        let (anchor, page_size, commit) = decode_anchor(&input.take().map_err(io)?);
+        if input.left != u64::from(commit) * ENTRY_BYTES as u64 + 8 {
+            return Err(Unusable::Damaged("base: its length does not fit its header".into()));
+        }
+        let mut entries = Vec::with_capacity(commit as usize);
+        for _ in 0..commit {
+            entries.push(decode_entry(&input.take().map_err(io)?));
+        }
+        if !input.verified().map_err(io)? {
+            return Err(Unusable::Damaged("base: checksum mismatch".into()));
+        }
+        self.base_bytes = length;
+        let map = page_size.map(|page_size| PageMap { page_size, entries, checksum: Checksum::EMPTY });
+        Ok(Some(State { anchor, map }))
+    }
+
+    fn replay_journal(&mut self, state: &mut State) -> Result<(), Unusable> {
+        let path = self.journal_path();
+        let io = |source| Unusable::from_io(&path, source);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(io(e)),
+        };
+        let mut left = file.metadata().map_err(io)?.len();
+        let mut input = BufReader::new(file);
+        let mut head = [0; 16];
+        if left < 16 {
+            return Ok(());
+        }
+        input.read_exact(&mut head).map_err(io)?;
+        if &head[..8] != JOURNAL_MAGIC || head[8..] != self.sequence.to_le_bytes() {
+            return Ok(());
+        }
+        left -= 16;
+        self.journal_bytes = 16;
+        while let Some(record) = read_record(&mut input, left).map_err(io)? {
+            if !state.apply(&record) {
+                return Err(Unusable::Damaged("journal: a record that does not fit its database".into()));
+            }
+            left -= record.bytes;
+            self.journal_bytes += record.bytes;
+        }
+        Ok(())
+    }
+}
+
+/// The state while it is being read.
+struct State {
+    anchor: Anchor,
+    map: Option<PageMap>,
+}
+
+impl State {
+    fn apply(&mut self, record: &Record) -> bool {
+        self.anchor = record.anchor;
+        match (&mut self.map, record.page_size) {
+            (Some(map), Some(page_size)) => {
+                map.page_size == page_size && map.replay(record.commit, &record.changes).is_some()
+            }
+            (None, None) => true,
+            _ => false,
+        }
+    }
+}
+
+struct Record {
+    anchor: Anchor,
+    page_size: Option<PageSize>,
+    commit: u32,
+    changes: Vec<(u32, Entry)>,
+    bytes: u64,
+}
+
+/// The next record, or `None` at the end: clean, torn, or a record that was never finished.
+fn read_record(input: &mut impl Read, left: u64) -> io::Result<Option<Record>> {
+    let head = ANCHOR_BYTES as u64 + 4;
+    if left < head + 8 {
+        return Ok(None);
+    }
+    let mut input = SummedReader::new(input, left);
+    let (anchor, page_size, commit) = decode_anchor(&input.take()?);
+    let count = u32::from_le_bytes(input.take()?);
+    let bytes = head + u64::from(count) * CHANGE_BYTES as u64 + 8;
+    if bytes > left {
+        return Ok(None);
+    }
+    let mut changes = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        let pgno = u32::from_le_bytes(input.take()?);
+        changes.push((pgno, decode_entry(&input.take()?)));
+    }
+    Ok(input.verified()?.then_some(Record { anchor, page_size, commit, changes, bytes }))
+}
+
+enum Unusable {
+    Io(StateError),
+    Damaged(String),
+}
+
+impl Unusable {
+    fn from_io(path: &Path, source: io::Error) -> Unusable {
+        match source.kind() {
+            io::ErrorKind::UnexpectedEof => Unusable::Damaged(format!("{}: cut off", path.display())),
+            _ => Unusable::Io(StateError { path: path.to_owned(), source }),
+        }
+    }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn encode_anchor(anchor: &Anchor, page_size: Option<PageSize>, commit: u32) -> [u8; ANCHOR_BYTES] {
+    let mut out = [0; ANCHOR_BYTES];
+    let longs = [
+        anchor.lineage,
+        anchor.position.map_or(0, |p| p.txid.get()),
+        anchor.position.map_or(0, |p| p.checksum.get()),
+    ];
+    let wal = anchor
+        .wal
+        .map_or([0; 6], |w| [1, w.salts.0[0], w.salts.0[1], w.frame.get(), w.checksum[0], w.checksum[1]]);
+    for (out, value) in out.chunks_exact_mut(8).zip(longs) {
+        out.copy_from_slice(&value.to_le_bytes());
+    }
+    let words = [page_size.map_or(0, PageSize::get), commit].into_iter().chain(wal);
+    for (out, value) in out[24..].chunks_exact_mut(4).zip(words) {
+        out.copy_from_slice(&value.to_le_bytes());
+    }
+    out
+}
+
+fn decode_anchor(bytes: &[u8; ANCHOR_BYTES]) -> (Anchor, Option<PageSize>, u32) {
+    let long = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("BUG: 8 bytes"));
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("BUG: 4 bytes"));
+    let position = match (Txid::new(long(8)), Checksum::new(long(16))) {
+        (Some(txid), Some(checksum)) => Some(Pos { txid, checksum }),
+        _ => None,
+    };
+    let wal = (word(32) == 1).then(|| WalPosition {
+        salts: Salts([word(36), word(40)]),
+        frame: FrameNo(word(44)),
+        checksum: [word(48), word(52)],
+    });
+    (Anchor { lineage: long(0), position, wal }, PageSize::new(word(24)), word(28))
+}
+
+fn encode_entry(entry: &Entry) -> [u8; ENTRY_BYTES] {
+    let mut out = [0; ENTRY_BYTES];
+    out[..8].copy_from_slice(&entry.checksum.to_le_bytes());
+    out[8..].copy_from_slice(&entry.txid.to_le_bytes());
+    out
+}
+
+fn decode_entry(bytes: &[u8; ENTRY_BYTES]) -> Entry {
+    let long = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("BUG: 8 bytes"));
+    Entry { checksum: long(0), txid: long(8) }
+}
+
+/// Writes and sums; ends with the sum.
+struct Summed<W> {
+    out: W,
+    digest: FileDigest,
+    bytes: u64,
+}
+
+impl<W: Write> Summed<W> {
+    fn new(out: W) -> Self {
+        Self { out, digest: FileDigest::default(), bytes: 0 }
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.digest.update(bytes);
+        self.bytes += bytes.len() as u64;
+        self.out.write_all(bytes)
+    }
+
+    fn finish(mut self) -> io::Result<(W, u64)> {
+        self.out.write_all(&self.digest.finish().get().to_le_bytes())?;
+        Ok((self.out, self.bytes + 8))
+    }
+}
+
+/// Reads and sums.
+struct SummedReader<R> {
+    input: R,
+    digest: FileDigest,
+    left: u64,
+}
+
+impl<R: Read> SummedReader<R> {
+    fn new(input: R, left: u64) -> Self {
+        Self { input, digest: FileDigest::default(), left }
+    }
+
+    fn take<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.input.read_exact(&mut bytes)?;
+        self.digest.update(&bytes);
+        self.left = self.left.saturating_sub(N as u64);
+        Ok(bytes)
+    }
+
+    fn verified(mut self) -> io::Result<bool> {
+        let computed = self.digest.finish().get();
+        Ok(u64::from_le_bytes(self.take()?) == computed)
+    }
+}
+
+#[cfg(test)]
+mod tests;
