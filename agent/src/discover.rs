@@ -195,6 +195,19 @@ fn name_of(folder: &Path, file: &Path, prefix: &str) -> Result<DatabaseName, Str
     DatabaseName::new(sanitised(&text)).map_err(|e| format!("{e}{hint}"))
 }
 
+/// The name that a file would have if it existed: a restore must find it although it is gone.
+pub fn name_in(sources: &[Source], path: &Path) -> Option<DatabaseName> {
+    sources.iter().find_map(|source| match source {
+        Source::Path { path: listed, name } => (listed == path).then(|| name.clone()),
+        Source::Folder { folder, pattern, recursive, prefix } => {
+            let parent = path.parent()?;
+            let within = if *recursive { parent.starts_with(folder) } else { parent == folder };
+            let matches = pattern.matches(path.file_name()?.to_str()?);
+            if within && matches { name_of(folder, path, prefix).ok() } else { None }
+        }
+    })
+}
+
 /// The default name of a file listed with `path:`.
 pub fn default_name(path: &Path) -> Option<DatabaseName> {
     DatabaseName::new(sanitised(&path.file_name()?.to_string_lossy())).ok()
@@ -236,7 +249,14 @@ mod tests {
     fn a_pattern_finds_databases_and_not_their_companions() {
         let dir = tempfile::tempdir().unwrap();
         let app = touch(dir.path().join("app.db"));
-        for other in ["app.db-wal", "app.db-shm", "app.db-journal", "notes.txt", ".hidden.db", "x.db.walhub-restore.tmp"] {
+        for other in [
+            "app.db-wal",
+            "app.db-shm",
+            "app.db-journal",
+            "notes.txt",
+            ".hidden.db",
+            "x.db.walhub-restore.tmp",
+        ] {
             touch(dir.path().join(other));
         }
         touch(dir.path().join("below/deep.db"));
@@ -287,6 +307,15 @@ mod tests {
         let found = scan(&[listed, folder(dir.path(), "*.db", false, "")], &nothing_before);
         assert_eq!(found.found.len(), 1);
         assert_eq!(found.found[&name("main")], Found { name: name("main"), path, fixed: true });
+    }
+
+    #[test]
+    fn a_file_that_is_gone_still_has_its_name() {
+        let sources = [folder(Path::new("/tenants"), "*.db", true, "eu-")];
+        let gone = |path: &str| name_in(&sources, Path::new(path));
+        assert_eq!(gone("/tenants/acme/shop.db"), Some(name("eu-acme-shop.db")));
+        assert_eq!(gone("/tenants/acme/shop.txt"), None);
+        assert_eq!(gone("/elsewhere/shop.db"), None);
     }
 
     #[test]

@@ -4,13 +4,14 @@ use super::fetch::fetch;
 use super::follower::{Follower, Pumped, RollError, Target};
 use super::sink::Chunker;
 use super::{Database, FileId, State};
-use crate::capture::CaptureError;
+use crate::capture::{CaptureError, State as CaptureState};
 use crate::ship::inbox::{Mail, Opened, Refusal};
 use crate::ship::link::{Closed, Link};
 use crate::ship::resume::{Situation, Step, decide};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 use walhub_common::backoff::Backoff;
 use walhub_common::restore::feed;
@@ -128,7 +129,9 @@ impl<'a> Driver<'a> {
         let detached = tokio::task::spawn_blocking(move || follower.capture.detach()).await;
         match detached {
             Ok(Ok(())) => {}
-            Ok(Err(e)) => tracing::warn!(database = %self.db.name, error = %e, "the database was not let go cleanly"),
+            Ok(Err(e)) => {
+                tracing::warn!(database = %self.db.name, error = %e, "the database was not let go cleanly")
+            }
             Err(e) => tracing::error!(database = %self.db.name, error = %e, "a bug ended the detach"),
         }
     }
@@ -212,8 +215,10 @@ impl<'a> Driver<'a> {
     async fn opened(&mut self, opened: &Opened) -> Result<(), End> {
         let ours = self.home().capture.lineage();
         if ours != 0 && ours != opened.lineage {
-            let text =
-                format!("the hub holds lineage {:016x} under this name, this file is {ours:016x}", opened.lineage);
+            let text = format!(
+                "the hub holds lineage {:016x} under this name, this file is {ours:016x}",
+                opened.lineage
+            );
             return Err(End::Fork(text));
         }
         if ours == 0 {
@@ -232,9 +237,10 @@ impl<'a> Driver<'a> {
     async fn take(&mut self, step: Step, to: &Target) -> Result<(), End> {
         match step {
             Step::Follow => Ok(()),
-            Step::Fork { ours, hub } => {
-                Err(End::Fork(format!("transaction {} is {} here and {} at the hub", hub.txid, ours.checksum, hub.checksum)))
-            }
+            Step::Fork { ours, hub } => Err(End::Fork(format!(
+                "transaction {} is {} here and {} at the hub",
+                hub.txid, ours.checksum, hub.checksum
+            ))),
             Step::Resend => self.resend(&to.link).await,
             Step::Replay { until } => {
                 let inbox = to.inbox.clone();
@@ -243,7 +249,7 @@ impl<'a> Driver<'a> {
                 self.look(&to.link)
             }
             Step::Delta { since } => {
-                let _turn = self.turn().await;
+                let _turn = turn(self.db).await;
                 let to = to.clone();
                 let had = self.home().capture.position().is_some();
                 let link = to.link.clone();
@@ -256,11 +262,11 @@ impl<'a> Driver<'a> {
                 Ok(())
             }
             Step::RollForward { after, until } => {
-                let _turn = self.turn().await;
+                let _turn = turn(self.db).await;
                 self.roll_forward(&to.link, after, until).await
             }
             Step::Heal => {
-                let _turn = self.turn().await;
+                let _turn = turn(self.db).await;
                 let to = to.clone();
                 let link = to.link.clone();
                 let sent = self.blocking(move |f| f.heal(&to)).await?;
@@ -332,10 +338,7 @@ impl<'a> Driver<'a> {
                         return Ok(());
                     }
                 }
-                Pumped::UpToDate => {
-                    self.maintain().await?;
-                    glance = self.news(&to.link).await?;
-                }
+                Pumped::UpToDate => glance = self.news(&to.link).await?,
             }
         }
     }
@@ -355,8 +358,10 @@ impl<'a> Driver<'a> {
                 self.unexplained = Some(Instant::now());
                 return Ok(!self.home().capture.header_moved());
             }
-            if mail.buffered.is_some() {
-                self.maintain().await?;
+            // A checkpoint that waits for acks; with nothing to checkpoint no thread is woken.
+            if (mail.buffered.is_some() || mail.poll) && self.home().capture.state() == CaptureState::Backfill
+            {
+                self.blocking(|f| f.capture.maintain()).await?.map_err(failed)?;
             }
         }
     }
@@ -445,11 +450,6 @@ impl<'a> Driver<'a> {
         Ok(lost > 0)
     }
 
-    async fn maintain(&mut self) -> Result<(), End> {
-        self.blocking(|f| f.capture.maintain()).await?.map_err(failed)?;
-        Ok(())
-    }
-
     /// The next mail, with what concerns every state done. Cancel-safe.
     async fn mail(&mut self) -> Result<Mail, End> {
         self.db.inbox.wait().await;
@@ -498,7 +498,11 @@ impl<'a> Driver<'a> {
     fn account(&self) {
         let Some(home) = &self.follower else { return };
         let report = &self.db.report;
-        report.progress(home.capture.position().map(|p| p.txid), home.capture.wal_bytes(), home.window.unacked_bytes());
+        report.progress(
+            home.capture.position().map(|p| p.txid),
+            home.capture.wal_bytes(),
+            home.window.unacked_bytes(),
+        );
         report.waiting_since(home.window.oldest().map(|e| e.meta.agent_time_ms));
     }
 
@@ -547,10 +551,6 @@ impl<'a> Driver<'a> {
         }
     }
 
-    async fn turn(&self) -> tokio::sync::SemaphorePermit<'a> {
-        self.db.shared.turns.acquire().await.expect("BUG: turns are never closed")
-    }
-
     fn home(&self) -> &Follower {
         self.follower.as_ref().expect("BUG: the follower is at home")
     }
@@ -575,6 +575,11 @@ impl<'a> Driver<'a> {
     }
 }
 
+/// A turn for long work.
+async fn turn(db: &Database) -> SemaphorePermit<'_> {
+    db.shared.turns.acquire().await.expect("BUG: turns are never closed")
+}
+
 fn on(link: &Link, mail: Mail) -> Result<Mail, End> {
     if link.is_closed() {
         return Err(End::Link);
@@ -585,8 +590,20 @@ fn on(link: &Link, mail: Mail) -> Result<Mail, End> {
     }
 }
 
+/// What a failed capture call means. After most of them the capture knows by itself where it stands; after the rest it
+/// is attached anew.
 fn failed(error: CaptureError) -> End {
-    End::Failed(error.to_string())
+    match error {
+        CaptureError::Moved => End::Replaced,
+        CaptureError::Broken(_)
+        | CaptureError::Torn
+        | CaptureError::Ltx(_)
+        | CaptureError::NoDelta { .. }
+        | CaptureError::NoPageMap
+        | CaptureError::RollForward { .. }
+        | CaptureError::Sink(_) => End::Later(error.to_string()),
+        CaptureError::Sqlite(_) | CaptureError::State(_) => End::Failed(error.to_string()),
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

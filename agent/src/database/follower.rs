@@ -47,7 +47,12 @@ pub(super) enum Pumped {
 
 impl Follower {
     /// Sends committed transactions one by one.
-    pub(super) fn pump(&mut self, to: &Target, glance: bool, last_pass: bool) -> Result<Pumped, CaptureError> {
+    pub(super) fn pump(
+        &mut self,
+        to: &Target,
+        glance: bool,
+        last_pass: bool,
+    ) -> Result<Pumped, CaptureError> {
         if glance {
             for pause in GLANCES {
                 if self.capture.header_moved() {
@@ -64,7 +69,10 @@ impl Follower {
             let mut sink = LinkSink::new(&to.link, &to.inbox, to.handle, Keep::new(&to.budget), last_pass);
             match self.capture.next(&mut sink)? {
                 Next::Sent(meta) => self.window.push(sink.entry(&meta)),
-                Next::UpToDate => return Ok(Pumped::UpToDate),
+                Next::UpToDate => {
+                    self.capture.maintain()?;
+                    return Ok(Pumped::UpToDate);
+                }
                 Next::Lost(_) => return Ok(Pumped::Lost),
             }
             if begun.elapsed() >= SLICE {

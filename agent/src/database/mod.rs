@@ -192,7 +192,9 @@ impl Database {
                 if mail.stop {
                     return None;
                 }
-                if mail.files || (mail.poll && !needs_hub) || (needs_hub && self.shared.board.link().is_some())
+                if mail.files
+                    || (mail.poll && !needs_hub)
+                    || (needs_hub && self.shared.board.link().is_some())
                 {
                     break;
                 }
@@ -253,7 +255,9 @@ impl Database {
         let mut wal = std::fs::canonicalize(&self.path).map_err(|e| e.to_string())?.into_os_string();
         wal.push("-wal");
         let watch = self.shared.watcher.wal(Path::new(&wal), self.inbox.clone()).map_err(|e| {
-            format!("its -wal file cannot be watched: {e}; raise fs.inotify.max_user_watches if that is the limit")
+            format!(
+                "its -wal file cannot be watched: {e}; raise fs.inotify.max_user_watches if that is the limit"
+            )
         })?;
         Ok((id, watch))
     }

@@ -36,7 +36,6 @@ pub enum State {
 
 /// One database, as `status --json` prints it. TXIDs are 0 when there is none yet.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct DatabaseStatus {
     /// Name at the hub.
     pub name: String,

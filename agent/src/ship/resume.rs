@@ -205,7 +205,8 @@ mod tests {
                     self.s.exhausted = reached < until.txid.get();
                 }
                 Step::Delta { since } => {
-                    let base = self.s.position.map_or(0, |p| p.txid.get()).max(since.map_or(0, |p| p.txid.get()));
+                    let base =
+                        self.s.position.map_or(0, |p| p.txid.get()).max(since.map_or(0, |p| p.txid.get()));
                     let txid = (base + u64::from(self.dirty)).max(1);
                     self.aligned_at(pos(txid));
                     self.s.hub = self.s.position;

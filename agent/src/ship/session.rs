@@ -240,9 +240,8 @@ impl Session {
                 None => Err(SessionError::Ended),
             }
         };
-        let (welcome, answers) = tokio::time::timeout(WELCOME_TIMEOUT, opening)
-            .await
-            .unwrap_or(Err(SessionError::NoWelcome))?;
+        let (welcome, answers) =
+            tokio::time::timeout(WELCOME_TIMEOUT, opening).await.unwrap_or(Err(SessionError::NoWelcome))?;
         self.welcomed(epoch, &welcome).await?;
         self.streams += 1;
         let max_chunk = welcome.max_chunk_bytes as usize;
@@ -273,10 +272,7 @@ impl Session {
         Ok(())
     }
 
-    async fn route(
-        &self,
-        mut answers: Streaming<v1::ReplicateResponse>,
-    ) -> Result<(), SessionError> {
+    async fn route(&self, mut answers: Streaming<v1::ReplicateResponse>) -> Result<(), SessionError> {
         while let Some(answer) = answers.message().await? {
             match answer.message {
                 Some(Response::Opened(opened)) => {

@@ -222,8 +222,7 @@ impl Window {
     /// The segments after `hub`, when all of them can be sent again.
     pub fn after(&self, hub: Option<Pos>) -> Option<impl ExactSizeIterator<Item = &Entry>> {
         let (txid, checksum) = (hub.map(|p| p.txid), hub.map(|p| p.checksum));
-        let first =
-            self.entries.iter().position(|e| e.meta.range.follows(txid) && e.meta.pre == checksum)?;
+        let first = self.entries.iter().position(|e| e.meta.range.follows(txid) && e.meta.pre == checksum)?;
         let rest = self.entries.range(first..);
         rest.clone().all(|e| e.chunks().is_some()).then_some(rest)
     }

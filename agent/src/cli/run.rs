@@ -1,0 +1,53 @@
+//! `walhub-agent run`: config ▸ build ▸ spawn ▸ signal ▸ shutdown with a deadline.
+
+use super::{ConfigArgs, Failure};
+use crate::app::{App, BLOCKING_THREADS};
+use crate::config::Certificates;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use walhub_common::telemetry;
+
+/// One thread serves the network while another follows files.
+const WORKER_THREADS: usize = 2;
+/// How long the databases may take to be let go.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Follow the configured databases until SIGTERM or Ctrl-C
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  walhub-agent run --config /etc/walhub/agent.yml")]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+        let config = self.config.read(Certificates::Check)?;
+        telemetry::init(config.log_format, &config.log_level);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(WORKER_THREADS)
+            .max_blocking_threads(BLOCKING_THREADS)
+            .enable_all()
+            .build()?;
+        let in_time = runtime.block_on(async {
+            let (mut interrupt, mut terminate) =
+                (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+            let running = App::build(config)?.spawn();
+            let signal = tokio::select! {
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
+            };
+            tracing::info!(signal, "stopping");
+            anyhow::Ok(running.shutdown(SHUTDOWN_DEADLINE).await)
+        })?;
+        // A blocking call that hangs must not keep the process; the kernel drops its locks.
+        runtime.shutdown_background();
+        if !in_time {
+            tracing::warn!(
+                "stopped before every database was let go; the next start compares them with the hub"
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

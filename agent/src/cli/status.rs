@@ -1,0 +1,147 @@
+//! `walhub-agent status`: what the running agent says about itself.
+
+use super::{ConfigArgs, Failure, output};
+use crate::config::Certificates;
+use crate::database::{DatabaseStatus, State};
+use crate::local::client::ask;
+use crate::local::status::AgentStatus;
+use std::process::ExitCode;
+use walhub_common::clock;
+
+/// Show what the running agent follows and how far it is
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The exit code is 0 when an agent answered, whatever it says.
+
+JSON: {\"agent\", \"version\", \"pid\", \"started_ms\", \"state_dir\", \"epoch\", \"hub\": {\"address\", \"connected\", \"since_ms\", \
+\"version\", \"last_error\"}, \"window_bytes\", \"databases\": [{\"name\", \"path\", \"state\", \"captured_txid\", \"buffered_txid\", \
+\"durable_txid\", \"lag_ms\", \"lag_bytes\", \"wal_bytes\", \"lost_restore_points\", \"error\", \"hint\"}], \"faults\": \
+[{\"path\", \"reason\"}]}
+
+Example:
+  walhub-agent status --config agent.yml")]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print JSON, see below
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+        let config = self.config.read(Certificates::Ignore)?;
+        let status = ask(&config.state_dir)?;
+        if self.json {
+            return Ok(output::json(&status)?);
+        }
+        Ok(output::lines(&lines(&status))?)
+    }
+}
+
+fn lines(status: &AgentStatus) -> Vec<String> {
+    let since = clock::format_ms(status.hub.since_ms);
+    let mut lines = vec![
+        format!("agent {}, version {}, pid {}", status.agent, status.version, status.pid),
+        match status.hub.connected {
+            true => format!("hub {}: connected since {since}", status.hub.address),
+            false => format!("hub {}: not connected since {since}", status.hub.address),
+        },
+    ];
+    if let Some(error) = status.hub.last_error.as_ref().filter(|_| !status.hub.connected) {
+        lines.push(format!("  {error}"));
+    }
+    lines.push(String::new());
+    let headings =
+        ["NAME", "STATE", ">CAPTURED", ">BUFFERED", ">DURABLE", ">LAG", ">UNACKED", ">WAL", "PATH"];
+    let rows: Vec<Vec<String>> = status.databases.iter().map(row).collect();
+    lines.extend(output::table(&headings, &rows));
+    for database in &status.databases {
+        if let Some(error) = &database.error {
+            lines.push(format!("{}: {error}", database.name));
+        }
+        if let Some(hint) = &database.hint {
+            lines.push(format!("  {hint}"));
+        }
+        if database.lost_restore_points > 0 {
+            let n = database.lost_restore_points;
+            lines.push(format!(
+                "{}: {n} restore points were given up since the start; no data is missing",
+                database.name
+            ));
+        }
+    }
+    for fault in &status.faults {
+        lines.push(format!("not followed: {}: {}", fault.path.display(), fault.reason));
+    }
+    lines
+}
+
+fn row(database: &DatabaseStatus) -> Vec<String> {
+    let state = match database.state {
+        State::Starting => "starting",
+        State::Absent => "absent",
+        State::WaitingForHub => "waiting for hub",
+        State::Offline => "offline",
+        State::Opening => "opening",
+        State::CatchingUp => "catching up",
+        State::Following => "following",
+        State::Refused => "refused",
+        State::Forked => "forked",
+        State::Failed => "failed",
+        State::Stopped => "stopped",
+    };
+    vec![
+        database.name.clone(),
+        state.into(),
+        database.captured_txid.to_string(),
+        database.buffered_txid.to_string(),
+        database.durable_txid.to_string(),
+        output::millis(database.lag_ms),
+        output::bytes(database.lag_bytes),
+        output::bytes(database.wal_bytes),
+        database.path.display().to_string(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::Report;
+    use crate::local::status::{FaultStatus, HubStatus};
+    use walhub_common::DatabaseName;
+
+    #[test]
+    fn trouble_is_said_in_whole_sentences_below_the_table() {
+        let mut database = Report::new(&DatabaseName::new("app.db").unwrap(), "/srv/app.db".into()).status();
+        database.state = State::Absent;
+        database.error = Some("the file does not exist".into());
+        let status = AgentStatus {
+            agent: "node".into(),
+            version: "1".into(),
+            pid: 7,
+            started_ms: 0,
+            state_dir: "/s".into(),
+            epoch: 1,
+            hub: HubStatus {
+                address: "hub:1".into(),
+                connected: false,
+                since_ms: 0,
+                version: None,
+                last_error: Some("connection refused".into()),
+            },
+            window_bytes: 0,
+            databases: vec![database],
+            faults: vec![FaultStatus { path: "/srv/x".into(), reason: "taken".into() }],
+        };
+        let text = lines(&status).join("\n");
+        for words in [
+            "hub hub:1: not connected since 1970-01-01T00:00:00Z\n  connection refused",
+            "app.db  absent",
+            "app.db: the file does not exist",
+            "not followed: /srv/x: taken",
+        ] {
+            assert!(text.contains(words), "{words:?} in\n{text}");
+        }
+    }
+}
