@@ -1,18 +1,20 @@
 //! The s3 destination against a real server; `./tests/run` starts it.
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use walhub_common::backoff::Class;
-use walhub_common::{DestinationName, Level, TxidRange};
+use walhub_common::{DatabaseKey, DestinationName, Level, PageSize, Pgno, TxidRange, clock, ltx};
 use walhub_store::destinations::config::{S3Config, S3Keys};
 use walhub_store::destinations::s3::S3Destination;
 use walhub_store::destinations::{
     Body, Destination, DestinationError, Fault, FileKey, Put, PutMeta, contract,
 };
+use walhub_store::restore::{self, DestinationSource, DynSource, Piece, Target};
 use walhub_store::testutil;
 
 const BUCKET: &str = "walhub-store";
@@ -53,13 +55,18 @@ async fn the_contract_holds() {
     contract::run(Arc::new(destination(&place().await).await)).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_contract_holds_without_a_prefix() {
+#[tokio::test]
+async fn a_whole_bucket_may_be_the_place() {
     let mut config = place().await;
     config.bucket = format!("walhub-{:08x}", rand::random::<u32>());
     config.prefix = String::new();
     testutil::create_bucket(&config).await;
-    contract::run(Arc::new(destination(&config).await)).await;
+    let (destination, cancel) = (destination(&config).await, CancellationToken::new());
+    destination.probe(&cancel).await.unwrap();
+    assert_eq!(put(&destination).await.unwrap(), Put::Created);
+    assert_eq!(put(&destination).await.unwrap(), Put::AlreadyThere);
+    assert_eq!(destination.list(&key().database, Level::SNAPSHOT, &cancel).await.unwrap().len(), 1);
+    assert_eq!(destination.read_start(&key(), 2, &cancel).await.unwrap(), "lt");
 }
 
 #[tokio::test]
@@ -221,4 +228,53 @@ async fn a_config_that_cannot_work_is_refused_before_any_request() {
         assert!(matches!(error.fault, Fault::Misconfigured(_)), "{error}");
         assert!(error.to_string().contains(word), "{error}");
     }
+}
+
+/// A file of one page, stamped with `time_ms`.
+fn ltx(range: TxidRange, time_ms: i64) -> Bytes {
+    let header = ltx::Header {
+        page_size: PageSize::new(4096).unwrap(),
+        commit: 1,
+        range,
+        timestamp_ms: time_ms,
+        wal_offset: 32,
+        wal_size: 0,
+        wal_salts: [0; 2],
+        node_id: 0,
+        provenance: None,
+    };
+    let mut encoder = ltx::Encoder::new(Vec::new(), header).unwrap();
+    encoder.page(Pgno::FIRST, &[range.max().get() as u8; 4096]).unwrap();
+    encoder.finish().unwrap().0.into()
+}
+
+#[tokio::test]
+async fn a_late_upload_is_restored_by_the_time_of_its_transactions() {
+    let config = place().await;
+    let database: DatabaseKey = "node/late.db".parse().unwrap();
+    let destination = Arc::new(destination(&config).await);
+    let cancel = CancellationToken::new();
+    // An hour of history, uploaded just now: every LastModified is later than every time asked for.
+    let start_ms = clock::now_ms() - 3_600_000;
+    let time_ms = |n: u64| start_ms + n as i64 * 60_000;
+    for n in 1..=20 {
+        let range = TxidRange::from_raw(n, n).unwrap();
+        let key = FileKey { database: database.clone(), level: Level::RAW, range };
+        let meta = PutMeta { time_ms: time_ms(n), post: None };
+        destination.put(&key, Body::Bytes(ltx(range, time_ms(n))), meta, &cancel).await.unwrap();
+    }
+    let sources: [DynSource; 1] = [Arc::new(DestinationSource(destination))];
+    for (asked_ms, reached) in [(time_ms(1), 1), (time_ms(7) + 1, 7), (time_ms(14) - 1, 13), (i64::MAX, 20)] {
+        let target = Target::TimestampMs(asked_ms);
+        let prepared = restore::prepare(&sources, &database, None, target, &cancel).await.unwrap();
+        assert_eq!(prepared.plan.reached.get(), reached);
+        assert_eq!(prepared.header.unwrap().timestamp_ms, time_ms(reached));
+        let pieces = restore::fetch(&sources, &database, &prepared.plan, &cancel);
+        let pieces: Vec<Piece> = pieces.try_collect().await.unwrap();
+        let starts = pieces.iter().filter(|piece| matches!(piece, Piece::Start(_))).count();
+        assert_eq!(starts as u64, reached);
+    }
+    let target = Target::TimestampMs(time_ms(1) - 1);
+    let error = restore::prepare(&sources, &database, None, target, &cancel).await.unwrap_err();
+    assert!(error.to_string().contains("nothing is as old as"), "{error}");
 }

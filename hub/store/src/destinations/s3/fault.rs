@@ -68,6 +68,12 @@ pub(super) fn explain<E: ServiceFault>(error: &SdkError<E>) -> CallError {
             // Only the connect phase has a time limit of the SDK's own: nothing was sent.
             SdkError::TimeoutError(_) => Fault::Unavailable(text),
             SdkError::DispatchFailure(dispatch) if dispatch.is_user() => Fault::Misconfigured(text),
+            // The words of rustls, whose types are not public to us.
+            SdkError::DispatchFailure(_) if text.contains("invalid peer certificate") => {
+                Fault::Misconfigured(format!(
+                    "{text}; renew the server's certificate, or trust its CA (system store, SSL_CERT_FILE)"
+                ))
+            }
             SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() => Fault::Unavailable(text),
             SdkError::DispatchFailure(_) if never_sent(error, &text) => Fault::Unavailable(text),
             _ => Fault::Interrupted(text),
@@ -93,6 +99,8 @@ fn explain_answer(status: u16, code: &str, message: &str) -> CallError {
     CallError::Fault(match (status, code) {
         (412, _) => return CallError::Exists,
         (416, _) => return CallError::RangeNotSatisfiable,
+        // Somebody cleaned up while we were uploading.
+        (_, "NoSuchUpload") => Fault::Unavailable(text),
         (_, "NoSuchBucket") => {
             Fault::Misconfigured(format!("{text}; create the bucket, or correct `bucket`"))
         }
@@ -139,6 +147,7 @@ mod tests {
         assert!(matches!(fault(404, "NoSuchKey"), Fault::NotFound));
         assert!(matches!(fault(404, ""), Fault::NotFound));
         assert!(matches!(fault(404, "NoSuchBucket"), Fault::Misconfigured(_)));
+        assert!(matches!(fault(404, "NoSuchUpload"), Fault::Unavailable(_)));
         assert!(matches!(fault(403, "SignatureDoesNotMatch"), Fault::Denied(_)));
         assert!(matches!(fault(403, "QuotaExceeded"), Fault::Full(_)));
         assert!(matches!(fault(400, "ExpiredToken"), Fault::Denied(_)));
