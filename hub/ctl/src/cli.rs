@@ -10,7 +10,7 @@ use std::process::ExitCode;
     version,
     arg_required_else_help = true,
     after_help = "\
-Commands that talk to a hub take its address and your operator certificate from flags or from WALHUB_HUB, WALHUB_CA,
+Commands that talk to a hub take its address and your operator certificate from flags, or from WALHUB_HUB, WALHUB_CA, \
 WALHUB_CERT, WALHUB_KEY (and WALHUB_SERVER_NAME). Data goes to stdout, talk to stderr; --json gives a stable shape.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
 )]
@@ -37,6 +37,7 @@ enum Command {
     Snapshots(cmd::snapshots::Args),
     Wal(cmd::wal::Args),
     Restore(cmd::restore::Args),
+    Completions(cmd::completions::Args),
 }
 
 impl Cli {
@@ -51,6 +52,7 @@ impl Cli {
             Command::Snapshots(args) => args.run().await,
             Command::Wal(args) => args.run().await,
             Command::Restore(args) => args.run().await,
+            Command::Completions(args) => args.run(),
         }
     }
 }
@@ -77,7 +79,7 @@ mod tests {
             }
             let help = command.render_long_help().to_string();
             assert!(help.contains(&format!("Example:\n  {name}")), "{name}: {help}");
-            assert!(help.contains("--json"), "{name}");
+            assert!(help.contains("--json") || name == "hubctl completions", "{name}");
         }
     }
 }

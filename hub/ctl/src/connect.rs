@@ -30,19 +30,19 @@ const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 #[command(next_help_heading = "Connection")]
 pub(crate) struct ConnectArgs {
     /// Address of the hub
-    #[arg(long, env = "WALHUB_HUB", value_name = "HOST:PORT")]
+    #[arg(long, env = "WALHUB_HUB", hide_env_values = true, value_name = "HOST:PORT")]
     hub: Option<String>,
     /// Certificate of the hub's CA (PEM)
-    #[arg(long, env = "WALHUB_CA", value_name = "FILE")]
+    #[arg(long, env = "WALHUB_CA", hide_env_values = true, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// Our certificate (PEM), of an operator as a rule
-    #[arg(long, env = "WALHUB_CERT", value_name = "FILE")]
+    #[arg(long, env = "WALHUB_CERT", hide_env_values = true, value_name = "FILE")]
     cert: Option<PathBuf>,
     /// Its key (PEM)
-    #[arg(long, env = "WALHUB_KEY", value_name = "FILE")]
+    #[arg(long, env = "WALHUB_KEY", hide_env_values = true, value_name = "FILE")]
     key: Option<PathBuf>,
     /// Name in the hub's certificate, when the address is not it
-    #[arg(long, env = "WALHUB_SERVER_NAME", value_name = "NAME")]
+    #[arg(long, env = "WALHUB_SERVER_NAME", hide_env_values = true, value_name = "NAME")]
     server_name: Option<String>,
 }
 

@@ -29,13 +29,13 @@ use walhub_common::{AgentName, DatabaseKey, Txid, clock};
     group = clap::ArgGroup::new("what").required(true).args(["database", "agent", "all"]),
     group = clap::ArgGroup::new("point").args(["timestamp", "txid"]),
     after_help = "\
-The restored database appears under its name only when it is complete and its checksum equals the one taken at the
+The restored database appears under its name only when it is complete and its checksum equals the one taken at the \
 source. Several databases are restored side by side; one that fails does not stop the others, and the exit code is 1.
 
-JSON: {\"database\", \"output\", \"txid\", \"checksum\", \"verdict\": \"verified\"|\"unproven\", \"time\", \"page_size\", \"pages\",
-\"bytes\", \"files\", \"received_bytes\", \"seconds\", \"mb_per_second\"}; of several databases {\"restored\", \"failed\",
-\"databases\": [such an object, or {\"database\", \"error\"}]}. \"unproven\" says that the files are whole, but no walhub wrote
-them and nobody took a checksum at the source.
+JSON of one database: {\"database\", \"output\", \"txid\", \"checksum\", \"verdict\", \"time\", \"page_size\", \"pages\", \
+\"bytes\", \"files\", \"received_bytes\", \"seconds\", \"mb_per_second\"}. The verdict is \"verified\", or \"unproven\" when \
+the files are whole but no walhub wrote them, so that nobody took a checksum at the source.
+JSON of several: {\"restored\", \"failed\", \"databases\": [one such object, or {\"database\", \"error\"}]}
 
 Example:
   hubctl restore pos-17/app.db -o app.db
