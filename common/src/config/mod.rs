@@ -59,6 +59,7 @@
 mod document;
 mod env;
 mod fault;
+pub mod parts;
 mod section;
 mod tree;
 pub mod value;

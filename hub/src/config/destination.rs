@@ -1,0 +1,108 @@
+//! One entry of `destinations:`, with Litestream's keys where it has them.
+
+use super::DEFAULT_SYNC_INTERVAL;
+use crate::fleet::policy::{LIVE_MEDIA, Site};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+use walhub_common::DestinationName;
+use walhub_common::config::{Section, value};
+use walhub_store::destinations::config::{Checksums, DestinationConfig, FileConfig, S3Config, S3Keys};
+
+const SYNC_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(24 * 3600);
+const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+
+/// One checked destination.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DestinationEntry {
+    /// Its name.
+    pub name: DestinationName,
+    /// Least time between two flushes.
+    pub sync_interval: Duration,
+    /// What it counts for in the policy.
+    pub site: Site,
+    /// Where it is.
+    pub config: DestinationConfig,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    File,
+    S3,
+}
+
+/// Reads one entry; `names` collects the names so far.
+pub(super) fn parse(mut item: Section<'_>, names: &mut Vec<DestinationName>) -> Option<DestinationEntry> {
+    let name = item.required("name", value::parsed::<DestinationName>);
+    if let Some(name) = &name {
+        if names.contains(name) {
+            item.fault_at("name", format!("two destinations are called {name}; give this one another name"));
+        }
+        names.push(name.clone());
+    }
+    let kind = item.required("type", value::one_of(&[("file", Kind::File), ("s3", Kind::S3)]));
+    let sync_interval = item.or("sync-interval", DEFAULT_SYNC_INTERVAL, value::duration_in(SYNC_INTERVAL));
+    let Some(kind) = kind else {
+        // Without a type the other keys cannot be judged: they are not faults of their own.
+        return None;
+    };
+    let (media, away) = match kind {
+        Kind::File => (LIVE_MEDIA, false),
+        Kind::S3 => ("object", true),
+    };
+    let media = item.or("media", media.to_owned(), value::string);
+    let offsite = item.or("offsite", away, value::bool);
+    let config = match kind {
+        Kind::File => file(&mut item),
+        Kind::S3 => s3(&mut item),
+    };
+    item.finish();
+    let name = name?;
+    let site = Site { name: name.to_string(), media, offsite };
+    Some(DestinationEntry { name, sync_interval, site, config: config? })
+}
+
+fn file(item: &mut Section<'_>) -> Option<DestinationConfig> {
+    let path = item.required("path", value::path)?;
+    if path.exists() && !path.is_dir() {
+        item.fault_at("path", format!("{} is not a folder", path.display()));
+    }
+    Some(DestinationConfig::File(FileConfig { path: std::path::absolute(&path).unwrap_or(path) }))
+}
+
+fn s3(item: &mut Section<'_>) -> Option<DestinationConfig> {
+    let bucket = item.required("bucket", value::string);
+    let prefix = item.or("path", String::new(), value::string);
+    let region = item.optional("region", value::string);
+    let endpoint = item.optional("endpoint", |text| match text.split_once("://") {
+        Some(("http" | "https", rest)) if !rest.is_empty() => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} is not an address such as https://s3.example:9000")),
+    });
+    let id = item.optional("access-key-id", value::string);
+    let secret = item.optional("secret-access-key", value::string);
+    let force_path_style = item.optional("force-path-style", value::bool);
+    let kinds = [("when-required", Checksums::WhenRequired), ("when-supported", Checksums::WhenSupported)];
+    let checksums = item.optional("checksums", value::one_of(&kinds));
+    let request_timeout = item.optional("request-timeout", value::duration_in(REQUEST_TIMEOUT));
+    let keys = match (id, secret) {
+        (Some(access_key_id), Some(secret_access_key)) => Some(S3Keys { access_key_id, secret_access_key }),
+        (None, None) => None,
+        (Some(_), None) => {
+            item.fault("has an access-key-id and no secret-access-key");
+            None
+        }
+        (None, Some(_)) => {
+            item.fault("has a secret-access-key and no access-key-id");
+            None
+        }
+    };
+    Some(DestinationConfig::S3(S3Config {
+        bucket: bucket?,
+        prefix: prefix.trim_matches('/').to_owned(),
+        region,
+        endpoint,
+        keys,
+        force_path_style,
+        checksums,
+        request_timeout,
+    }))
+}

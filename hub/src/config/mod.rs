@@ -1,0 +1,127 @@
+//! `hub.yml`: one file, every fault at once with its line.
+//!
+//! A fault is a value that can never work; a destination that does not answer right now is status, not a fault.
+
+mod destination;
+
+pub use destination::DestinationEntry;
+
+use crate::fleet::policy::{Policy, Site};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use walhub_common::config::{Document, Faults, Section, parts, value};
+use walhub_common::telemetry::LogFormat;
+use walhub_common::tls::{Role, TlsPaths};
+
+/// Where the hub keeps its buffer and state when the file does not say.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/walhub-hub";
+/// Bytes of buffer when the file does not say.
+pub const DEFAULT_BUFFER_BYTES: u64 = 10 << 30;
+/// Time between two flushes to a destination when the file does not say.
+pub const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Four log files are the least that can be written, read and given back in turn.
+const BUFFER_BYTES: std::ops::RangeInclusive<u64> = (256 << 20)..=(1 << 50);
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Address to listen on; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Buffer and state.
+    pub data_dir: PathBuf,
+    /// Certificate files.
+    pub tls: TlsPaths,
+    /// Bound of the buffer, bytes.
+    pub buffer_bytes: u64,
+    /// What makes a transaction durable.
+    pub policy: Policy,
+    /// Where copies go, in the order of the file; names are unique.
+    pub destinations: Vec<DestinationEntry>,
+    /// Log filter.
+    pub log_level: String,
+    /// Log lines.
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Config, Faults> {
+        let document = Document::read(path)?;
+        document.check(parse(&document, Files::Check))
+    }
+}
+
+/// Whether certificate files are looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Files {
+    Check,
+    #[cfg(test)]
+    Ignore,
+}
+
+fn parse(document: &Document, files: Files) -> Option<Config> {
+    let mut root = document.root();
+    let listen = root.required("listen", value::socket_addr);
+    let data_dir = root.or("data-dir", DEFAULT_DATA_DIR.into(), value::path);
+    let role = (Role::Hub, "`hubctl cert issue --hub NAME --host HOST`");
+    let tls = parts::tls(root.section("tls"), (files == Files::Check).then_some(role));
+    let mut buffer = root.section("buffer");
+    let buffer_bytes = buffer.or("max-bytes", DEFAULT_BUFFER_BYTES, value::bytes_in(BUFFER_BYTES));
+    buffer.finish();
+    let (log_level, log_format) = parts::log(root.section("log"));
+    let destinations = destinations(&mut root);
+    let policy = policy(&mut root, destinations.as_deref());
+    root.finish();
+    Some(Config {
+        listen: listen?,
+        data_dir: std::path::absolute(&data_dir).unwrap_or(data_dir),
+        tls: tls?,
+        buffer_bytes,
+        policy,
+        destinations: destinations?,
+        log_level,
+        log_format,
+    })
+}
+
+/// `None` when one of them has a fault, so that no conclusion is drawn from the rest.
+fn destinations(root: &mut Section<'_>) -> Option<Vec<DestinationEntry>> {
+    let items = root.sections("destinations");
+    if items.is_empty() {
+        root.fault_at(
+            "destinations",
+            "list where copies go: `- {name: disk, type: file, path: /srv/walhub}`",
+        );
+        return None;
+    }
+    let mut names = Vec::new();
+    let mut entries: Vec<Option<DestinationEntry>> = Vec::new();
+    for item in items {
+        entries.push(destination::parse(item, &mut names));
+    }
+    entries.into_iter().collect()
+}
+
+fn policy(root: &mut Section<'_>, destinations: Option<&[DestinationEntry]>) -> Policy {
+    let mut section = root.section("policy");
+    let default = Policy::default();
+    let count = value::int_in(0..=100u32);
+    let policy = Policy {
+        copies: section.or("copies", default.copies, &count),
+        media: section.or("media", default.media, &count),
+        offsite: section.or("offsite", default.offsite, &count),
+    };
+    if let Some(destinations) = destinations {
+        let sites: Vec<Site> = destinations.iter().map(|d| d.site.clone()).collect();
+        if let Some(reason) = policy.unsatisfiable(&sites) {
+            section.fault(format!("can never be met: {reason}; add a destination or ask for less"));
+        }
+    }
+    section.finish();
+    policy
+}
+
+#[cfg(test)]
+mod tests;

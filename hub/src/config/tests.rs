@@ -1,0 +1,88 @@
+use super::*;
+use walhub_store::destinations::config::{DestinationConfig, FileConfig};
+
+fn parse_text(text: &str) -> Result<Config, String> {
+    let document = Document::parse("hub.yml", text).map_err(|e| e.to_string())?;
+    document.check(parse(&document, Files::Ignore)).map_err(|e| e.to_string())
+}
+
+const HEAD: &str = "listen: 127.0.0.1:7443\ntls: {ca: a, cert: b, key: c}\n";
+
+#[test]
+fn a_small_file_gets_defaults() {
+    let config =
+        parse_text(&format!("{HEAD}destinations:\n  - {{name: disk, type: file, path: /srv/copies}}\n"))
+            .unwrap();
+    assert_eq!(config.data_dir, Path::new(DEFAULT_DATA_DIR));
+    assert_eq!(config.buffer_bytes, DEFAULT_BUFFER_BYTES);
+    assert_eq!(config.policy, Policy { copies: 2, media: 1, offsite: 0 });
+    let disk = &config.destinations[0];
+    assert_eq!(disk.sync_interval, Duration::from_secs(1));
+    assert_eq!((disk.site.media.as_str(), disk.site.offsite), ("disk", false));
+    assert_eq!(disk.config, DestinationConfig::File(FileConfig { path: "/srv/copies".into() }));
+}
+
+#[test]
+fn the_3_2_1_rule_is_met_by_a_folder_and_a_bucket() {
+    let text = format!(
+        "{HEAD}policy: {{copies: 3, media: 2, offsite: 1}}
+destinations:
+  - {{name: near, type: file, path: /srv/copies}}
+  - name: far
+    type: s3
+    bucket: b
+    path: /fleet/
+    endpoint: http://127.0.0.1:9000
+    access-key-id: id
+    secret-access-key: secret
+    sync-interval: 10s
+"
+    );
+    let config = parse_text(&text).unwrap();
+    let DestinationConfig::S3(far) = &config.destinations[1].config else { panic!("not s3") };
+    assert_eq!((far.bucket.as_str(), far.prefix.as_str()), ("b", "fleet"));
+    assert!(config.destinations[1].site.offsite);
+}
+
+#[test]
+fn a_policy_that_can_never_be_met_is_a_fault() {
+    let text = format!(
+        "{HEAD}policy: {{offsite: 1}}\ndestinations:\n  - {{name: a, type: file, path: /srv/copies}}\n"
+    );
+    let faults = parse_text(&text).unwrap_err();
+    assert!(faults.contains("hub.yml:3: policy: can never be met"), "{faults}");
+    assert!(faults.contains("0 of 1 off-site copies"), "{faults}");
+}
+
+#[test]
+fn all_faults_come_at_once_with_their_lines() {
+    let text = "\
+listen: here
+tls: {ca: a, cert: b}
+bufer: {max-bytes: 1GiB}
+buffer: {max-bytes: 5}
+destinations:
+  - {name: near, type: file}
+  - {name: near, type: file, path: /a, sync-interval: 5 parsecs}
+  - {name: far, type: s3, endpoint: nowhere, access-key-id: x}
+  - {name: tape, type: tape, path: /dev/st0}
+";
+    let faults = parse_text(text).unwrap_err();
+    for (line, words) in [
+        (1, "listen"),
+        (2, "tls.key: is missing"),
+        (3, "did you mean \"buffer\""),
+        (4, "buffer.max-bytes"),
+        (6, "path: is missing"),
+        (7, "two destinations are called near"),
+        (7, "5 parsecs"),
+        (8, "bucket: is missing"),
+        (8, "nowhere"),
+        (8, "no secret-access-key"),
+        (9, "tape"),
+    ] {
+        let place = format!("hub.yml:{line}:");
+        let found = faults.lines().any(|fault| fault.starts_with(&place) && fault.contains(words));
+        assert!(found, "nothing says {words:?} at line {line}:\n{faults}");
+    }
+}
