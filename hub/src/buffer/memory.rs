@@ -290,3 +290,32 @@ impl WalBuffer for MemoryBuffer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::contract::{Subject, bound_suite, suite};
+
+    struct Memory(Arc<MemoryBuffer>);
+
+    #[async_trait]
+    impl Subject for Memory {
+        fn buffer(&self) -> Arc<dyn WalBuffer> {
+            Arc::clone(&self.0) as Arc<dyn WalBuffer>
+        }
+
+        async fn reopen(&mut self) {
+            self.0 = Arc::new(self.0.reopen());
+        }
+    }
+
+    #[tokio::test]
+    async fn keeps_the_contract() {
+        suite(&mut Memory(Arc::new(MemoryBuffer::new(1 << 30)))).await;
+    }
+
+    #[tokio::test]
+    async fn keeps_its_bound() {
+        bound_suite(&mut Memory(Arc::new(MemoryBuffer::new(4 << 20))), 4 << 20).await;
+    }
+}

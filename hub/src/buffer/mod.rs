@@ -10,8 +10,19 @@
 //!
 //! Non-goals: no knowledge of destinations beyond the names of cursors; no LTX parsing.
 
+mod cursor;
+pub mod disk;
+mod failure;
+mod flusher;
+mod index;
+pub mod log;
 pub mod memory;
+mod registry;
 mod tail;
+mod trim;
+
+#[cfg(any(test, feature = "testutil"))]
+pub mod contract;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -113,6 +124,9 @@ pub enum BufferError {
         /// Where the buffer stands.
         position: Option<Pos>,
     },
+    /// Another process holds the data folder.
+    #[error("another hub uses {0}")]
+    InUse(std::path::PathBuf),
     /// A chunk is larger than [`walhub_common::limits::MAX_CHUNK_BYTES`].
     #[error("a chunk of {0} bytes is too large")]
     TooLarge(usize),

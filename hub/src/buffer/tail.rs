@@ -13,7 +13,7 @@ pub(super) struct OpenSegment {
 }
 
 /// The end of one database's segments, as accepted so far.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct Tail {
     /// After the last complete segment.
     pub(super) position: Option<Pos>,

@@ -1,0 +1,110 @@
+//! Up to where each lane has taken each database. Kept in memory, written down now and then: after a crash a cursor may
+//! be older than it was, which only repeats work.
+
+use super::DatabaseId;
+use super::log::snapshot::Cursors;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use walhub_common::{DestinationName, Txid};
+
+/// A cursor: lane, database, last TXID taken.
+pub(super) type Moved = (DestinationName, DatabaseId, Txid);
+
+/// All cursors.
+#[derive(Debug, Default)]
+pub(super) struct CursorTable(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    all: Cursors,
+    unwritten: BTreeMap<DestinationName, BTreeMap<DatabaseId, Txid>>,
+    moves: u64,
+}
+
+impl CursorTable {
+    /// As written down.
+    pub(super) fn new(all: Cursors) -> Self {
+        Self(Mutex::new(State { all, ..State::default() }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a lane stands.
+    pub(super) fn get(&self, lane: &DestinationName, database: DatabaseId) -> Option<Txid> {
+        self.lock().all.get(lane)?.get(&database).copied()
+    }
+
+    /// Moves a lane.
+    pub(super) fn set(&self, lane: &DestinationName, database: DatabaseId, txid: Txid) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.moves += 1;
+        for table in [&mut state.all, &mut state.unwritten] {
+            match table.get_mut(lane) {
+                Some(entries) => {
+                    entries.insert(database, txid);
+                }
+                None => {
+                    table.insert(lane.clone(), BTreeMap::from([(database, txid)]));
+                }
+            }
+        }
+    }
+
+    /// Counts moves: what could not be trimmed at one count may be at a later one.
+    pub(super) fn moves(&self) -> u64 {
+        self.lock().moves
+    }
+
+    /// All of them.
+    pub(super) fn snapshot(&self) -> Cursors {
+        self.lock().all.clone()
+    }
+
+    /// Those that moved since the last call.
+    pub(super) fn take_unwritten(&self) -> Vec<Moved> {
+        let unwritten = std::mem::take(&mut self.lock().unwritten);
+        let lanes = unwritten.into_iter();
+        lanes.flat_map(|(lane, of)| of.into_iter().map(move |(id, at)| (lane.clone(), id, at))).collect()
+    }
+
+    /// True when every one of `lanes` has taken `database` up to `txid`.
+    pub(super) fn all_passed(&self, lanes: &[DestinationName], database: DatabaseId, txid: Txid) -> bool {
+        let state = self.lock();
+        lanes.iter().all(|lane| {
+            state.all.get(lane).and_then(|of| of.get(&database)).is_some_and(|cursor| *cursor >= txid)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_without_a_cursor_has_passed_nothing() {
+        let table = CursorTable::default();
+        let lanes = ["a", "b"].map(|n| DestinationName::new(n).unwrap());
+        let (id, txid) = (DatabaseId(1), |n| Txid::new(n).unwrap());
+        table.set(&lanes[0], id, txid(5));
+        assert!(table.all_passed(&lanes[..1], id, txid(5)));
+        assert!(!table.all_passed(&lanes[..1], id, txid(6)));
+        assert!(!table.all_passed(&lanes, id, txid(1)));
+        table.set(&lanes[1], id, txid(4));
+        assert!(table.all_passed(&lanes, id, txid(4)));
+        assert!(!table.all_passed(&lanes, DatabaseId(2), txid(1)));
+    }
+
+    #[test]
+    fn only_what_moved_is_written() {
+        let table = CursorTable::default();
+        let lane = DestinationName::new("a").unwrap();
+        table.set(&lane, DatabaseId(1), Txid::FIRST);
+        table.set(&lane, DatabaseId(1), Txid::FIRST.next());
+        assert_eq!(table.take_unwritten(), [(lane, DatabaseId(1), Txid::FIRST.next())]);
+        assert_eq!(table.take_unwritten(), []);
+        assert_eq!(table.snapshot().len(), 1);
+    }
+}

@@ -1,0 +1,326 @@
+//! The real buffer: segment log and index as one [`WalBuffer`].
+//!
+//! The data folder holds `lock`, `log/` and `sled/`. Only `log/` matters: `sled/` is made anew from it when it is missing.
+
+use super::cursor::CursorTable;
+use super::flusher::Flusher;
+use super::index::Index;
+use super::log::file::Files;
+use super::log::probe::Probe;
+use super::log::reader::SegmentReader;
+use super::log::recover::recover;
+use super::log::writer::Writer;
+use super::registry::Registry;
+use super::tail::wanted;
+use super::trim::{Trimmed, Trimmer};
+use super::{BufferError, Chunk, DatabaseId, Registered, SegmentRef, Usage, WalBuffer, lineage_for};
+use async_trait::async_trait;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+use tokio::sync::watch;
+use walhub_common::{DatabaseKey, DestinationName, Txid};
+
+/// Largest log file.
+const FILE_BYTES: u64 = 64 * 1024 * 1024;
+/// Smallest default log file.
+const MIN_FILE_BYTES: u64 = 1024 * 1024;
+
+/// How to open a buffer.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The hub's data folder; made when it is missing.
+    pub data_dir: PathBuf,
+    /// Bound of the log on disk.
+    pub max_bytes: u64,
+    /// Size of a log file, the grain in which space is given back.
+    pub file_bytes: u64,
+    /// For tests.
+    pub probe: Probe,
+}
+
+impl Options {
+    /// With files of 64 MiB, or an eighth of a small bound.
+    pub fn new(data_dir: impl Into<PathBuf>, max_bytes: u64) -> Self {
+        let file_bytes = (max_bytes / 8).clamp(MIN_FILE_BYTES, FILE_BYTES);
+        Self { data_dir: data_dir.into(), max_bytes, file_bytes, probe: Probe::default() }
+    }
+}
+
+/// The buffer on disk. Dropping it without [`WalBuffer::close`] still writes what was accepted.
+#[derive(Debug)]
+pub struct DiskBuffer {
+    inner: Arc<Inner>,
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    files: Arc<Files>,
+    index: Index,
+    cursors: CursorTable,
+    flusher: Flusher,
+    trimmer: Mutex<Trimmer>,
+    max_bytes: u64,
+}
+
+/// What ends with the buffer.
+#[derive(Debug)]
+struct Running {
+    writer: JoinHandle<()>,
+    mover: JoinHandle<()>,
+    /// Held as long as the folder is ours.
+    lock: File,
+}
+
+impl DiskBuffer {
+    /// Opens the buffer, after reading as much of the log as the index has not seen. Blocking.
+    pub fn open(options: Options) -> Result<Self, BufferError> {
+        let started = Instant::now();
+        let Options { data_dir, max_bytes, file_bytes, probe } = options;
+        let lock = lock_folder(&data_dir)?;
+        let files = Files::open(&data_dir.join("log"), probe.clone())
+            .map_err(|source| BufferError::Io { doing: "open the log folder", source })?;
+        let files = Arc::new(files);
+        let index = Index::open(&data_dir.join("sled"), probe.clone())?;
+        let checkpoint = index.checkpoint();
+        let recovered = index.rebuild(|indexer| recover(&files, &probe, checkpoint, indexer))?;
+        let newer = index.cursors().filter(|_| recovered.index.cursors_are_newer);
+        let cursors = newer.unwrap_or_else(|| recovered.state.cursors.clone());
+        index.write_cursors(&cursors)?;
+        let oldest = files.oldest().unwrap_or(0);
+        for (id, database) in &recovered.state.databases {
+            index.forget_before(*id, oldest)?;
+            index.forget_after(*id, database.position)?;
+        }
+        index.recovered(recovered.end)?;
+        let (databases, rebuilt) = (recovered.state.databases.len(), recovered.index.rebuild);
+        let bytes = files.total_bytes();
+        tracing::info!(databases, bytes, rebuilt, elapsed = ?started.elapsed(), "buffer open");
+        let writer =
+            Writer::new(Arc::clone(&files), probe, recovered.log_id, recovered.last_number, file_bytes);
+        let inner = Arc::new(Inner {
+            flusher: Flusher::new(Registry::new(&recovered.state), Arc::clone(&files), max_bytes),
+            files,
+            index,
+            cursors: CursorTable::new(cursors),
+            trimmer: Mutex::default(),
+            max_bytes,
+        });
+        let running = Running::start(&inner, writer, lock)?;
+        Ok(Self { inner, running: Mutex::new(Some(running)) })
+    }
+
+    fn take_running(&self) -> Option<Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Running {
+    fn start(inner: &Arc<Inner>, writer: Writer, lock: File) -> Result<Self, BufferError> {
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let failed = |source| BufferError::Io { doing: "start a thread", source };
+        let on = Arc::clone(inner);
+        let mover =
+            thread("walhub-index").spawn(move || on.index.run(&on.cursors, &on.files)).map_err(failed)?;
+        let on = Arc::clone(inner);
+        let spawned = thread("walhub-log").spawn(move || on.flusher.run(writer, &on.index, &on.cursors));
+        match spawned {
+            Ok(writer) => Ok(Self { writer, mover, lock }),
+            Err(e) => {
+                inner.index.close();
+                Err(failed(e))
+            }
+        }
+    }
+
+    /// Waits until all that was accepted is written, the index is flushed, and the folder is free.
+    fn finish(self, inner: &Inner) {
+        inner.flusher.close();
+        let writer = self.writer.join();
+        inner.index.close();
+        for (thread, ended) in [("log", writer), ("index", self.mover.join())] {
+            if ended.is_err() {
+                tracing::error!(thread, "a thread of the buffer has panicked");
+            }
+        }
+        drop(self.lock);
+    }
+}
+
+impl Drop for DiskBuffer {
+    fn drop(&mut self) {
+        if let Some(running) = self.take_running() {
+            running.finish(&self.inner);
+        }
+    }
+}
+
+impl Inner {
+    fn trimmer(&self) -> MutexGuard<'_, Trimmer> {
+        self.trimmer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn trim(&self, lanes: Option<&[DestinationName]>, target: u64) -> Result<(), BufferError> {
+        let mut trimmer = self.trimmer();
+        if let Some(lanes) = lanes {
+            trimmer.set_lanes(lanes);
+        }
+        let on = Trimmed {
+            files: &self.files,
+            index: &self.index,
+            cursors: &self.cursors,
+            keep_from: self.flusher.oldest_open(),
+        };
+        trimmer.trim(&on, target)
+    }
+}
+
+/// Runs file work where it disturbs no other task.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, BufferError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| BufferError::Closed)
+}
+
+fn lock_folder(data_dir: &Path) -> Result<File, BufferError> {
+    let io = |doing| move |source| BufferError::Io { doing, source };
+    fs::create_dir_all(data_dir).map_err(io("make the data folder"))?;
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(data_dir.join("lock"));
+    let lock = lock.map_err(io("open the lock file"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(BufferError::InUse(data_dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(BufferError::Io { doing: "lock the data folder", source }),
+    }
+}
+
+#[async_trait]
+impl WalBuffer for DiskBuffer {
+    async fn register(
+        &self,
+        key: &DatabaseKey,
+        lineage: Option<u64>,
+        path: &str,
+    ) -> Result<Registered, BufferError> {
+        self.inner.flusher.register(key, lineage_for(lineage), path).await
+    }
+
+    fn find(&self, key: &DatabaseKey) -> Option<Registered> {
+        self.inner.flusher.registry(|r| r.find(key).cloned())
+    }
+
+    fn databases(&self) -> Vec<Registered> {
+        self.inner.flusher.registry(super::registry::Registry::all)
+    }
+
+    async fn append(&self, chunk: Chunk) -> Result<(), BufferError> {
+        match self.inner.flusher.append(&chunk).await {
+            Err(BufferError::Full { .. }) => {}
+            done => return done,
+        }
+        let inner = Arc::clone(&self.inner);
+        let bytes = chunk.data.len() as u64;
+        blocking(move || inner.trim(None, inner.max_bytes.saturating_sub(2 * bytes))).await??;
+        self.inner.flusher.append(&chunk).await
+    }
+
+    async fn abandon(&self, database: DatabaseId) -> Result<(), BufferError> {
+        self.inner.flusher.abandon(database)
+    }
+
+    fn read(
+        &self,
+        database: DatabaseId,
+        after: Option<Txid>,
+        max_bytes: u64,
+    ) -> Result<Vec<SegmentRef>, BufferError> {
+        self.inner.flusher.check_open()?;
+        let position = self.inner.flusher.registry(|r| r.get(database).map(|d| d.position));
+        let position = position.ok_or(BufferError::UnknownDatabase(database))?;
+        let Some(next) = wanted(after, position) else { return Ok(Vec::new()) };
+        let (mut found, mut bytes, mut expected) = (Vec::new(), 0, next);
+        self.inner.index.scan(database, next, |segment: SegmentRef| {
+            bytes += segment.bytes;
+            let fits = found.is_empty() || bytes <= max_bytes;
+            let take = segment.meta.range.min() == expected && fits;
+            if take {
+                expected = segment.meta.range.max().next();
+                found.push(segment);
+            }
+            take
+        })?;
+        if found.is_empty() {
+            return Err(BufferError::Trimmed { database, txid: next });
+        }
+        Ok(found)
+    }
+
+    fn list(
+        &self,
+        database: DatabaseId,
+        after: Option<Txid>,
+        max: usize,
+    ) -> Result<Vec<SegmentRef>, BufferError> {
+        self.inner.flusher.check_open()?;
+        if self.inner.flusher.registry(|r| r.get(database).is_none()) {
+            return Err(BufferError::UnknownDatabase(database));
+        }
+        let mut found = Vec::new();
+        if max > 0 {
+            self.inner.index.scan(database, Txid::following(after), |segment| {
+                found.push(segment);
+                found.len() < max
+            })?;
+        }
+        Ok(found)
+    }
+
+    fn open(&self, database: DatabaseId, segment: &SegmentRef) -> Result<Box<dyn Read + Send>, BufferError> {
+        self.inner.flusher.check_open()?;
+        Ok(Box::new(SegmentReader::open(&self.inner.files, database, segment)?))
+    }
+
+    fn cursor(&self, lane: &DestinationName, database: DatabaseId) -> Option<Txid> {
+        self.inner.cursors.get(lane, database)
+    }
+
+    fn set_cursor(
+        &self,
+        lane: &DestinationName,
+        database: DatabaseId,
+        txid: Txid,
+    ) -> Result<(), BufferError> {
+        self.inner.flusher.check_open()?;
+        if self.inner.flusher.registry(|r| r.get(database).is_none()) {
+            return Err(BufferError::UnknownDatabase(database));
+        }
+        self.inner.cursors.set(lane, database, txid);
+        Ok(())
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.inner.flusher.changed()
+    }
+
+    async fn trim(&self, lanes: &[DestinationName]) -> Result<(), BufferError> {
+        self.inner.flusher.check_open()?;
+        let (inner, lanes) = (Arc::clone(&self.inner), lanes.to_vec());
+        blocking(move || inner.trim(Some(&lanes), inner.max_bytes / 5 * 4)).await?
+    }
+
+    fn usage(&self) -> Usage {
+        self.inner.flusher.usage()
+    }
+
+    async fn close(&self) -> Result<(), BufferError> {
+        let Some(running) = self.take_running() else { return Ok(()) };
+        let inner = Arc::clone(&self.inner);
+        blocking(move || running.finish(&inner)).await
+    }
+}
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;

@@ -1,0 +1,79 @@
+//! The contract on disk, beside the twin in memory.
+
+use super::*;
+use crate::buffer::contract::{Subject, bound_suite, compare, suite};
+use crate::buffer::memory::MemoryBuffer;
+use tempfile::TempDir;
+
+struct Disk {
+    dir: TempDir,
+    options: Options,
+    buffer: Option<Arc<DiskBuffer>>,
+}
+
+impl Disk {
+    fn new(max_bytes: u64, file_bytes: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { file_bytes, ..Options::new(dir.path(), max_bytes) };
+        let buffer = Some(Arc::new(DiskBuffer::open(options.clone()).unwrap()));
+        Self { dir, options, buffer }
+    }
+}
+
+#[async_trait]
+impl Subject for Disk {
+    fn buffer(&self) -> Arc<dyn WalBuffer> {
+        Arc::clone(self.buffer.as_ref().unwrap()) as Arc<dyn WalBuffer>
+    }
+
+    async fn reopen(&mut self) {
+        self.buffer.take().unwrap().close().await.unwrap();
+        self.buffer = Some(Arc::new(DiskBuffer::open(self.options.clone()).unwrap()));
+    }
+}
+
+struct Memory(Arc<MemoryBuffer>);
+
+#[async_trait]
+impl Subject for Memory {
+    fn buffer(&self) -> Arc<dyn WalBuffer> {
+        Arc::clone(&self.0) as Arc<dyn WalBuffer>
+    }
+
+    async fn reopen(&mut self) {
+        self.0 = Arc::new(self.0.reopen());
+    }
+}
+
+#[tokio::test]
+async fn keeps_the_contract() {
+    suite(&mut Disk::new(1 << 30, 64 << 20)).await;
+}
+
+#[tokio::test]
+async fn keeps_the_contract_with_tiny_files() {
+    suite(&mut Disk::new(1 << 30, 4096)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keeps_its_bound() {
+    bound_suite(&mut Disk::new(4 << 20, 256 << 10), 4 << 20).await;
+}
+
+#[tokio::test]
+async fn answers_as_its_twin_does() {
+    for seed in 0..12 {
+        let file_bytes = [2_000, 20_000, 64 << 20][seed as usize % 3];
+        let mut disk = Disk::new(1 << 30, file_bytes);
+        let mut memory = Memory(Arc::new(MemoryBuffer::new(1 << 30)));
+        compare(&mut memory, &mut disk, seed, 400).await;
+    }
+}
+
+#[tokio::test]
+async fn two_buffers_on_one_folder_are_refused() {
+    let mut disk = Disk::new(1 << 30, 4096);
+    let error = DiskBuffer::open(disk.options.clone()).unwrap_err();
+    assert_eq!(error.to_string(), format!("another hub uses {}", disk.dir.path().display()));
+    disk.reopen().await;
+}

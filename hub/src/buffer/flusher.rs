@@ -1,0 +1,365 @@
+//! Group commit: everything that waits is written in one go and synced once, by one thread that owns the log's end.
+//!
+//! # Invariants
+//! - What is accepted is checked and queued under one lock, so the log has each database's chunks in the order in which
+//!   they were accepted.
+//! - No reply before the sync that covers it; the index knows a segment before its reply; watchers hear of it after.
+//! - When a group fails, all that waits fails with it and every database falls back to what is on disk: nothing that was
+//!   accepted after the failed chunk can be taken for its continuation.
+//! - Bounded: a permit for its bytes goes with every queued chunk.
+
+use super::cursor::CursorTable;
+use super::failure::Failure;
+use super::index::Index;
+use super::log::file::Files;
+use super::log::head::DatabaseHead;
+use super::log::record::Payload;
+use super::log::snapshot::State;
+use super::log::writer::{Item, WriteError, Writer, chunk_bytes};
+use super::registry::{Registration, Registry};
+use super::{BufferError, Chunk, DatabaseId, Registered, SegmentRef, Usage};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use walhub_common::{DatabaseKey, limits};
+
+/// Bytes that may wait for the writer.
+const QUEUE_BYTES: u32 = 32 * 1024 * 1024;
+/// What an entry weighs beside its data.
+const ENTRY_BYTES: u32 = 512;
+/// Bytes written in one go: bounds how long a small segment waits behind bulk.
+const GROUP_BYTES: u64 = 8 * 1024 * 1024;
+/// Bytes written without a sync when nobody waits for one.
+const UNSYNCED_BYTES: u64 = 8 * 1024 * 1024;
+
+type Reply<T> = oneshot::Sender<Result<T, BufferError>>;
+
+/// The queue before the log, and the databases behind it.
+#[derive(Debug)]
+pub(super) struct Flusher {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    permits: Arc<Semaphore>,
+    files: Arc<Files>,
+    max_bytes: u64,
+    changed: watch::Sender<u64>,
+    oldest_open: AtomicU64,
+    segments: AtomicU64,
+    segment_bytes: AtomicU64,
+    syncs: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Queue {
+    registry: Registry,
+    waiting: VecDeque<Waiting>,
+    bytes: u64,
+    health: Health,
+}
+
+#[derive(Debug)]
+enum Health {
+    Up,
+    Broken(Failure),
+    Closed,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Chunk { chunk: Chunk, payload: Payload, permit: OwnedSemaphorePermit, reply: Option<Reply<()>> },
+    Database { head: DatabaseHead, reply: Reply<Registered> },
+    Abandon(DatabaseId),
+}
+
+impl Waiting {
+    fn item(&self) -> Item<'_> {
+        match self {
+            Waiting::Chunk { chunk, payload, .. } => Item::Chunk(chunk, *payload),
+            Waiting::Database { head, .. } => Item::Database(head),
+            Waiting::Abandon(id) => Item::Abandon(*id),
+        }
+    }
+
+    fn waits_for_sync(&self) -> bool {
+        match self {
+            Waiting::Chunk { reply, .. } => reply.is_some(),
+            Waiting::Database { .. } => true,
+            Waiting::Abandon(_) => false,
+        }
+    }
+
+    fn fail(self, failure: &Failure) {
+        match self {
+            Waiting::Chunk { reply: Some(reply), .. } => drop(reply.send(Err(failure.to_error()))),
+            Waiting::Database { reply, .. } => drop(reply.send(Err(failure.to_error()))),
+            Waiting::Chunk { reply: None, .. } | Waiting::Abandon(_) => {}
+        }
+    }
+}
+
+impl Flusher {
+    /// Over these databases and files.
+    pub(super) fn new(registry: Registry, files: Arc<Files>, max_bytes: u64) -> Self {
+        let queue = Queue { registry, waiting: VecDeque::new(), bytes: 0, health: Health::Up };
+        Self {
+            queue: Mutex::new(queue),
+            work: Condvar::new(),
+            permits: Arc::new(Semaphore::new(QUEUE_BYTES as usize)),
+            files,
+            max_bytes,
+            changed: watch::Sender::new(0),
+            oldest_open: AtomicU64::new(u64::MAX),
+            segments: AtomicU64::new(0),
+            segment_bytes: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the databases.
+    pub(super) fn registry<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
+        look(&self.lock().registry)
+    }
+
+    /// Counts durable segments.
+    pub(super) fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The oldest file that an unfinished segment lies in, `u64::MAX` when there is none.
+    pub(super) fn oldest_open(&self) -> u64 {
+        self.oldest_open.load(Ordering::Acquire)
+    }
+
+    /// Bytes and counters.
+    pub(super) fn usage(&self) -> Usage {
+        Usage {
+            bytes: self.files.total_bytes(),
+            max_bytes: self.max_bytes,
+            segments: self.segments.load(Ordering::Relaxed),
+            segment_bytes: self.segment_bytes.load(Ordering::Relaxed),
+            syncs: self.syncs.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Fails when the buffer takes nothing.
+    pub(super) fn check_open(&self) -> Result<(), BufferError> {
+        match self.lock().health {
+            Health::Closed => Err(BufferError::Closed),
+            Health::Up | Health::Broken(_) => Ok(()),
+        }
+    }
+
+    /// Queues a chunk, and waits until it is durable if it is its segment's last one. Calls for one database take their
+    /// turn.
+    pub(super) async fn append(&self, chunk: &Chunk) -> Result<(), BufferError> {
+        let gate = self.registry(|r| r.gate(chunk.database))?;
+        let turn = gate.lock().await;
+        if chunk.data.len() > limits::MAX_CHUNK_BYTES {
+            return Err(BufferError::TooLarge(chunk.data.len()));
+        }
+        let payload = Payload::of(&chunk.data);
+        let permit = self.permit(payload.bytes).await?;
+        let (reply, durable) =
+            if chunk.last { oneshot::channel() } else { return self.queue(chunk, payload, permit, None) };
+        self.queue(chunk, payload, permit, Some(reply))?;
+        drop(turn);
+        durable.await.unwrap_or(Err(BufferError::Closed))
+    }
+
+    async fn permit(&self, bytes: u32) -> Result<OwnedSemaphorePermit, BufferError> {
+        let permits = Arc::clone(&self.permits);
+        permits.acquire_many_owned(bytes + ENTRY_BYTES).await.map_err(|_| BufferError::Closed)
+    }
+
+    fn queue(
+        &self,
+        chunk: &Chunk,
+        payload: Payload,
+        permit: OwnedSemaphorePermit,
+        reply: Option<Reply<()>>,
+    ) -> Result<(), BufferError> {
+        let mut queue = self.lock();
+        queue.takes_anything()?;
+        queue.registry.check(chunk)?;
+        self.check_room(&queue, chunk_bytes(chunk.data.len()))?;
+        queue.registry.accept(chunk);
+        queue.push(Waiting::Chunk { chunk: chunk.clone(), payload, permit, reply });
+        drop(queue);
+        self.work.notify_one();
+        Ok(())
+    }
+
+    fn check_room(&self, queue: &Queue, bytes: usize) -> Result<(), BufferError> {
+        let used = self.files.total_bytes() + queue.bytes;
+        if used + bytes as u64 > self.max_bytes {
+            return Err(BufferError::Full { used, max: self.max_bytes });
+        }
+        Ok(())
+    }
+
+    /// Registers a database, durably.
+    pub(super) async fn register(
+        &self,
+        key: &DatabaseKey,
+        lineage: u64,
+        path: &str,
+    ) -> Result<Registered, BufferError> {
+        let durable = {
+            let mut queue = self.lock();
+            queue.takes_anything()?;
+            let head = match queue.registry.register(key, lineage, path) {
+                Registration::Known(known) => return Ok(known),
+                Registration::Write(head) => head,
+            };
+            let (reply, durable) = oneshot::channel();
+            queue.push(Waiting::Database { head, reply });
+            durable
+        };
+        self.work.notify_one();
+        durable.await.unwrap_or(Err(BufferError::Closed))
+    }
+
+    /// Gives up an unfinished segment.
+    pub(super) fn abandon(&self, id: DatabaseId) -> Result<(), BufferError> {
+        let mut queue = self.lock();
+        queue.takes_anything()?;
+        if queue.registry.abandon(id)? {
+            queue.push(Waiting::Abandon(id));
+            drop(queue);
+            self.work.notify_one();
+        }
+        Ok(())
+    }
+
+    /// The thread that writes, until [`Flusher::close`].
+    pub(super) fn run(&self, mut writer: Writer, index: &Index, cursors: &CursorTable) {
+        loop {
+            index.wait_for_room();
+            let Some(group) = self.take(writer.room()) else { break };
+            let items: Vec<Item<'_>> = group.iter().map(Waiting::item).collect();
+            let sync = group.iter().any(Waiting::waits_for_sync) || writer.unsynced_bytes() >= UNSYNCED_BYTES;
+            let written = writer.write(&items, sync, || self.snapshot(cursors));
+            drop(items);
+            self.oldest_open.store(writer.oldest_open_file().unwrap_or(u64::MAX), Ordering::Release);
+            self.syncs.store(writer.syncs(), Ordering::Relaxed);
+            match written {
+                Ok(done) => {
+                    if let Some(end) = writer.end() {
+                        index.publish(&done, end);
+                    }
+                    self.complete(group, &done);
+                }
+                Err(error) => self.fail(group, error),
+            }
+        }
+        if let Err(error) = writer.seal() {
+            tracing::warn!(error = %error.source, "the last log file could not be completed; it is settled at the next start");
+        }
+    }
+
+    fn snapshot(&self, cursors: &CursorTable) -> State {
+        self.lock().registry.snapshot(cursors.snapshot())
+    }
+
+    /// Everything that waits, up to a bound; waits for something. `None` when closed and empty.
+    fn take(&self, room: u64) -> Option<Vec<Waiting>> {
+        let idle = |queue: &mut Queue| queue.waiting.is_empty() && !matches!(queue.health, Health::Closed);
+        let queue = self.work.wait_while(self.lock(), idle);
+        let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
+        let mut group = Vec::with_capacity(queue.waiting.len());
+        let (mut bytes, bound) = (0, GROUP_BYTES.min(room));
+        while let Some(next) = queue.waiting.pop_front() {
+            bytes += next.item().bytes() as u64;
+            if bytes > bound && !group.is_empty() {
+                queue.waiting.push_front(next);
+                break;
+            }
+            queue.bytes -= next.item().bytes() as u64;
+            group.push(next);
+        }
+        (!group.is_empty()).then_some(group)
+    }
+
+    fn complete(&self, group: Vec<Waiting>, done: &[(DatabaseId, SegmentRef)]) {
+        let mut registered = Vec::new();
+        let mut queue = self.lock();
+        for (id, segment) in done {
+            queue.registry.completed(*id, &segment.meta);
+        }
+        for waiting in &group {
+            if let Waiting::Database { head, .. } = waiting {
+                registered.push(queue.registry.registered(head));
+            }
+        }
+        drop(queue);
+        self.segments.fetch_add(done.len() as u64, Ordering::Relaxed);
+        self.segment_bytes.fetch_add(done.iter().map(|(_, s)| s.bytes).sum(), Ordering::Relaxed);
+        let mut registered = registered.into_iter();
+        for waiting in group {
+            // A caller that has gone away hears nothing.
+            match waiting {
+                Waiting::Chunk { reply: Some(reply), permit, .. } => {
+                    drop(permit);
+                    let _ = reply.send(Ok(()));
+                }
+                Waiting::Database { reply, .. } => {
+                    let registered = registered.next().expect("BUG: one for each registration");
+                    let _ = reply.send(Ok(registered));
+                }
+                Waiting::Chunk { reply: None, .. } | Waiting::Abandon(_) => {}
+            }
+        }
+        if !done.is_empty() {
+            self.changed.send_modify(|count| *count += done.len() as u64);
+        }
+    }
+
+    fn fail(&self, group: Vec<Waiting>, error: WriteError) {
+        let WriteError { doing, source, broken } = error;
+        let failure = Failure::new(doing, &source);
+        if broken {
+            tracing::error!(error = %source, doing, "the buffer takes nothing more until the hub is restarted");
+        } else {
+            tracing::warn!(error = %source, doing, "the buffer refuses segments for now");
+        }
+        let waiting = {
+            let mut queue = self.lock();
+            queue.registry.fall_back(&failure);
+            if broken && matches!(queue.health, Health::Up) {
+                queue.health = Health::Broken(failure.clone());
+            }
+            queue.bytes = 0;
+            std::mem::take(&mut queue.waiting)
+        };
+        for waiting in group.into_iter().chain(waiting) {
+            waiting.fail(&failure);
+        }
+    }
+
+    /// Takes nothing more; [`Flusher::run`] ends when what waits is written.
+    pub(super) fn close(&self) {
+        self.lock().health = Health::Closed;
+        self.permits.close();
+        self.work.notify_all();
+    }
+}
+
+impl Queue {
+    fn takes_anything(&self) -> Result<(), BufferError> {
+        match &self.health {
+            Health::Up => Ok(()),
+            Health::Broken(failure) => Err(failure.to_error()),
+            Health::Closed => Err(BufferError::Closed),
+        }
+    }
+
+    fn push(&mut self, waiting: Waiting) {
+        self.bytes += waiting.item().bytes() as u64;
+        self.waiting.push_back(waiting);
+    }
+}

@@ -1,0 +1,203 @@
+//! The part of the index that lies in sled.
+
+use super::super::cursor::Moved;
+use super::super::log::recover::{Checkpoint, IndexPlan, Indexer};
+use super::super::log::snapshot::Cursors;
+use super::super::{BufferError, DatabaseId, Place, SegmentMeta, SegmentRef};
+use super::mover::BATCH;
+use super::{Entry, MAX_TXID};
+use crate::db::key::checkpoint::{CheckpointKey, CheckpointValue};
+use crate::db::key::cursor::CursorKey;
+use crate::db::key::segment::{SegmentKey, SegmentValue};
+use crate::db::{Batch, Db, DbError, Tree};
+use std::path::Path;
+use walhub_common::{Pos, Txid, clock};
+
+/// Segments, cursors, and how far the log is indexed.
+#[derive(Debug)]
+pub(super) struct Trees {
+    db: Db,
+    segments: Tree<SegmentKey, SegmentValue>,
+    cursors: Tree<CursorKey, Txid>,
+    checkpoint: Tree<CheckpointKey, CheckpointValue>,
+}
+
+impl Trees {
+    /// Opens the store, or an empty one in its place.
+    pub(super) fn open(path: &Path) -> Result<Self, DbError> {
+        let db = Db::open(path, clock::now_ms())?;
+        Ok(Self {
+            segments: db.tree("segments")?,
+            cursors: db.tree("cursors")?,
+            checkpoint: db.tree("checkpoint")?,
+            db,
+        })
+    }
+
+    pub(super) fn flush(&self) -> Result<(), DbError> {
+        self.db.flush()
+    }
+
+    pub(super) fn checkpoint(&self) -> Result<Option<Checkpoint>, DbError> {
+        let found = self.checkpoint.get(&CheckpointKey)?;
+        Ok(found.map(|c| Checkpoint { log_id: c.log_id, file: c.file, salt: c.salt, offset: c.offset }))
+    }
+
+    pub(super) fn set_checkpoint(&self, at: Checkpoint) -> Result<(), DbError> {
+        let Checkpoint { log_id, file, salt, offset } = at;
+        self.checkpoint.insert(&CheckpointKey, &CheckpointValue { log_id, file, salt, offset })
+    }
+
+    pub(super) fn cursors(&self) -> Result<Cursors, DbError> {
+        let mut cursors = Cursors::new();
+        for (key, txid) in self.cursors.all()? {
+            cursors.entry(key.lane).or_default().insert(DatabaseId(key.database), txid);
+        }
+        Ok(cursors)
+    }
+
+    pub(super) fn replace_cursors(&self, cursors: &Cursors) -> Result<(), DbError> {
+        self.cursors.clear()?;
+        let mut batch = Batch::default();
+        for (lane, of) in cursors {
+            for (id, txid) in of {
+                batch.insert(&CursorKey { lane: lane.clone(), database: id.0 }, txid);
+            }
+        }
+        self.cursors.apply(batch)
+    }
+
+    pub(super) fn put_cursors(&self, moved: &[Moved]) -> Result<(), DbError> {
+        let mut batch = Batch::default();
+        for (lane, id, txid) in moved {
+            batch.insert(&CursorKey { lane: lane.clone(), database: id.0 }, txid);
+        }
+        self.cursors.apply(batch)
+    }
+
+    pub(super) fn put(&self, entries: &[Entry]) -> Result<(), DbError> {
+        let mut batch = Batch::default();
+        for ((id, min), segment) in entries {
+            batch.insert(&SegmentKey { database: id.0, min: *min }, &to_value(segment));
+        }
+        self.segments.apply(batch)
+    }
+
+    pub(super) fn get(&self, id: DatabaseId, min: Txid) -> Result<Option<SegmentRef>, DbError> {
+        let found = self.segments.get(&SegmentKey { database: id.0, min })?;
+        Ok(found.map(|value| to_ref(&value)))
+    }
+
+    /// Segments with a first transaction from `from` to `to`, in order, as long as `take` says so.
+    pub(super) fn scan(
+        &self,
+        id: DatabaseId,
+        from: Txid,
+        to: Txid,
+        mut take: impl FnMut(SegmentRef) -> bool,
+    ) -> Result<(), DbError> {
+        let key = |min| SegmentKey { database: id.0, min };
+        self.segments.scan(&key(from), &key(to), |_, value| take(to_ref(&value)))
+    }
+
+    pub(super) fn forget_before(&self, id: DatabaseId, oldest: u64) -> Result<(), DbError> {
+        self.forget(id, |from, to, keys| {
+            self.segments.scan(from, to, |key, value| {
+                let gone = value.first.0 < oldest;
+                if gone {
+                    keys.push(key);
+                }
+                gone && keys.len() < BATCH
+            })
+        })
+    }
+
+    pub(super) fn forget_after(&self, id: DatabaseId, position: Option<Pos>) -> Result<(), DbError> {
+        self.forget(id, |from, to, keys| {
+            self.segments.scan_back(from, to, |key, value| {
+                let ahead = position.is_none_or(|p| value.range.max() > p.txid);
+                if ahead {
+                    keys.push(key);
+                }
+                ahead && keys.len() < BATCH
+            })
+        })
+    }
+
+    fn forget(
+        &self,
+        id: DatabaseId,
+        find: impl Fn(&SegmentKey, &SegmentKey, &mut Vec<SegmentKey>) -> Result<(), DbError>,
+    ) -> Result<(), DbError> {
+        let key = |min| SegmentKey { database: id.0, min };
+        loop {
+            let mut keys = Vec::new();
+            find(&key(Txid::FIRST), &key(MAX_TXID), &mut keys)?;
+            if keys.is_empty() {
+                return Ok(());
+            }
+            let mut batch = Batch::default();
+            for key in &keys {
+                batch.remove(key);
+            }
+            self.segments.apply(batch)?;
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn all(&self) -> Result<Vec<(DatabaseId, SegmentRef)>, DbError> {
+        let all = self.segments.all()?;
+        Ok(all.iter().map(|(key, value)| (DatabaseId(key.database), to_ref(value))).collect())
+    }
+}
+
+/// Puts the segments that recovery finds into sled.
+#[derive(Debug)]
+pub(in crate::buffer) struct Rebuild<'a> {
+    trees: &'a Trees,
+    entries: Vec<Entry>,
+}
+
+impl<'a> Rebuild<'a> {
+    pub(super) fn new(trees: &'a Trees) -> Self {
+        Self { trees, entries: Vec::new() }
+    }
+
+    /// Puts in what is left.
+    pub(super) fn finish(&mut self) -> Result<(), DbError> {
+        self.entries.sort_by_key(|(key, _)| *key);
+        self.trees.put(&self.entries)?;
+        self.entries.clear();
+        Ok(())
+    }
+}
+
+impl Indexer for Rebuild<'_> {
+    fn plan(&mut self, plan: IndexPlan) -> Result<(), BufferError> {
+        if plan.rebuild {
+            self.trees.checkpoint.clear()?;
+            self.trees.segments.clear()?;
+        }
+        Ok(())
+    }
+
+    fn segment(&mut self, database: DatabaseId, segment: SegmentRef) -> Result<(), BufferError> {
+        self.entries.push(((database, segment.meta.range.min()), segment));
+        if self.entries.len() == BATCH {
+            self.finish()?;
+        }
+        Ok(())
+    }
+}
+
+fn to_value(segment: &SegmentRef) -> SegmentValue {
+    let SegmentMeta { range, pre, post, time_ms, agent_time_ms } = segment.meta;
+    let Place { first, last, chunks } = segment.place;
+    SegmentValue { range, pre, post, time_ms, agent_time_ms, bytes: segment.bytes, first, last, chunks }
+}
+
+fn to_ref(value: &SegmentValue) -> SegmentRef {
+    let SegmentValue { range, pre, post, time_ms, agent_time_ms, bytes, first, last, chunks } = *value;
+    let meta = SegmentMeta { range, pre, post, time_ms, agent_time_ms };
+    SegmentRef { meta, bytes, place: Place { first, last, chunks } }
+}

@@ -1,0 +1,224 @@
+//! What a run of records means: databases, positions, and where complete segments lie. No file access: records in,
+//! state out.
+
+use super::head::{At, Before, ChunkHead, Head};
+use super::snapshot::{Cursors, DatabaseState, State};
+use crate::buffer::tail::{follows, position_after};
+use crate::buffer::{DatabaseId, Place, SegmentMeta, SegmentRef};
+use std::collections::HashMap;
+
+/// The state after the records applied so far. Applying starts at the beginning of any file.
+#[derive(Debug)]
+pub(in crate::buffer) struct Replay {
+    state: State,
+    open: HashMap<DatabaseId, Open>,
+    snapshot_cursors: Cursors,
+    first_file: u64,
+    oddities: Oddities,
+}
+
+/// Things that only damage can cause, counted.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(in crate::buffer) struct Oddities {
+    /// Chunks of databases that no record names.
+    pub(in crate::buffer) unknown_databases: u64,
+    /// Segments that do not continue what came before.
+    pub(in crate::buffer) gaps: u64,
+    /// Segments whose earlier chunks are missing.
+    pub(in crate::buffer) incomplete: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    meta: SegmentMeta,
+    next: u32,
+    previous: At,
+}
+
+impl Replay {
+    /// Nothing yet; the first record will be one of file `first_file`.
+    pub(in crate::buffer) fn new(first_file: u64) -> Self {
+        Self {
+            state: State::default(),
+            open: HashMap::new(),
+            snapshot_cursors: Cursors::new(),
+            first_file,
+            oddities: Oddities::default(),
+        }
+    }
+
+    /// The end: the state, and what was odd.
+    pub(in crate::buffer) fn finish(self) -> (State, Oddities) {
+        (self.state, self.oddities)
+    }
+
+    /// Applies a table of cursors that belongs to a snapshot.
+    pub(in crate::buffer) fn cursors(
+        &mut self,
+        head: &Head,
+        entries: Vec<(DatabaseId, walhub_common::Txid)>,
+    ) {
+        if let Head::Cursors { lane } = head {
+            self.snapshot_cursors.entry(lane.clone()).or_default().extend(entries);
+        }
+    }
+
+    /// Applies a record. Gives the segment that it completes.
+    pub(in crate::buffer) fn apply(
+        &mut self,
+        head: &Head,
+        payload_bytes: u32,
+        at: At,
+    ) -> Option<(DatabaseId, SegmentRef)> {
+        match head {
+            Head::Chunk(chunk) => return self.chunk(chunk, payload_bytes, at),
+            Head::Database(head) => {
+                self.state.next_id = self.state.next_id.max(head.id.0 + 1);
+                let fresh = || DatabaseState { head: head.clone(), position: None, time_ms: 0 };
+                self.state.databases.entry(head.id).or_insert_with(fresh).head = head.clone();
+            }
+            Head::State { database, position, time_ms } => {
+                let state = DatabaseState { head: database.clone(), position: *position, time_ms: *time_ms };
+                self.state.databases.insert(database.id, state);
+            }
+            Head::Cursors { .. } => {}
+            Head::SnapshotEnd { next_id } => {
+                self.state.next_id = self.state.next_id.max(*next_id);
+                self.state.cursors = std::mem::take(&mut self.snapshot_cursors);
+            }
+        }
+        None
+    }
+
+    fn chunk(&mut self, chunk: &ChunkHead, payload_bytes: u32, at: At) -> Option<(DatabaseId, SegmentRef)> {
+        let id = chunk.database;
+        let Some(database) = self.state.databases.get_mut(&id) else {
+            self.oddities.unknown_databases += 1;
+            return None;
+        };
+        let whole = match &chunk.before {
+            None => true,
+            Some(before) => match self.open.get(&id) {
+                Some(open) => {
+                    open.meta == chunk.meta && open.next == chunk.number && open.previous == before.previous
+                }
+                // Its earlier chunks lie before the first file that is read here.
+                None => before.previous.0 < self.first_file,
+            },
+        };
+        if !chunk.last {
+            if whole {
+                self.open.insert(id, Open { meta: chunk.meta, next: chunk.number + 1, previous: at });
+            } else {
+                self.open.remove(&id);
+            }
+            return None;
+        }
+        self.open.remove(&id);
+        if database.position.is_some_and(|p| chunk.meta.range.max() <= p.txid) {
+            self.oddities.gaps += 1;
+            return None;
+        }
+        if !follows(database.position, &chunk.meta) {
+            self.oddities.gaps += 1;
+        }
+        database.position = Some(position_after(&chunk.meta));
+        database.time_ms = chunk.meta.time_ms;
+        if !whole {
+            self.oddities.incomplete += 1;
+            return None;
+        }
+        Some((id, segment(chunk, payload_bytes, at)))
+    }
+}
+
+/// The segment whose last chunk this is.
+pub(in crate::buffer) fn segment(chunk: &ChunkHead, payload_bytes: u32, at: At) -> SegmentRef {
+    let (first, bytes) = match chunk.before {
+        Some(Before { first, bytes, .. }) => (first, bytes),
+        None => (at, 0),
+    };
+    SegmentRef {
+        meta: chunk.meta,
+        bytes: bytes + u64::from(payload_bytes),
+        place: Place { first, last: at, chunks: chunk.number + 1 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::log::head::DatabaseHead;
+    use walhub_common::{Checksum, Pos, Txid, TxidRange};
+
+    fn checksum(n: u64) -> Checksum {
+        Checksum::new(1 << 63 | n).unwrap()
+    }
+
+    fn meta(min: u64, max: u64) -> SegmentMeta {
+        SegmentMeta {
+            range: TxidRange::from_raw(min, max).unwrap(),
+            pre: (min > 1).then(|| checksum(min - 1)),
+            post: checksum(max),
+            time_ms: 7,
+            agent_time_ms: 8,
+        }
+    }
+
+    fn chunk(meta: SegmentMeta, number: u32, last: bool, before: Option<Before>) -> Head {
+        Head::Chunk(ChunkHead { database: DatabaseId(1), meta, number, last, before })
+    }
+
+    fn replay_with_a_database(first_file: u64) -> Replay {
+        let mut replay = Replay::new(first_file);
+        let head =
+            DatabaseHead { id: DatabaseId(1), lineage: 3, key: "a/b".parse().unwrap(), path: String::new() };
+        replay.apply(&Head::Database(head), 0, (first_file, 64));
+        replay
+    }
+
+    #[test]
+    fn a_segment_counts_when_its_last_chunk_has_come() {
+        let mut replay = replay_with_a_database(1);
+        assert_eq!(replay.apply(&chunk(meta(1, 4), 0, false, None), 100, (1, 200)), None);
+        let before = Before { first: (1, 200), previous: (1, 200), bytes: 100 };
+        let done = replay.apply(&chunk(meta(1, 4), 1, true, Some(before)), 5, (2, 64)).unwrap();
+        assert_eq!(done.1.bytes, 105);
+        assert_eq!(done.1.place, Place { first: (1, 200), last: (2, 64), chunks: 2 });
+        let (state, oddities) = replay.finish();
+        assert_eq!(oddities, Oddities::default());
+        let position = Pos { txid: Txid::new(4).unwrap(), checksum: checksum(4) };
+        assert_eq!(state.databases[&DatabaseId(1)].position, Some(position));
+        assert_eq!(state.next_id, 2);
+    }
+
+    #[test]
+    fn chunks_before_the_first_file_read_are_taken_on_trust_and_missing_ones_are_not() {
+        let before = Before { first: (4, 200), previous: (4, 900), bytes: 100 };
+        let last = chunk(meta(1, 1), 2, true, Some(before));
+        assert!(replay_with_a_database(5).apply(&last, 5, (5, 300)).is_some());
+        let mut replay = replay_with_a_database(4);
+        assert!(replay.apply(&last, 5, (5, 300)).is_none());
+        let (state, oddities) = replay.finish();
+        assert_eq!(oddities.incomplete, 1);
+        assert!(state.databases[&DatabaseId(1)].position.is_some(), "it was acknowledged");
+    }
+
+    #[test]
+    fn a_gap_is_adopted_and_an_old_segment_is_not() {
+        let mut replay = replay_with_a_database(1);
+        assert!(replay.apply(&chunk(meta(1, 1), 0, true, None), 5, (1, 300)).is_some());
+        assert!(replay.apply(&chunk(meta(3, 3), 0, true, None), 5, (1, 500)).is_some());
+        assert!(replay.apply(&chunk(meta(2, 2), 0, true, None), 5, (1, 700)).is_none());
+        let (state, oddities) = replay.finish();
+        assert_eq!(oddities.gaps, 2);
+        assert_eq!(state.databases[&DatabaseId(1)].position.unwrap().txid.get(), 3);
+    }
+
+    #[test]
+    fn a_chunk_of_an_unknown_database_is_counted() {
+        let mut replay = Replay::new(1);
+        assert!(replay.apply(&chunk(meta(1, 1), 0, true, None), 5, (1, 300)).is_none());
+        assert_eq!(replay.finish().1.unknown_databases, 1);
+    }
+}
