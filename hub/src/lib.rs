@@ -1,6 +1,7 @@
 //! The hub: sequences what agents send, buffers it durably, fans it out to destinations, and gives databases back.
 
 pub mod buffer;
+pub mod db;
 pub mod fleet;
 pub mod ingest;
 
