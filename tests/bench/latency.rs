@@ -37,7 +37,7 @@ fn ours(scratch: &Scratch, plan: &Plan) -> (Vec<f64>, Vec<f64>) {
     let path = scratch.join("ours.db");
     let connection = database(&path, 1000);
     let ours = setup::ours(&scratch.join("ours"), &[("db".into(), path)]);
-    let mut acks = ours.acks();
+    let acks = ours.acks();
     let mut acked = acks.buffered("db");
     let mut to_ack = Vec::new();
     for round in 0..plan.pick(500u64, 50) {

@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -83,7 +83,7 @@ pub(crate) fn ours(dir: &Path, databases: &[Database]) -> Ours {
 impl Ours {
     /// Newest acked TXID of a database, as the agent has it.
     pub(crate) fn acks(&self) -> Acks {
-        Acks::connect(&self.socket)
+        Acks { socket: self.socket.clone() }
     }
 
     /// Newest TXID at the file destination, by its directory alone.
@@ -94,24 +94,19 @@ impl Ours {
 
 /// Asks the agent over its local socket.
 pub(crate) struct Acks {
-    stream: BufReader<UnixStream>,
+    socket: PathBuf,
 }
 
 impl Acks {
-    fn connect(socket: &Path) -> Acks {
-        let stream = UnixStream::connect(socket).expect("the agent's socket");
-        Acks { stream: BufReader::new(stream) }
-    }
-
     /// Buffered TXID of a database.
-    pub(crate) fn buffered(&mut self, database: &str) -> u64 {
-        self.stream.get_mut().write_all(b"{\"request\":\"status\"}\n").expect("ask the agent");
-        let mut line = String::new();
-        self.stream.read_line(&mut line).expect("the agent's answer");
-        let answer: serde_json::Value = serde_json::from_str(&line).expect("JSON from the agent");
+    pub(crate) fn buffered(&self, database: &str) -> u64 {
+        let mut text = String::new();
+        let mut stream = UnixStream::connect(&self.socket).expect("the agent's socket");
+        stream.read_to_string(&mut text).expect("the agent's answer");
+        let answer: serde_json::Value = serde_json::from_str(&text).expect("JSON from the agent");
         let databases = answer["databases"].as_array().expect("databases");
         let found = databases.iter().find(|d| d["name"] == database).expect("the database");
-        found["buffered_txid"].as_u64().unwrap_or(0)
+        found["buffered_txid"].as_u64().expect("a TXID")
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use walhub_common::DestinationName;
 use walhub_common::config::{Section, value};
 use walhub_store::destinations::config::{Checksums, DestinationConfig, FileConfig, S3Config, S3Keys};
+use walhub_store::restore::source::BUFFER;
 
 const SYNC_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(24 * 3600);
 const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
@@ -36,6 +37,12 @@ pub(super) fn parse(mut item: Section<'_>, names: &mut Vec<DestinationName>) -> 
     if let Some(name) = &name {
         if names.contains(name) {
             item.fault_at("name", format!("two destinations are called {name}; give this one another name"));
+        }
+        if name.as_str() == BUFFER {
+            item.fault_at(
+                "name",
+                "\"buffer\" means the hub's own buffer in `--source`; give this one another name",
+            );
         }
         names.push(name.clone());
     }

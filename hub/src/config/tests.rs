@@ -66,6 +66,7 @@ destinations:
   - {name: near, type: file, path: /a, sync-interval: 5 parsecs}
   - {name: far, type: s3, endpoint: nowhere, access-key-id: x}
   - {name: tape, type: tape, path: /dev/st0}
+  - {name: buffer, type: file, path: /b}
 ";
     let faults = parse_text(text).unwrap_err();
     for (line, words) in [
@@ -80,6 +81,7 @@ destinations:
         (8, "nowhere"),
         (8, "no secret-access-key"),
         (9, "tape"),
+        (10, "give this one another name"),
     ] {
         let place = format!("hub.yml:{line}:");
         let found = faults.lines().any(|fault| fault.starts_with(&place) && fault.contains(words));
