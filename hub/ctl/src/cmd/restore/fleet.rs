@@ -3,7 +3,7 @@
 use super::one::{self, Job};
 use super::outcome::Restored;
 use super::progress::Progress;
-use super::{Args, plan, plan_lines};
+use super::{Args, plan, plan_lines, unless};
 use crate::connect::Hub;
 use crate::fault::{Interrupted, clean};
 use crate::model::Plan;
@@ -38,7 +38,7 @@ pub(super) async fn restore(
     cancel: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let agent = args.agent.as_ref().map_or("", |name| name.as_str());
-    let jobs = jobs(args, hub.status(agent, "").await?.databases)?;
+    let jobs = jobs(args, unless(cancel, hub.status(agent, "")).await?.databases)?;
     if jobs.is_empty() {
         match &args.agent {
             Some(agent) => bail!("the hub knows no database of agent {agent}; see `hubctl agents list`"),
@@ -46,7 +46,7 @@ pub(super) async fn restore(
         }
     }
     if args.dry_run {
-        return plan_all(args, hub, jobs).await;
+        return unless(cancel, plan_all(args, hub, jobs)).await;
     }
     let mut running = futures_util::stream::iter(jobs)
         .map(|job| async move {

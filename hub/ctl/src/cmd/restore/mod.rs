@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use target::Target;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use walhub_common::task::TaskGroup;
 use walhub_common::{AgentName, DatabaseKey, Txid, clock};
 
@@ -105,14 +106,10 @@ impl Args {
                 }
             }
         });
-        let hub = tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Err(Interrupted.into()),
-            hub = self.connect.connect() => hub?,
-        };
+        let hub = unless(&cancel, self.connect.connect()).await?;
         let progress = Progress::new();
         let done = match &self.database {
-            Some(database) if self.dry_run => self.plan_one(&hub, database.clone()).await,
+            Some(database) if self.dry_run => unless(&cancel, self.plan_one(&hub, database.clone())).await,
             Some(database) => {
                 let restored = one::restore(&hub, &self.job(database.clone()), &progress, &cancel).await;
                 restored.and_then(|restored| match self.json {
@@ -149,6 +146,18 @@ impl Args {
     async fn plan_one(&self, hub: &Hub, database: DatabaseKey) -> anyhow::Result<ExitCode> {
         let plan = plan(hub, &self.job(database)).await?;
         if self.json { output::json(&plan) } else { output::lines(&plan_lines(&plan)) }
+    }
+}
+
+/// For waits that have nothing to clean up: ends at once when we are interrupted.
+async fn unless<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Interrupted.into()),
+        done = work => done,
     }
 }
 
