@@ -265,20 +265,13 @@ impl Capture {
         self.backfill().map(Some)
     }
 
-    /// DETACH.
+    /// DETACH: what is acked is saved. No last checkpoint: a complete one would let the next writer restart the log, and an
+    /// agent that comes back soon would find a gap instead of its place.
     pub(super) fn final_pass(&mut self) -> Result<(), CaptureError> {
         self.unmark();
-        if self.standing != Standing::Aligned {
-            return self.save_rolled();
+        match self.standing {
+            Standing::Aligned => self.save(),
+            Standing::Gap | Standing::Fresh => self.save_rolled(),
         }
-        let header = self.header()?;
-        let settled = self.tracked.as_ref().is_some_and(|t| t.ledger.is_settled()) && self.kept.is_empty();
-        let at_end = self.cursor.is_some_and(|c| c.wal.frame == header.last) && self.is_current(&header);
-        let due = settled && at_end && header.backfilled < header.last;
-        let mark = if due { self.mark()? } else { None };
-        if let Some(mark) = mark {
-            self.finish_backfill(mark)?;
-        }
-        self.save()
     }
 }

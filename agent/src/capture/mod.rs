@@ -214,8 +214,8 @@ impl Capture {
         }
     }
 
-    /// Ends the capture: saves what is acked, checkpoints if nothing is left to capture, gives the lock back. The `-wal`
-    /// file stays.
+    /// Ends the capture: saves what is acked and gives the lock back. The `-wal` file stays, with frames that are not in the
+    /// database file: copying the database file alone then loses data, until the application checkpoints.
     pub fn detach(mut self) -> Result<(), CaptureError> {
         self.final_pass()
     }

@@ -1,0 +1,8 @@
+//! The whole agent against a hub in memory: real SQLite writers, real capture, TLS on loopback, and everything that can go
+//! wrong on the way.
+
+mod certs;
+mod hub;
+mod node;
+mod scenarios;
+mod torture;
