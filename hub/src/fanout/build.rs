@@ -1,0 +1,126 @@
+//! Buffered segments ▸ one level 0 file: everything since the cursor, the newest version of each page, the hub's time.
+//! Blocking.
+
+use super::error::TurnError;
+use crate::buffer::{DatabaseId, SegmentRef, WalBuffer};
+use bytes::Bytes;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use walhub_common::ltx::{self, Decoder, LtxError, Provenance};
+use walhub_common::{DestinationName, Txid, TxidRange};
+use walhub_store::destinations::{Body, PutMeta};
+
+/// LTX bytes read for one file; a larger single segment makes a file alone.
+pub(super) const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
+/// Segments in one file.
+const MAX_SEGMENTS: usize = 4096;
+/// Segments merged at once; each costs two pages and a read buffer.
+const FAN_IN: usize = 64;
+const READ_BUFFER: usize = 16 * 1024;
+
+/// A file ready to be put, as often as it takes.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub(super) range: TxidRange,
+    pub(super) body: Body,
+    pub(super) meta: PutMeta,
+    pub(super) bytes: u64,
+    /// More was waiting than went into it.
+    pub(super) more: bool,
+}
+
+impl Drop for Built {
+    fn drop(&mut self) {
+        if let Body::File(path) = &self.body
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot remove a temporary file");
+        }
+    }
+}
+
+/// Builds the next file of `database` after `after`; `None` when nothing is waiting.
+pub(super) fn build(
+    buffer: &dyn WalBuffer,
+    lane: &DestinationName,
+    database: DatabaseId,
+    after: Option<Txid>,
+    tmp: &Path,
+) -> Result<Option<Built>, TurnError> {
+    let mut segments = buffer.read(database, after, MAX_FILE_BYTES)?;
+    segments.truncate(MAX_SEGMENTS);
+    let (Some(first), Some(last)) = (segments.first(), segments.last()) else { return Ok(None) };
+    let range = TxidRange::new(first.meta.range.min(), last.meta.range.max())
+        .ok_or_else(|| TurnError::Internal("segments out of order".to_owned()))?;
+    let provenance = Provenance { pre: first.meta.pre, post: last.meta.post };
+    let time_ms = last.meta.time_ms;
+    let more = !buffer.read(database, Some(range.max()), 1)?.is_empty();
+    let read: u64 = segments.iter().map(|segment| segment.bytes).sum();
+    let (body, bytes) = if read <= MAX_FILE_BYTES {
+        let mut out = Vec::with_capacity(read as usize);
+        check(&merge(buffer, database, &segments, time_ms, &mut out)?, range, provenance)?;
+        let bytes = out.len() as u64;
+        (Body::Bytes(Bytes::from(out)), bytes)
+    } else {
+        let path = tmp.join(format!("{lane}-{}-{range}.ltx", database.0));
+        let temp = Temp(Some(path.clone()));
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
+        check(&merge(buffer, database, &segments, time_ms, &mut out)?, range, provenance)?;
+        let file = out.into_inner().map_err(|e| TurnError::Temp(e.into_error()))?;
+        (Body::File(temp.keep()), file.metadata()?.len())
+    };
+    let meta = PutMeta { time_ms, post: Some(provenance.post) };
+    Ok(Some(Built { range, body, meta, bytes, more }))
+}
+
+/// Removes the file unless it was kept.
+struct Temp(Option<PathBuf>);
+
+impl Temp {
+    fn keep(mut self) -> PathBuf {
+        self.0.take().expect("BUG: a temporary file is kept once")
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// The merged file must be what the buffer's records say of its parts.
+fn check(merged: &ltx::Merged, range: TxidRange, provenance: Provenance) -> Result<(), TurnError> {
+    if merged.header.range == range && merged.header.provenance == Some(provenance) {
+        return Ok(());
+    }
+    Err(TurnError::Internal(format!("merged segments give {:?}, the buffer says {range}", merged.header)))
+}
+
+fn merge(
+    buffer: &dyn WalBuffer,
+    database: DatabaseId,
+    segments: &[SegmentRef],
+    time_ms: i64,
+    out: impl Write,
+) -> Result<ltx::Merged, TurnError> {
+    let mut groups: Vec<Vec<u8>> = Vec::new();
+    let open = |segment: &SegmentRef| -> Result<Decoder<Box<dyn Read + Send>>, TurnError> {
+        let reader = BufReader::with_capacity(READ_BUFFER, buffer.open(database, segment)?);
+        Ok(Decoder::new(Box::new(reader) as Box<dyn Read + Send>)?)
+    };
+    if segments.len() <= FAN_IN {
+        let inputs = segments.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        return Ok(ltx::merge(inputs, time_ms, out)?);
+    }
+    for group in segments.chunks(FAN_IN) {
+        let inputs = group.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let mut merged = Vec::new();
+        ltx::merge(inputs, time_ms, &mut merged)?;
+        groups.push(merged);
+    }
+    let inputs = groups.iter().map(|group| Decoder::new(&group[..])).collect::<Result<Vec<_>, LtxError>>()?;
+    Ok(ltx::merge(inputs, time_ms, out)?)
+}

@@ -1,0 +1,127 @@
+//! Past the buffer: a destination that needs transactions which the buffer has given back gets another destination's
+//! files, byte for byte.
+
+use super::Shared;
+use super::coverage;
+use super::error::TurnError;
+use crate::buffer::BufferError;
+use futures_util::StreamExt;
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+use walhub_common::ltx::{Verified, Verifier};
+use walhub_common::{DatabaseKey, Level, Txid};
+use walhub_store::destinations::{Body, DestinationError, DynDestination, FileKey, Listed, Put, PutMeta};
+
+/// A file of another destination.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    /// Place of that destination in the configuration.
+    pub(super) from: usize,
+    /// Which file.
+    pub(super) file: Listed,
+}
+
+/// Files that lead on from `cursor`, from the first healthy destination that has any; never empty.
+pub(super) async fn plan(
+    shared: &Shared,
+    lane: usize,
+    database: &DatabaseKey,
+    cursor: Option<Txid>,
+    reason: BufferError,
+) -> Result<VecDeque<Step>, TurnError> {
+    let health = shared.fleet.board.health();
+    let mut failed = None;
+    for (from, sibling) in shared.destinations.iter().enumerate() {
+        // A destination in trouble must not hold up this one.
+        if from == lane || !health[from].healthy {
+            continue;
+        }
+        match list(shared, sibling, database).await {
+            Ok(files) => {
+                let chain = coverage::chain(&files, cursor);
+                if !chain.is_empty() {
+                    let name = sibling.name();
+                    tracing::info!(%database, from = %name, files = chain.len(), %reason, "catching up from another destination");
+                    return Ok(chain.into_iter().map(|file| Step { from, file: file.clone() }).collect());
+                }
+            }
+            Err(error) => failed = Some(Box::new(error)),
+        }
+    }
+    match reason {
+        BufferError::Trimmed { txid, .. } => Err(TurnError::Missing { txid, sibling: failed }),
+        other => Err(TurnError::Buffer(other)),
+    }
+}
+
+async fn list(
+    shared: &Shared,
+    sibling: &DynDestination,
+    database: &DatabaseKey,
+) -> Result<Vec<Listed>, DestinationError> {
+    let mut files = Vec::new();
+    for level in Level::all() {
+        files.extend(sibling.list(database, level, &shared.abort).await?);
+    }
+    Ok(files)
+}
+
+/// Copies one file under its own name; its bytes if it was created here. The file is verified before it is put.
+pub(super) async fn copy(
+    shared: &Shared,
+    lane: usize,
+    database: &DatabaseKey,
+    step: &Step,
+) -> Result<Option<u64>, TurnError> {
+    let to = &shared.destinations[lane];
+    let from = &shared.destinations[step.from];
+    let key = FileKey { database: database.clone(), level: step.file.level, range: step.file.range };
+    let name = format!("{}-{}-{}-copy-{}.ltx", to.name(), database.agent, database.name, step.file.range);
+    let temp = TempFile(shared.tmp.join(name));
+    let verified = download(shared, from, &key, &temp).await?;
+    if verified.header.range != step.file.range {
+        return Err(TurnError::Sibling(format!("{key} at {} covers {}", from.name(), verified.header.range)));
+    }
+    let meta = PutMeta {
+        time_ms: verified.header.timestamp_ms,
+        post: verified.header.provenance.map(|provenance| provenance.post),
+    };
+    let put = to.put(&key, Body::File(temp.0.clone()), meta, &shared.abort).await;
+    let put = put.map_err(TurnError::Destination)?;
+    Ok((put == Put::Created).then_some(verified.bytes))
+}
+
+async fn download(
+    shared: &Shared,
+    from: &DynDestination,
+    key: &FileKey,
+    temp: &TempFile,
+) -> Result<Verified, TurnError> {
+    let missing = |error| TurnError::Missing { txid: key.range.min(), sibling: Some(Box::new(error)) };
+    let damaged = |error| TurnError::Sibling(format!("{key} at {}: {error}", from.name()));
+    let mut verifier = Verifier::new(u64::MAX);
+    let mut file = File::create(&temp.0).await?;
+    let mut pieces = from.open(key, 0, &shared.abort).await.map_err(missing)?;
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(missing)?;
+        verifier.push(&piece).map_err(damaged)?;
+        file.write_all(&piece).await?;
+    }
+    file.flush().await?;
+    verifier.finish().map_err(damaged)
+}
+
+/// Removed with its value.
+struct TempFile(PathBuf);
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.0.display(), %error, "cannot remove a temporary file");
+        }
+    }
+}
