@@ -92,13 +92,16 @@ databases:
   - name: nowhere
 ";
     std::fs::write(&config, text).expect("config");
-    let output = check("walhub-agent", &["run"], &config);
-    assert_eq!(output.code, BAD_CONFIG, "{output:?}");
-    says(&output, &config, 1, &["no-port-here"]);
-    says(&output, &config, 4, &["poll-intervall", "did you mean", "poll-interval"]);
-    says(&output, &config, 5, &["plenty"]);
-    says(&output, &config, 9, &["app.db"]);
-    says(&output, &config, 11, &["path"]);
+    for arguments in [&["check-config"][..], &["run"][..]] {
+        let output = check("walhub-agent", arguments, &config);
+        assert_eq!(output.code, BAD_CONFIG, "{output:?}");
+        says(&output, &config, 1, &["no-port-here"]);
+        says(&output, &config, 3, &["/does/not/exist/ca.crt"]);
+        says(&output, &config, 4, &["poll-intervall", "did you mean", "poll-interval"]);
+        says(&output, &config, 5, &["plenty"]);
+        says(&output, &config, 10, &["app.db"]);
+        says(&output, &config, 11, &["path"]);
+    }
 }
 
 #[test]
