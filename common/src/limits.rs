@@ -6,6 +6,8 @@ pub const MAX_CHUNK_BYTES: usize = 1024 * 1024;
 pub const MAX_MESSAGE_BYTES: usize = MAX_CHUNK_BYTES + 64 * 1024;
 /// Pages in a database: SQLite's own bound.
 pub const MAX_PAGES: u32 = 0xffff_fffe;
+/// A gRPC request that carries no data.
+pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 /// Databases that one agent may register.
 pub const MAX_DATABASES_PER_AGENT: usize = 20_000;
 /// Segment bytes of one agent that wait for their fsync in the hub.

@@ -1,11 +1,15 @@
 //! The hub: sequences what agents send, buffers it durably, fans it out to destinations, and gives databases back.
 
+pub mod api;
+pub mod app;
 pub mod buffer;
+pub mod cli;
 pub mod config;
 pub mod db;
 pub mod fanout;
 pub mod fleet;
 pub mod ingest;
+pub mod restore;
 
 #[cfg(any(test, feature = "testutil"))]
 pub mod testutil;

@@ -1,0 +1,76 @@
+//! `FleetService`: the picture of everything the peer may see.
+
+use super::peer::Peer;
+use super::restore::info;
+use super::{Handles, status};
+use crate::fleet::status::{Scope, assemble};
+use tonic::{Request, Response, Status};
+use walhub_common::tls::Role;
+use walhub_common::{AgentName, DatabaseName};
+use walhub_proto::v1::fleet_service_server::FleetService;
+use walhub_proto::v1::{ListFilesRequest, ListFilesResponse, StatusRequest, StatusResponse};
+use walhub_store::restore::{PlannedFile, SourceName};
+
+pub(super) struct Service {
+    handles: Handles,
+}
+
+impl Service {
+    pub(super) fn new(handles: Handles) -> Self {
+        Self { handles }
+    }
+}
+
+fn scope(peer: &Peer, request: &StatusRequest) -> Result<Scope, Status> {
+    let agent = match (request.agent.as_str(), peer.identity.role) {
+        ("", Role::Agent) => Some(peer.identity.name.clone()),
+        ("", _) => None,
+        (name, _) => Some(AgentName::new(name).map_err(|e| status::invalid("agent", e))?),
+    };
+    if let Some(agent) = &agent {
+        peer.may_see(agent)?;
+    }
+    let database = match request.database.as_str() {
+        "" => None,
+        name => Some(DatabaseName::new(name).map_err(|e| status::invalid("database", e))?),
+    };
+    Ok(Scope { agent, database })
+}
+
+#[tonic::async_trait]
+impl FleetService for Service {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let scope = scope(Peer::of(request.extensions())?, request.get_ref())?;
+        let Handles { fleet, buffer, started_ms, .. } = self.handles.clone();
+        // Every lag looks into the index, which may have to read from disk.
+        let picture =
+            tokio::task::spawn_blocking(move || assemble(&fleet, buffer.as_ref(), &scope, started_ms)).await;
+        picture.map(Response::new).map_err(|_| Status::internal("the status failed; see the hub's log"))
+    }
+
+    async fn list_files(
+        &self,
+        request: Request<ListFilesRequest>,
+    ) -> Result<Response<ListFilesResponse>, Status> {
+        let asked = request.get_ref();
+        let database = Peer::of(request.extensions())?.may_read(asked.database.as_ref())?;
+        let source = match asked.source.as_str() {
+            "" => None,
+            name => Some(SourceName::new(name).map_err(|e| status::invalid("source", e))?),
+        };
+        let restores = &self.handles.restores;
+        let sources = restores.select(source.as_ref()).map_err(|e| status::unknown_source(&e))?;
+        let inventory = restores.inventory(&sources, &database).await;
+        let mut files = Vec::new();
+        for listing in inventory.listings {
+            for file in listing.files {
+                let source = listing.source.clone();
+                let (level, range, size, time_ms) = (file.level, file.range, file.size, file.time_ms);
+                files.push(PlannedFile { source, level, range, size, time_ms });
+            }
+        }
+        files.sort_by(|a, b| (&a.source, a.level, a.range).cmp(&(&b.source, b.level, b.range)));
+        let errors = inventory.unanswered.iter().map(|e| format!("{}: {e}", e.destination)).collect();
+        Ok(Response::new(ListFilesResponse { files: files.iter().map(info).collect(), errors }))
+    }
+}

@@ -1,0 +1,64 @@
+//! The gRPC face of the hub: convert, ask the handle, convert back. No decisions but one: who may ask ([`peer`]).
+
+mod fleet;
+mod listen;
+mod peer;
+mod replication;
+mod restore;
+mod status;
+
+pub use listen::{Connection, Connections, accept_loop};
+
+use crate::buffer::WalBuffer;
+use crate::fleet::Fleet;
+use crate::ingest::Ingest;
+use crate::restore::Restores;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::transport::server::{Router, Server};
+use walhub_common::limits::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
+use walhub_common::task::TaskGroup;
+use walhub_proto::v1::fleet_service_server::FleetServiceServer;
+use walhub_proto::v1::replication_service_server::ReplicationServiceServer;
+use walhub_proto::v1::restore_service_server::RestoreServiceServer;
+
+/// A peer that is silent this long is asked for a sign of life, and dropped when it gives none in as long again.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Bytes one stream, and one connection, may have under way before its reader has taken them.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// What the services are made of.
+#[derive(Clone)]
+pub struct Handles {
+    /// Takes segments.
+    pub ingest: Ingest,
+    /// Gives databases back.
+    pub restores: Restores,
+    /// Knows who and where.
+    pub fleet: Arc<Fleet>,
+    /// Holds what is buffered.
+    pub buffer: Arc<dyn WalBuffer>,
+    /// Owns the tasks behind the streams.
+    pub tasks: TaskGroup,
+    /// Start of the hub, Unix ms.
+    pub started_ms: i64,
+}
+
+/// All services, with their limits.
+pub fn router(handles: Handles) -> Router {
+    let replication = ReplicationServiceServer::new(replication::Service::new(handles.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let restore = RestoreServiceServer::new(restore::Service::new(handles.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let fleet =
+        FleetServiceServer::new(fleet::Service::new(handles)).max_decoding_message_size(MAX_REQUEST_BYTES);
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .add_service(replication)
+        .add_service(restore)
+        .add_service(fleet)
+}

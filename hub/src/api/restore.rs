@@ -1,0 +1,124 @@
+//! `RestoreService`: plans, and the bytes of a plan.
+
+use super::peer::Peer;
+use super::{Handles, status};
+use crate::restore::Request as Asked;
+use futures_util::{Stream, StreamExt};
+use std::pin::Pin;
+use tonic::{Request, Response, Status};
+use walhub_common::{DatabaseKey, Pos, Txid};
+use walhub_proto::convert;
+use walhub_proto::v1::restore_request::Target as WireTarget;
+use walhub_proto::v1::restore_response::Message;
+use walhub_proto::v1::restore_service_server::RestoreService;
+use walhub_proto::v1::{FileInfo, Position, RestorePlan, RestoreRequest, RestoreResponse};
+use walhub_store::restore::{DynSource, Piece, PlannedFile, Prepared, SourceName, Target};
+
+pub(super) struct Service {
+    handles: Handles,
+}
+
+/// A request that was allowed, planned and found possible.
+struct Planned {
+    database: DatabaseKey,
+    sources: Vec<DynSource>,
+    prepared: Prepared,
+    wire: RestorePlan,
+}
+
+impl Service {
+    pub(super) fn new(handles: Handles) -> Self {
+        Self { handles }
+    }
+
+    async fn plan(&self, request: Request<RestoreRequest>) -> Result<Planned, Status> {
+        let peer = Peer::of(request.extensions())?.clone();
+        let request = request.into_inner();
+        let asked = asked(&peer, &request)?;
+        let restores = &self.handles.restores;
+        let sources = restores.select(asked.source.as_ref()).map_err(|e| status::unknown_source(&e))?;
+        let prepared = restores.prepare(&sources, &asked).await.map_err(|e| status::restore(&e))?;
+        let wire = self.describe(&asked, &prepared);
+        Ok(Planned { database: asked.database, sources, prepared, wire })
+    }
+
+    fn describe(&self, asked: &Asked, prepared: &Prepared) -> RestorePlan {
+        let Prepared { plan, header, .. } = prepared;
+        let last = plan.files.last();
+        // Without files the receiver stands at the target already; only the hub's own position can name its checksum.
+        let held = self.handles.buffer.find(&asked.database).and_then(|held| held.position);
+        let checksum = match header {
+            Some(header) => header.provenance.map(|p| p.post),
+            None => held.filter(|pos: &Pos| pos.txid == plan.reached).map(|pos| pos.checksum),
+        };
+        RestorePlan {
+            position: Some(Position {
+                txid: plan.reached.get(),
+                checksum: checksum.map_or(0, |sum| sum.get()),
+            }),
+            timestamp_ms: last.map_or(0, |file| file.time_ms),
+            page_size: header.map_or(0, |header| header.page_size.get()),
+            commit: header.map_or(0, |header| header.commit),
+            files: plan.files.iter().map(info).collect(),
+            total_bytes: plan.total_bytes(),
+        }
+    }
+}
+
+fn asked(peer: &Peer, request: &RestoreRequest) -> Result<Asked, Status> {
+    let database = peer.may_read(request.database.as_ref())?;
+    let target = match request.target {
+        None => Target::Latest,
+        Some(WireTarget::Txid(txid)) => {
+            Target::Txid(Txid::new(txid).ok_or_else(|| status::invalid("txid", "transactions count from 1"))?)
+        }
+        Some(WireTarget::TimestampMs(ms)) => Target::TimestampMs(ms),
+    };
+    let source = match request.source.as_str() {
+        "" => None,
+        name => Some(SourceName::new(name).map_err(|e| status::invalid("source", e))?),
+    };
+    Ok(Asked { database, target, after: Txid::new(request.after_txid), source })
+}
+
+pub(super) fn info(file: &PlannedFile) -> FileInfo {
+    FileInfo {
+        source: file.source.to_string(),
+        level: u32::from(file.level.get()),
+        range: Some(convert::range_to_wire(file.range)),
+        size: file.size,
+        timestamp_ms: file.time_ms,
+    }
+}
+
+fn message(message: Message) -> RestoreResponse {
+    RestoreResponse { message: Some(message) }
+}
+
+#[tonic::async_trait]
+impl RestoreService for Service {
+    type RestoreStream = Pin<Box<dyn Stream<Item = Result<RestoreResponse, Status>> + Send>>;
+
+    async fn plan_restore(&self, request: Request<RestoreRequest>) -> Result<Response<RestorePlan>, Status> {
+        Ok(Response::new(self.plan(request).await?.wire))
+    }
+
+    async fn restore(
+        &self,
+        request: Request<RestoreRequest>,
+    ) -> Result<Response<Self::RestoreStream>, Status> {
+        let Planned { database, sources, prepared, wire } = self.plan(request).await?;
+        tracing::info!(%database, txid = prepared.plan.reached.get(), bytes = wire.total_bytes, "restore");
+        let pieces = self.handles.restores.fetch(&sources, &database, &prepared.plan);
+        let pieces = pieces.map(move |piece| match piece {
+            Ok(Piece::Start(file)) => Ok(message(Message::File(info(&file)))),
+            Ok(Piece::Data(data)) => Ok(message(Message::Data(data))),
+            Err(error) => {
+                tracing::warn!(%database, %error, "a restore broke off");
+                Err(status::source(&error))
+            }
+        });
+        let plan = futures_util::stream::once(async { Ok(message(Message::Plan(wire))) });
+        Ok(Response::new(Box::pin(plan.chain(pieces))))
+    }
+}

@@ -1,0 +1,89 @@
+//! Every error of the hub as a gRPC status: the only place that makes one.
+
+use crate::ingest::SessionError;
+use crate::restore::UnknownSource;
+use std::fmt::Display;
+use tonic::{Code, Status};
+use walhub_common::AgentName;
+use walhub_common::backoff::Class;
+use walhub_common::tls::Identity;
+use walhub_store::destinations::{DestinationError, Fault};
+use walhub_store::restore::{PlanError, RestoreError};
+
+/// The connection did not come through our own listener.
+pub(super) fn no_identity() -> Status {
+    Status::unauthenticated("the connection has no client certificate")
+}
+
+/// Somebody else than an agent wants to replicate.
+pub(super) fn only_agents(identity: &Identity) -> Status {
+    Status::permission_denied(format!(
+        "{identity} may not replicate: that takes the certificate of an agent (`hubctl cert issue --agent NAME`)"
+    ))
+}
+
+/// An agent asks for what is another's.
+pub(super) fn foreign(identity: &Identity, agent: &AgentName) -> Status {
+    Status::permission_denied(format!("{identity} may not see databases of agent {agent}"))
+}
+
+/// A field of a request breaks the contract.
+pub(super) fn invalid(field: &str, reason: impl Display) -> Status {
+    Status::invalid_argument(format!("{field}: {reason}"))
+}
+
+/// A message that could not be read.
+pub(super) fn broken(status: &Status) -> SessionError {
+    SessionError::Broken(status.message().to_owned())
+}
+
+/// Why a replication stream ended.
+pub(super) fn session(error: &SessionError) -> Status {
+    let code = match error {
+        SessionError::BadHello(_) | SessionError::BadMessage(_) => Code::InvalidArgument,
+        SessionError::Stale(_) => Code::FailedPrecondition,
+        SessionError::Replaced => Code::Aborted,
+        SessionError::Epochs(_)
+        | SessionError::Shutdown
+        | SessionError::Buffer(_)
+        | SessionError::Broken(_) => Code::Unavailable,
+        SessionError::Internal(_) => Code::Internal,
+    };
+    Status::new(code, error.to_string())
+}
+
+/// A source that is not configured.
+pub(super) fn unknown_source(error: &UnknownSource) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// Why a restore cannot start.
+pub(super) fn restore(error: &RestoreError) -> Status {
+    match error {
+        RestoreError::Source(error) => source(error),
+        RestoreError::Plan { error: plan, unanswered, .. } => {
+            let code = match plan {
+                // What is missing may lie where nobody answered.
+                _ if !unanswered.is_empty() => Code::Unavailable,
+                PlanError::NotFound => Code::NotFound,
+                PlanError::Hole { .. } => Code::DataLoss,
+                PlanError::BetweenRestorePoints { .. }
+                | PlanError::BeyondNewest { .. }
+                | PlanError::BeforeStart { .. }
+                | PlanError::BeforeOldest { .. } => Code::OutOfRange,
+            };
+            Status::new(code, error.to_string())
+        }
+    }
+}
+
+/// Why a source failed.
+pub(super) fn source(error: &DestinationError) -> Status {
+    let code = match (&error.fault, error.class()) {
+        (Fault::Corrupt(_), _) => Code::DataLoss,
+        (_, Class::Transient | Class::Throttled | Class::Unknown) => Code::Unavailable,
+        (_, Class::Cancelled) => Code::Cancelled,
+        (_, Class::Permanent) => Code::FailedPrecondition,
+    };
+    Status::new(code, error.to_string())
+}

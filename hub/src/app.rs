@@ -1,0 +1,203 @@
+//! The hub as a value: open what it owns, bind, serve, go down in order. Tests run it in their own process.
+//!
+//! Bind early, serve late: a taken port or folder is reported before anything starts. Shutdown order: no new sessions ▸
+//! sessions settle what is under way ▸ lanes finish their current puts ▸ the buffer is flushed and closed.
+
+use crate::api::{self, Handles};
+use crate::buffer::disk::{DiskBuffer, Options};
+use crate::buffer::{BufferError, WalBuffer};
+use crate::config::Config;
+use crate::fanout::{Fanout, LaneConfig};
+use crate::fleet::board::LaneFacts;
+use crate::fleet::{Board, Epochs, Fleet, Registry};
+use crate::ingest::Ingest;
+use crate::restore::Restores;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use walhub_common::clock;
+use walhub_common::task::TaskGroup;
+use walhub_common::tls::{Acceptor, LoadError};
+use walhub_store::destinations::{DestinationError, DynDestination};
+
+/// How long sessions and restores may take to end.
+const SESSIONS_DEADLINE: Duration = Duration::from_secs(10);
+/// How long current puts may take to end.
+const PUTS_DEADLINE: Duration = Duration::from_secs(15);
+/// Folder of files in the making, inside the data folder.
+const TMP: &str = "tmp";
+
+/// Why the hub cannot start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// Certificates.
+    #[error("certificates: {0}")]
+    Tls(#[from] LoadError),
+    /// Address.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// From the configuration.
+        address: SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Buffer.
+    #[error("cannot open the buffer in {}: {source}", .path.display())]
+    Buffer {
+        /// Data folder.
+        path: PathBuf,
+        /// The cause.
+        source: BufferError,
+    },
+    /// Another file of the data folder.
+    #[error("data folder {}: {source}", .path.display())]
+    Data {
+        /// Data folder.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A destination that cannot even be made.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+    /// The server broke.
+    #[error("serving failed: {0}")]
+    Serve(String),
+}
+
+/// A hub that owns its port and its data folder and has not begun to work.
+pub struct App {
+    config: Config,
+    buffer: Arc<dyn WalBuffer>,
+    destinations: Vec<DynDestination>,
+    epochs: Epochs,
+    listener: TcpListener,
+    address: SocketAddr,
+    acceptor: Arc<Acceptor>,
+}
+
+impl App {
+    /// Takes everything that can be refused: certificates, port, data folder, destinations. Nothing is sent anywhere.
+    pub async fn build(config: Config) -> Result<App, AppError> {
+        let mut destinations = Vec::new();
+        for entry in &config.destinations {
+            destinations.push(entry.config.build(entry.name.clone()).await?);
+        }
+        Self::build_with(config, destinations).await
+    }
+
+    /// As [`App::build`], with these destinations in the place of the configured ones, in the same order.
+    pub async fn build_with(
+        config: Config,
+        destinations: Vec<DynDestination>,
+    ) -> Result<App, AppError> {
+        assert_eq!(config.destinations.len(), destinations.len(), "BUG: one destination per entry");
+        let acceptor = Arc::new(Acceptor::open(config.tls.clone())?);
+        let refused = |source| AppError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+        let path = config.data_dir.clone();
+        let options = Options::new(&path, config.buffer_bytes);
+        let (buffer, epochs) = tokio::task::spawn_blocking(move || {
+            let buffer = DiskBuffer::open(options)
+                .map_err(|source| AppError::Buffer { path: path.clone(), source })?;
+            let epochs = Epochs::open(&path).map_err(|source| AppError::Data { path, source })?;
+            Ok::<_, AppError>((buffer, epochs))
+        })
+        .await
+        .map_err(|e| AppError::Serve(e.to_string()))??;
+        Ok(App { config, buffer: Arc::new(buffer), destinations, epochs, listener, address, acceptor })
+    }
+
+    /// The address it listens on, with the real port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Works until `stop` is ready, then goes down in order. Everything acknowledged is on disk when it returns.
+    pub async fn serve(self, stop: impl Future<Output = ()> + Send) -> Result<(), AppError> {
+        let App { config, buffer, destinations, epochs, listener, address, acceptor } = self;
+        let board = Board::new(config.policy, lane_facts(&config, &destinations));
+        let fleet = Arc::new(Fleet { epochs, registry: Registry::default(), board });
+        let fanout =
+            start_fanout(&config, &buffer, &fleet, &destinations).map_err(|source| AppError::Data {
+                path: config.data_dir.clone(),
+                source,
+            })?;
+        let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
+        let handles = Handles {
+            ingest: Ingest::new(buffer.clone(), fleet.clone(), sessions.token().clone()),
+            restores: Restores::new(buffer.clone(), &destinations, sessions.token().clone()),
+            fleet,
+            buffer: buffer.clone(),
+            tasks: sessions.clone(),
+            started_ms: clock::now_ms(),
+        };
+        let connections = api::accept_loop(listener, acceptor, &door);
+        let closing = door.token().clone();
+        let server = api::router(handles)
+            .serve_with_incoming_shutdown(connections, async move { closing.cancelled().await });
+        tracing::info!(%address, destinations = destinations.len(), version = env!("CARGO_PKG_VERSION"), "serving");
+        let mut server = std::pin::pin!(server);
+        let served = tokio::select! {
+            () = stop => Ok(()),
+            served = &mut server => served,
+        };
+
+        let started = Instant::now();
+        tracing::info!("shutting down");
+        door.token().cancel();
+        // Sessions end by their token; the server returns when the last of their answers has been sent.
+        let ended = async {
+            sessions.shutdown(SESSIONS_DEADLINE).await;
+            door.shutdown(SESSIONS_DEADLINE).await;
+        };
+        let drained = async {
+            if served.is_ok() && tokio::time::timeout(SESSIONS_DEADLINE, server).await.is_err() {
+                tracing::warn!("connections did not end in time");
+            }
+        };
+        tokio::join!(ended, drained);
+        tracing::info!(elapsed = ?started.elapsed(), "sessions ended");
+        fanout.shutdown(PUTS_DEADLINE).await;
+        tracing::info!(elapsed = ?started.elapsed(), "lanes ended");
+        let closed = buffer.close().await;
+        tracing::info!(elapsed = ?started.elapsed(), "buffer closed");
+        closed.map_err(|source| AppError::Buffer { path: config.data_dir, source })?;
+        served.map_err(|e| AppError::Serve(e.to_string()))
+    }
+}
+
+fn lane_facts(config: &Config, destinations: &[DynDestination]) -> Vec<LaneFacts> {
+    let facts = config.destinations.iter().zip(destinations).map(|(entry, destination)| LaneFacts {
+        site: entry.site.clone(),
+        kind: destination.kind(),
+        location: destination.location(),
+        sync_interval: entry.sync_interval,
+    });
+    facts.collect()
+}
+
+fn start_fanout(
+    config: &Config,
+    buffer: &Arc<dyn WalBuffer>,
+    fleet: &Arc<Fleet>,
+    destinations: &[DynDestination],
+) -> io::Result<Fanout> {
+    let lanes = config.destinations.iter().zip(destinations).map(|(entry, destination)| LaneConfig {
+        destination: destination.clone(),
+        sync_interval: entry.sync_interval,
+    });
+    Fanout::start(buffer.clone(), fleet.clone(), lanes.collect(), &config.data_dir.join(TMP))
+}
+
+/// Writes the address into a file that appears complete or not at all: whoever waits for it may connect.
+pub fn write_ready_file(path: &Path, address: SocketAddr) -> io::Result<()> {
+    let temp = path.with_extension("tmp");
+    std::fs::write(&temp, format!("{address}\n"))?;
+    std::fs::rename(temp, path)
+}

@@ -1,0 +1,100 @@
+//! The command line of the hub. Exit codes: 0 ok, 1 failed, 2 usage, 64 bad configuration.
+
+use crate::app::{App, write_ready_file};
+use crate::config::Config;
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use walhub_common::telemetry;
+
+const EXIT_CONFIG: u8 = 64;
+
+/// Takes transactions from agents, keeps them safe on its own disk, and copies them to several destinations.
+#[derive(Debug, Parser)]
+#[command(name = "walhub-hub", version, after_help = "Example: walhub-hub run --config /etc/walhub/hub.yml")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the hub until SIGTERM or SIGINT.
+    Run {
+        /// Configuration file.
+        #[arg(long, value_name = "FILE", env = "WALHUB_HUB_CONFIG")]
+        config: PathBuf,
+        /// Write the address it listens on into this file once it serves; for scripts that wait for it.
+        #[arg(long, value_name = "FILE")]
+        ready_file: Option<PathBuf>,
+    },
+    /// Check a configuration file and print every fault at once.
+    CheckConfig {
+        /// Configuration file.
+        #[arg(long, value_name = "FILE", env = "WALHUB_HUB_CONFIG")]
+        config: PathBuf,
+    },
+}
+
+impl Cli {
+    /// Does what was asked for.
+    pub fn run(self) -> ExitCode {
+        match self.command {
+            Command::CheckConfig { config } => match load(&config) {
+                Ok(_) => {
+                    println!("{}: ok", config.display());
+                    ExitCode::SUCCESS
+                }
+                Err(code) => code,
+            },
+            Command::Run { config, ready_file } => match load(&config) {
+                Ok(config) => run(config, ready_file.as_deref()),
+                Err(code) => code,
+            },
+        }
+    }
+}
+
+fn load(path: &Path) -> Result<Config, ExitCode> {
+    Config::read(path).map_err(|faults| {
+        eprintln!("{faults}");
+        ExitCode::from(EXIT_CONFIG)
+    })
+}
+
+fn run(config: Config, ready_file: Option<&Path>) -> ExitCode {
+    telemetry::init(config.log_format, &config.log_level);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = runtime
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(Box::pin(serve(config, ready_file))));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("walhub-hub: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let app = App::build(config).await?;
+    // The port accepts from now on; what connects before the first turn of the server waits in its queue.
+    eprintln!("walhub-hub: listening on {}", app.address());
+    if let Some(path) = ready_file {
+        write_ready_file(path, app.address()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    app.serve(asked_to_stop(&mut terminate, &mut interrupt)).await?;
+    Ok(())
+}
+
+async fn asked_to_stop(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
