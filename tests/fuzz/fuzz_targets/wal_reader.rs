@@ -1,0 +1,4 @@
+//! A log: file header, frames, transactions.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| walhub_common::testutil::fuzz_wal(data));
