@@ -2,6 +2,7 @@
 
 mod config_faults;
 mod crash;
+mod documents;
 mod hostile_client;
 mod hubctl;
 mod identity;
