@@ -1,12 +1,16 @@
-//! Files that litestream 0.5.17 wrote: a database with one table, replicated, and one row inserted. Kept as hex text.
+//! Files that litestream 0.5.17 wrote: a database with one table, replicated, and one row inserted; and the same by
+//! 0.5.15, which wrote the older form of pages, with a second row that does not compress. Kept as hex text.
 
-use walhub_common::ltx::{Decoder, Encoder, Header, Verifier};
+use walhub_common::ltx::{Decoder, Encoder, Header, LtxError, Verifier, merge};
 use walhub_common::restore::{Applier, Proof};
 use walhub_tests::oracle::{integrity, observer};
 use walhub_tests::scratch::Scratch;
 
 pub(crate) const SNAPSHOT: &str = include_str!("golden/snapshot.hex");
 pub(crate) const DELTA: &str = include_str!("golden/delta.hex");
+
+pub(crate) const OLD_SNAPSHOT: &str = include_str!("golden/old-snapshot.hex");
+pub(crate) const OLD_DELTA: &str = include_str!("golden/old-delta.hex");
 
 pub(crate) fn bytes(hex: &str) -> Vec<u8> {
     let digits: Vec<u8> = hex.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
@@ -79,4 +83,45 @@ fn the_verifier_takes_both_and_knows_the_image_of_the_first() {
         verifier.push(&bytes(hex)).unwrap();
         assert_eq!(verifier.finish().unwrap().image_checksum.is_some(), is_image);
     }
+}
+
+#[test]
+fn the_older_form_restores_and_becomes_the_newer_one_when_merged() {
+    let scratch = Scratch::new("golden-old");
+    let files = [bytes(OLD_SNAPSHOT), bytes(OLD_DELTA)];
+    let inputs = files.iter().map(|file| Decoder::new(&file[..]).unwrap()).collect();
+    let mut merged = Vec::new();
+    merge(inputs, 0, &mut merged).unwrap();
+    let mut verifier = Verifier::new(100_000);
+    verifier.push(&merged).unwrap();
+    assert_eq!(verifier.finish().unwrap().pages, 4);
+
+    let mut images = Vec::new();
+    for (name, files) in [("old", &files[..]), ("merged", std::slice::from_ref(&merged))] {
+        let mut applier = Applier::new(scratch.join(name), false).unwrap();
+        for file in files {
+            applier.apply(name, &file[..]).unwrap();
+        }
+        let report = applier.finish(None).unwrap();
+        assert_eq!(integrity(&report.path), "ok");
+        let copy = observer(&report.path);
+        let lengths: Vec<i64> = copy
+            .prepare("SELECT length(v) FROM t ORDER BY id")
+            .unwrap()
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        assert_eq!(lengths, [3500, 5]);
+        images.push(report.checksum);
+    }
+    assert_eq!(images[0], images[1]);
+}
+
+/// What agents send is in the newer form: the hub's gate takes nothing else, and says so.
+#[test]
+fn the_verifier_refuses_the_older_form() {
+    let mut verifier = Verifier::new(100_000);
+    let error = verifier.push(&bytes(OLD_DELTA)).unwrap_err();
+    assert!(matches!(&error, LtxError::Page { pgno: 2, reason } if reason.contains("frame form")), "{error}");
 }

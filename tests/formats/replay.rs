@@ -30,8 +30,8 @@ fn seeds() -> (Vec<u8>, Vec<Vec<u8>>) {
         .unwrap();
     follower.follow();
     let mut files = follower.files;
-    files.push(golden::bytes(golden::SNAPSHOT));
-    files.push(golden::bytes(golden::DELTA));
+    let stock = [golden::SNAPSHOT, golden::DELTA, golden::OLD_SNAPSHOT, golden::OLD_DELTA];
+    files.extend(stock.map(golden::bytes));
     (std::fs::read(scratch.join("live.db-wal")).unwrap(), files)
 }
 
