@@ -19,8 +19,11 @@ use walhub_common::task::TaskGroup;
 
 /// Threads for blocking work: a few for long operations, the rest for following.
 pub const BLOCKING_THREADS: usize = 8;
-/// Long operations (snapshots, heals, attaches) at one time.
-const TURNS: usize = 4;
+/// Operations at one time that last as long as the network lets them.
+const TURNS: usize = 3;
+/// Attaches at one time.
+const ATTACHING: usize = 2;
+const _: () = assert!(TURNS + ATTACHING < BLOCKING_THREADS);
 
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +77,7 @@ impl App {
             budget: Budget::new(MAX_WINDOW_BYTES),
             watcher,
             turns: Arc::new(Semaphore::new(TURNS)),
+            attaching: Arc::new(Semaphore::new(ATTACHING)),
             state,
         });
         Ok(App { config, identity, shared, events, local })

@@ -69,6 +69,8 @@ pub struct Roster {
     public: Arc<Public>,
     tasks: TaskGroup,
     running: BTreeMap<DatabaseName, Running>,
+    /// Told to stop; their names are free when their tasks have ended.
+    leaving: BTreeMap<DatabaseName, Running>,
     folders: BTreeMap<PathBuf, Guard>,
     changed: Arc<Notify>,
     next_handle: u32,
@@ -83,6 +85,7 @@ impl Roster {
             public,
             tasks,
             running: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             folders: BTreeMap::new(),
             changed: Arc::new(Notify::new()),
             next_handle: 1,
@@ -109,19 +112,20 @@ impl Roster {
                 _ = beat.tick() => {
                     self.shared.board.post_all(|mail| mail.poll = true);
                     polls += 1;
-                    let unwatched = self.folders.is_empty() && self.has_folders();
-                    unwatched || polls % POLLS_PER_WALK == 0 || !self.public.lock().faults.is_empty()
+                    let rewalk = polls % POLLS_PER_WALK == 0 || !self.public.lock().faults.is_empty();
+                    (rewalk && self.has_folders()) || self.running.values().any(|r| r.task.is_finished())
                 }
             };
-            if due && self.has_folders() {
+            if due {
                 self.walk().await;
             }
         }
         for running in self.running.values() {
-            running.inbox.post(|mail| mail.stop = true);
+            running.inbox.stop();
         }
-        for (_, running) in std::mem::take(&mut self.running) {
-            self.end(running).await;
+        let leaving = std::mem::take(&mut self.leaving);
+        for (name, running) in std::mem::take(&mut self.running).into_iter().chain(leaving) {
+            end(&self.shared, &self.public, &name, running).await;
         }
     }
 
@@ -131,6 +135,12 @@ impl Roster {
 
     /// One scan, and what follows from it.
     async fn walk(&mut self) {
+        // A task in `running` that ended was ended by a bug; the file gets a new one.
+        for tasks in [&mut self.leaving, &mut self.running] {
+            for (name, ended) in tasks.extract_if(.., |_, running| running.task.is_finished()) {
+                end(&self.shared, &self.public, &name, ended).await;
+            }
+        }
         let (sources, state) = (self.sources.clone(), self.shared.state.clone());
         let walked = tokio::task::spawn_blocking(move || scan(&sources, &|name| state.path_of(name))).await;
         let Ok(scan) = walked else { return };
@@ -144,9 +154,8 @@ impl Roster {
         for name in gone {
             if let Some(running) = self.running.remove(&name) {
                 tracing::info!(database = %name, path = %running.path.display(), "no longer followed");
-                running.inbox.post(|mail| mail.stop = true);
-                self.end(running).await;
-                self.public.lock().reports.remove(&name);
+                running.inbox.stop();
+                self.leaving.insert(name, running);
             }
         }
         for fault in scan.faults.difference(&self.public.lock().faults) {
@@ -154,7 +163,7 @@ impl Roster {
         }
         self.public.lock().faults = scan.faults;
         for found in scan.found.into_values() {
-            if !self.running.contains_key(&found.name) {
+            if !self.running.contains_key(&found.name) && !self.leaving.contains_key(&found.name) {
                 self.start(found);
             }
         }
@@ -192,14 +201,21 @@ impl Roster {
             inbox: inbox.clone(),
             report,
         };
-        let task = self.tasks.spawn(database.run());
+        let changed = self.changed.clone();
+        let task = self.tasks.spawn(async move {
+            database.run().await;
+            // Its name may be wanted by another file.
+            changed.notify_one();
+        });
         self.running.insert(name, Running { path, handle, inbox, task });
     }
+}
 
-    async fn end(&self, running: Running) {
-        if let Err(died) = running.task.await {
-            tracing::error!(path = %running.path.display(), error = %died, "a bug ended a database task");
-        }
-        self.shared.board.unregister(running.handle);
+/// Waits for a task and frees its name.
+async fn end(shared: &Shared, public: &Public, name: &DatabaseName, running: Running) {
+    if let Err(died) = running.task.await {
+        tracing::error!(database = %name, error = %died, "a bug ended a database task");
     }
+    shared.board.unregister(running.handle);
+    public.lock().reports.remove(name);
 }

@@ -75,7 +75,7 @@ impl StateDir {
                     .parse()
                     .ok()
                     .filter(|n| *n < u64::MAX)
-                    .ok_or(StateDirError::Epoch { path: epoch_path.clone() })?;
+                    .ok_or_else(|| StateDirError::Epoch { path: epoch_path.clone() })?;
                 write_synced(path, "epoch", &(stored + 1).to_string()).map_err(io(&epoch_path))?;
                 stored + 1
             }

@@ -62,12 +62,13 @@ impl Args {
             .databases
             .into_iter()
             .map(|row| {
-                let verdict =
-                    row.reason.map_or(row.verdict.to_owned(), |why| format!("{}: {why}", row.verdict));
+                let verdict = row
+                    .reason
+                    .map_or_else(|| row.verdict.to_owned(), |why| format!("{}: {why}", row.verdict));
                 vec![
                     row.name,
                     row.path.display().to_string(),
-                    row.bytes.map_or("-".into(), output::bytes),
+                    row.bytes.map_or_else(|| "-".into(), output::bytes),
                     verdict,
                 ]
             })

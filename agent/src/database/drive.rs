@@ -1,24 +1,21 @@
-//! An attached database between hub and file: opens it at the hub, takes the steps that `ship::resume` names, follows.
+//! An attached database between hub and file: opens it at the hub, takes the steps that `ship::resume` names, follows, and
+//! decides what every kind of end means.
 
-use super::fetch::fetch;
-use super::follower::{Follower, Pumped, RollError, Target};
-use super::sink::Chunker;
+use super::follower::{Follower, Target};
 use super::{Database, FileId, State};
-use crate::capture::{CaptureError, State as CaptureState};
+use crate::capture::{CaptureError, Standing};
 use crate::ship::inbox::{Mail, Opened, Refusal};
 use crate::ship::link::{Closed, Link};
 use crate::ship::resume::{Situation, Step, decide};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 use walhub_common::backoff::Backoff;
-use walhub_common::restore::feed;
 use walhub_common::{Pos, Txid};
 use walhub_proto::convert::position_to_wire;
 use walhub_proto::v1::replicate_request::Message;
-use walhub_proto::v1::{OpenDatabase, RefusalCode};
+use walhub_proto::v1::{CloseDatabase, OpenDatabase, RefusalCode};
 
 /// More steps than this without agreement are a fault on one side.
 const MAX_STEPS: u32 = 16;
@@ -26,10 +23,6 @@ const REOPEN_MIN: Duration = Duration::from_millis(100);
 const REOPEN_MAX: Duration = Duration::from_secs(30);
 /// Refusals that the same bytes would meet again wait at least this long.
 const REFUSED_MIN: Duration = Duration::from_secs(1);
-/// How long the last transactions may take when the agent stops.
-const LAST_PASS: Duration = Duration::from_secs(2);
-/// The first timed look after a write that brought no news; later ones follow as the time since has grown by a quarter.
-const FIRST_LOOK: Duration = Duration::from_millis(1);
 
 /// Why an attached database is let go, or why a stretch of work with it ended.
 #[derive(Debug)]
@@ -38,10 +31,13 @@ pub(super) enum End {
     Link,
     /// The hub wants it opened again.
     Refused(Refusal),
-    /// The hub could not help; tried again over the same link.
+    /// Something did not work; tried again without letting go.
     Later(String),
     /// The pause is over.
     Again,
+    /// There is no place in the WAL to hold on to, and no hub to find one with: the application gets its checkpoints
+    /// back.
+    Adrift,
     /// The path leads to another file now.
     Replaced,
     /// Two histories.
@@ -58,23 +54,42 @@ impl From<Closed> for End {
     }
 }
 
+/// What a failed capture call means. After most of them the capture knows by itself where it stands; after the rest it
+/// is attached anew.
+pub(super) fn failed(error: CaptureError) -> End {
+    match error {
+        CaptureError::Moved => End::Replaced,
+        CaptureError::Broken(_)
+        | CaptureError::Torn
+        | CaptureError::Ltx(_)
+        | CaptureError::NoDelta { .. }
+        | CaptureError::NoPageMap
+        | CaptureError::RollForward { .. }
+        | CaptureError::Sink(_) => End::Later(error.to_string()),
+        CaptureError::Sqlite(_) | CaptureError::State(_) => End::Failed(error.to_string()),
+    }
+}
+
 /// An attached database.
 pub(super) struct Driver<'a> {
-    db: &'a Database,
+    pub(super) db: &'a Database,
     follower: Option<Follower>,
     id: FileId,
     /// Where the hub stands once everything sent has arrived.
-    hub: Option<Pos>,
-    exhausted: bool,
+    pub(super) hub: Option<Pos>,
+    /// The WAL was read to its end since the hub named its position.
+    pub(super) exhausted: bool,
+    /// What the hub named when the database was opened, until both sides agree.
+    named: Option<Txid>,
     /// Newest buffered transaction that this task knows of.
     buffered: Option<Txid>,
     /// The link that was tried last.
-    link_id: u64,
-    /// The hub takes each transaction as it commits.
-    following: bool,
+    pub(super) link_id: u64,
+    /// Both sides agree, and the handle takes segments.
+    pub(super) following: bool,
     reopen: Backoff,
     /// A write that no commit was seen for yet.
-    unexplained: Option<Instant>,
+    pub(super) unexplained: Option<Instant>,
 }
 
 impl<'a> Driver<'a> {
@@ -85,6 +100,7 @@ impl<'a> Driver<'a> {
             id,
             hub: None,
             exhausted: false,
+            named: None,
             buffered: None,
             link_id: 0,
             following: false,
@@ -97,17 +113,12 @@ impl<'a> Driver<'a> {
     pub(super) async fn run(&mut self) -> End {
         let mut not_before = None;
         loop {
-            let link = self.db.shared.board.link().filter(|l| !l.is_closed());
-            let ended = match link {
+            let ended = match self.link() {
                 Some(link) if not_before.is_none() => self.online(&link).await,
                 _ => self.away(not_before).await,
             };
             let Err(end) = ended;
-            if matches!(end, End::Stop) {
-                self.last_pass().await;
-                return End::Stop;
-            }
-            self.following = false;
+            tracing::debug!(database = %self.db.name, ?end, "stopped following");
             not_before = match end {
                 End::Link | End::Again => None,
                 End::Refused(refusal) => match self.refused(refusal) {
@@ -118,21 +129,46 @@ impl<'a> Driver<'a> {
                     self.trouble(State::Failed, &text);
                     Some(Instant::now() + self.reopen.next_delay().max(REFUSED_MIN))
                 }
+                End::Stop => {
+                    self.last_pass().await;
+                    return End::Stop;
+                }
                 end => return end,
             };
+            self.following = false;
         }
     }
 
-    /// Lets the file go.
+    /// Lets the file go, and says so to the hub if it listens.
     pub(super) async fn detach(mut self) {
+        if let Some(link) = self.link().filter(|link| link.id == self.link_id) {
+            let close = CloseDatabase { handle: self.db.handle };
+            // Without a link the hub knows already.
+            let _ = link.try_send(Message::Close(close));
+        }
         let Some(follower) = self.follower.take() else { return };
         let detached = tokio::task::spawn_blocking(move || follower.capture.detach()).await;
         match detached {
             Ok(Ok(())) => {}
             Ok(Err(e)) => {
-                tracing::warn!(database = %self.db.name, error = %e, "the database was not let go cleanly")
+                tracing::warn!(database = %self.db.name, error = %e, "the database was not let go cleanly");
             }
             Err(e) => tracing::error!(database = %self.db.name, error = %e, "a bug ended the detach"),
+        }
+    }
+
+    /// The current link.
+    pub(super) fn link(&self) -> Option<Arc<Link>> {
+        self.db.shared.board.link().filter(|link| !link.is_closed())
+    }
+
+    /// Where segments go over a link.
+    pub(super) fn target(&self, link: &Arc<Link>) -> Target {
+        Target {
+            link: link.clone(),
+            inbox: self.db.inbox.clone(),
+            budget: self.db.shared.budget.clone(),
+            handle: self.db.handle,
         }
     }
 
@@ -141,15 +177,22 @@ impl<'a> Driver<'a> {
         if until.is_none() {
             self.db.report.enter(State::Offline);
         }
+        let budget = self.db.shared.budget.clone();
         loop {
+            if self.link().is_some_and(|link| link.id != self.link_id) {
+                return Err(End::Link);
+            }
+            let capture = &self.home().capture;
+            let too_long = until.is_none() || capture.wal_bytes() > self.db.shared.wal_limit;
+            if too_long && capture.standing() != Standing::Aligned {
+                return Err(End::Adrift);
+            }
             self.limit_wal().await?;
             tokio::select! {
                 () = sleep_until(until) => return Err(End::Again),
+                // Others follow and need the memory that this one only holds.
+                () = budget.pressed() => self.clear_window(),
                 mail = self.mail() => { mail?; }
-            }
-            let link = self.db.shared.board.link().filter(|l| !l.is_closed());
-            if link.is_some_and(|link| link.id != self.link_id) {
-                return Err(End::Link);
             }
         }
     }
@@ -175,25 +218,23 @@ impl<'a> Driver<'a> {
             self.limit_wal().await?;
         };
         self.opened(&opened).await?;
-        let to = Target {
-            link: link.clone(),
-            inbox: self.db.inbox.clone(),
-            budget: self.db.shared.budget.clone(),
-            handle: self.db.handle,
-        };
+        let to = self.target(link);
         let mut steps = 0;
         loop {
             let step = decide(&self.situation());
             if step == Step::Follow {
                 steps = 0;
+                if let Some(txid) = self.named.take() {
+                    self.acked(txid);
+                }
                 self.follow(&to).await?;
                 continue;
             }
+            self.following = false;
             steps += 1;
             if steps > MAX_STEPS {
                 return Err(End::Later("the hub and this node do not come to one position".into()));
             }
-            self.following = false;
             self.db.report.enter(State::CatchingUp);
             tracing::info!(database = %self.db.name, ?step, "catching up");
             self.take(step, &to).await?;
@@ -213,238 +254,43 @@ impl<'a> Driver<'a> {
     }
 
     async fn opened(&mut self, opened: &Opened) -> Result<(), End> {
-        let ours = self.home().capture.lineage();
-        if ours != 0 && ours != opened.lineage {
-            let text = format!(
-                "the hub holds lineage {:016x} under this name, this file is {ours:016x}",
-                opened.lineage
-            );
+        let (ours, theirs) = (self.home().capture.lineage(), opened.lineage);
+        if ours != 0 && ours != theirs {
+            let text =
+                format!("the hub holds lineage {theirs:016x} under this name, this file is {ours:016x}");
             return Err(End::Fork(text));
         }
-        if ours == 0 {
-            let lineage = opened.lineage;
-            self.blocking(move |f| f.capture.set_lineage(lineage)).await?.map_err(failed)?;
+        if ours != theirs {
+            self.blocking(move |f| f.capture.set_lineage(theirs)).await?.map_err(failed)?;
         }
+        tracing::debug!(database = %self.db.name, hub = ?opened.position, here = ?self.home().capture.position(), "opened at the hub");
         self.exhausted = false;
         self.hub = opened.position;
-        self.buffered = opened.position.map(|p| p.txid);
+        self.named = opened.position.map(|p| p.txid);
+        self.buffered = self.named;
         self.db.report.buffered(self.buffered);
         self.db.report.durable(opened.durable);
         Ok(())
     }
 
-    /// One step towards agreement.
-    async fn take(&mut self, step: Step, to: &Target) -> Result<(), End> {
-        match step {
-            Step::Follow => Ok(()),
-            Step::Fork { ours, hub } => Err(End::Fork(format!(
-                "transaction {} is {} here and {} at the hub",
-                hub.txid, ours.checksum, hub.checksum
-            ))),
-            Step::Resend => self.resend(&to.link).await,
-            Step::Replay { until } => {
-                let inbox = to.inbox.clone();
-                let pumped = self.blocking(move |f| f.replay(until, &inbox)).await?.map_err(failed)?;
-                self.exhausted = pumped == Pumped::UpToDate;
-                self.look(&to.link)
-            }
-            Step::Delta { since } => {
-                let _turn = turn(self.db).await;
-                let to = to.clone();
-                let had = self.home().capture.position().is_some();
-                let link = to.link.clone();
-                let sent = self.blocking(move |f| f.delta(since, &to)).await?;
-                let meta = self.sent(sent, &link)?;
-                if had {
-                    self.db.report.lost(meta.range.count() - 1);
-                }
-                self.hub = Some(Pos { txid: meta.range.max(), checksum: meta.post });
-                Ok(())
-            }
-            Step::RollForward { after, until } => {
-                let _turn = turn(self.db).await;
-                self.roll_forward(&to.link, after, until).await
-            }
-            Step::Heal => {
-                let _turn = turn(self.db).await;
-                let to = to.clone();
-                let link = to.link.clone();
-                let sent = self.blocking(move |f| f.heal(&to)).await?;
-                if let Some(meta) = self.sent(sent, &link)? {
-                    self.hub = Some(Pos { txid: meta.range.max(), checksum: meta.post });
-                }
-                Ok(())
-            }
-        }
-    }
-
-    async fn resend(&mut self, link: &Link) -> Result<(), End> {
-        let mut messages = Vec::new();
-        if let Some(entries) = self.home().window.after(self.hub) {
-            for entry in entries {
-                let mut chunker = Chunker::new(self.db.handle, entry.meta);
-                let chunks = entry.chunks().unwrap_or_default();
-                for (at, data) in chunks.iter().enumerate() {
-                    messages.push(chunker.message(data.clone(), at + 1 == chunks.len()));
-                }
-            }
-        }
-        for message in messages {
-            link.send(message).await?;
-        }
-        self.hub = self.home().window.end();
-        Ok(())
-    }
-
-    async fn roll_forward(&mut self, link: &Link, after: Option<Txid>, until: Pos) -> Result<(), End> {
-        let (feeder, files) = feed::channel();
-        let db = self.db;
-        let fetching = fetch(link.channel.clone(), (&db.shared.agent, &db.name), after, until, feeder);
-        let applying = self.blocking(move |f| f.roll_forward(files));
-        let (fetched, applied) = tokio::join!(fetching, applying);
-        let applied = applied?;
-        self.look(link)?;
-        match (fetched, applied) {
-            (_, Err(RollError::Capture(e))) => Err(failed(e)),
-            (Err(text), _) => Err(End::Later(format!("the hub could not send what it has: {text}"))),
-            (Ok(()), Err(e)) => Err(End::Later(e.to_string())),
-            (Ok(()), Ok(())) if self.home().capture.position().is_none_or(|at| at.txid < until.txid) => {
-                Err(End::Later("the hub sent less than it has".into()))
-            }
-            (Ok(()), Ok(())) => Ok(()),
-        }
-    }
-
-    /// Sends each transaction as it commits. `Ok` when the positions must be compared again.
-    async fn follow(&mut self, to: &Target) -> Result<(), End> {
-        self.db.report.enter(State::Following);
-        self.following = true;
-        let mut glance = false;
-        loop {
-            let before = self.home().capture.position();
-            let (target, wants_glance) = (to.clone(), std::mem::take(&mut glance));
-            let pumped = self.blocking(move |f| f.pump(&target, wants_glance, false)).await?;
-            let pumped = self.sent(pumped, &to.link)?;
-            self.hub = self.home().capture.position();
-            if self.hub != before {
-                self.unexplained = None;
-            }
-            self.account();
-            match pumped {
-                Pumped::Lost => return Ok(()),
-                Pumped::Slice => self.look(&to.link)?,
-                Pumped::NoRoom => {
-                    if self.wait_for_room(to).await? {
-                        return Ok(());
-                    }
-                }
-                Pumped::UpToDate => glance = self.news(&to.link).await?,
-            }
-        }
-    }
-
-    /// Waits until there may be a new commit. True when it should be looked for closely.
-    async fn news(&mut self, link: &Arc<Link>) -> Result<bool, End> {
-        loop {
-            if self.home().capture.header_moved() {
-                return Ok(false);
-            }
-            let look_at = self.next_look();
-            let mail = tokio::select! {
-                () = sleep_until(look_at) => continue,
-                mail = self.mail_on(link) => mail?,
-            };
-            if mail.wal {
-                self.unexplained = Some(Instant::now());
-                return Ok(!self.home().capture.header_moved());
-            }
-            // A checkpoint that waits for acks; with nothing to checkpoint no thread is woken.
-            if (mail.buffered.is_some() || mail.poll) && self.home().capture.state() == CaptureState::Backfill
-            {
-                self.blocking(|f| f.capture.maintain()).await?.map_err(failed)?;
-            }
-        }
-    }
-
-    /// When to look again after a write that was no commit yet: soon at first, then ever more rarely.
-    fn next_look(&mut self) -> Option<Instant> {
-        let since = self.unexplained?.elapsed();
-        if since > self.db.shared.poll_interval {
-            self.unexplained = None;
-            return None;
-        }
-        Some(Instant::now() + (since / 4).max(FIRST_LOOK))
-    }
-
-    /// Waits until the budget has room. True when the WAL was squashed meanwhile.
-    async fn wait_for_room(&mut self, to: &Target) -> Result<bool, End> {
-        loop {
-            let freed = to.budget.freed();
-            if to.budget.has_room() {
-                return Ok(false);
-            }
-            if self.limit_wal().await? {
-                return Ok(true);
-            }
-            tokio::select! {
-                () = freed => {}
-                mail = self.mail_on(&to.link) => { mail?; }
-            }
-        }
-    }
-
-    /// Sends what was committed until now and waits a moment for its acks.
-    async fn last_pass(&mut self) {
-        let Some(link) = self.db.shared.board.link().filter(|l| !l.is_closed()) else { return };
-        if !self.following || link.id != self.link_id || self.follower.is_none() {
-            return;
-        }
-        let to = Target {
-            link,
-            inbox: self.db.inbox.clone(),
-            budget: self.db.shared.budget.clone(),
-            handle: self.db.handle,
-        };
-        let deadline = Instant::now() + LAST_PASS;
-        let mut done = false;
-        while !(done && self.home().window.is_empty()) && Instant::now() < deadline && !to.link.is_closed() {
-            if !done {
-                let target = to.clone();
-                match self.blocking(move |f| f.pump(&target, false, true)).await {
-                    Ok(Ok(Pumped::UpToDate)) => done = true,
-                    Ok(Ok(Pumped::Slice | Pumped::NoRoom)) => {}
-                    Ok(Ok(Pumped::Lost) | Err(_)) | Err(_) => return,
-                }
-            }
-            if let Some(txid) = self.db.inbox.take().buffered {
-                self.acked(txid);
-            } else if done {
-                tokio::time::sleep(FIRST_LOOK).await;
-            }
-        }
-        self.account();
-    }
-
     /// Gives up restore points when the WAL is past its limit; true when it did.
-    async fn limit_wal(&mut self) -> Result<bool, End> {
-        let home = self.home();
-        if home.capture.header_moved() {
+    pub(super) async fn limit_wal(&mut self) -> Result<bool, End> {
+        let capture = &self.home().capture;
+        if capture.header_moved() {
             self.db.report.waiting();
         }
-        if self.home().capture.wal_bytes() <= self.db.shared.wal_limit {
+        if capture.wal_bytes() <= self.db.shared.wal_limit || capture.standing() != Standing::Aligned {
             return Ok(false);
         }
-        let lost = self
-            .blocking(|f| {
-                let lost = f.capture.skip()?;
-                f.capture.maintain()?;
-                Ok(lost)
-            })
-            .await?
-            .map_err(failed)?;
+        let skipping = self.blocking(|f| {
+            let lost = f.capture.skip()?;
+            f.capture.maintain()?;
+            Ok(lost)
+        });
+        let lost = skipping.await?.map_err(failed)?;
         if lost > 0 {
             self.db.report.lost(lost);
-            tracing::warn!(database = %self.db.name, restore_points = lost, "the hub was away too long for the WAL limit; the latest state is kept, these restore points are not");
+            tracing::warn!(database = %self.db.name, restore_points = lost, "the hub took nothing for too long and the WAL is at its limit; the latest state is kept, these restore points are not");
         }
         self.account();
         Ok(lost > 0)
@@ -464,7 +310,7 @@ impl<'a> Driver<'a> {
         if mail.durable.is_some() {
             self.db.report.durable(mail.durable);
         }
-        if mail.stop {
+        if mail.stop.is_some() {
             return Err(End::Stop);
         }
         if (mail.files || mail.poll) && FileId::of(&self.db.path).ok() != Some(self.id) {
@@ -474,18 +320,18 @@ impl<'a> Driver<'a> {
     }
 
     /// As [`Driver::mail`] while a link is in use.
-    async fn mail_on(&mut self, link: &Link) -> Result<Mail, End> {
+    pub(super) async fn mail_on(&mut self, link: &Link) -> Result<Mail, End> {
         let mail = self.mail().await?;
         on(link, mail)
     }
 
     /// Takes the mail that is there, without waiting.
-    fn look(&mut self, link: &Link) -> Result<(), End> {
+    pub(super) fn look(&mut self, link: &Link) -> Result<(), End> {
         let mail = self.taken()?;
         on(link, mail).map(|_| ())
     }
 
-    fn acked(&mut self, txid: Txid) {
+    pub(super) fn acked(&mut self, txid: Txid) {
         let home = self.follower.as_mut().expect("BUG: the follower is at home");
         home.acked(txid);
         self.buffered = self.buffered.max(Some(txid));
@@ -495,15 +341,11 @@ impl<'a> Driver<'a> {
     }
 
     /// Writes down where everything stands.
-    fn account(&self) {
+    pub(super) fn account(&self) {
         let Some(home) = &self.follower else { return };
-        let report = &self.db.report;
-        report.progress(
-            home.capture.position().map(|p| p.txid),
-            home.capture.wal_bytes(),
-            home.window.unacked_bytes(),
-        );
-        report.waiting_since(home.window.oldest().map(|e| e.meta.agent_time_ms));
+        let captured = home.capture.position().map(|p| p.txid);
+        self.db.report.progress(captured, home.capture.wal_bytes(), home.window.unacked_bytes());
+        self.db.report.waiting_since(home.window.oldest().map(|e| e.meta.agent_time_ms));
     }
 
     /// What a refusal means: a pause before the next try, or the end.
@@ -524,14 +366,16 @@ impl<'a> Driver<'a> {
             RefusalCode::Corrupted
             | RefusalCode::Oversized
             | RefusalCode::Malformed
-            | RefusalCode::Unspecified => {
-                if let Some(home) = &mut self.follower {
-                    home.window.clear();
-                }
-            }
+            | RefusalCode::Unspecified => self.clear_window(),
         }
         self.trouble(State::Refused, &text);
         Ok(delay.max(REFUSED_MIN))
+    }
+
+    fn clear_window(&mut self) {
+        if let Some(home) = &mut self.follower {
+            home.window.clear();
+        }
     }
 
     fn trouble(&self, state: State, text: &str) {
@@ -540,23 +384,25 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// The result of an operation that sent: a sink that failed is looked up in link and mail.
-    fn sent<T>(&mut self, result: Result<T, CaptureError>, link: &Link) -> Result<T, End> {
+    /// The result of an operation that sent. When it failed, half a segment may lie at the hub, and mail or link say why.
+    pub(super) fn sent<T>(&mut self, result: Result<T, CaptureError>, link: &Link) -> Result<T, End> {
         match result {
             Ok(value) => Ok(value),
             Err(e) => {
+                self.following = false;
                 self.look(link)?;
                 Err(failed(e))
             }
         }
     }
 
-    fn home(&self) -> &Follower {
+    /// The follower, while no blocking work has it.
+    pub(super) fn home(&self) -> &Follower {
         self.follower.as_ref().expect("BUG: the follower is at home")
     }
 
     /// Runs blocking work with the follower.
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Follower) -> T + Send + 'static,
     ) -> Result<T, End> {
@@ -575,11 +421,6 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// A turn for long work.
-async fn turn(db: &Database) -> SemaphorePermit<'_> {
-    db.shared.turns.acquire().await.expect("BUG: turns are never closed")
-}
-
 fn on(link: &Link, mail: Mail) -> Result<Mail, End> {
     if link.is_closed() {
         return Err(End::Link);
@@ -590,23 +431,8 @@ fn on(link: &Link, mail: Mail) -> Result<Mail, End> {
     }
 }
 
-/// What a failed capture call means. After most of them the capture knows by itself where it stands; after the rest it
-/// is attached anew.
-fn failed(error: CaptureError) -> End {
-    match error {
-        CaptureError::Moved => End::Replaced,
-        CaptureError::Broken(_)
-        | CaptureError::Torn
-        | CaptureError::Ltx(_)
-        | CaptureError::NoDelta { .. }
-        | CaptureError::NoPageMap
-        | CaptureError::RollForward { .. }
-        | CaptureError::Sink(_) => End::Later(error.to_string()),
-        CaptureError::Sqlite(_) | CaptureError::State(_) => End::Failed(error.to_string()),
-    }
-}
-
-async fn sleep_until(at: Option<Instant>) {
+/// Never, without a time.
+pub(super) async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

@@ -3,7 +3,7 @@
 
 use super::sink::{Discard, LinkSink};
 use crate::capture::{Capture, CaptureError, Next, SegmentMeta};
-use crate::ship::inbox::Inbox;
+use crate::ship::inbox::{Inbox, Patience};
 use crate::ship::link::Link;
 use crate::ship::window::{Budget, Keep, Window};
 use std::sync::Arc;
@@ -47,12 +47,7 @@ pub(super) enum Pumped {
 
 impl Follower {
     /// Sends committed transactions one by one.
-    pub(super) fn pump(
-        &mut self,
-        to: &Target,
-        glance: bool,
-        last_pass: bool,
-    ) -> Result<Pumped, CaptureError> {
+    pub(super) fn pump(&mut self, to: &Target, glance: bool) -> Result<Pumped, CaptureError> {
         if glance {
             for pause in GLANCES {
                 if self.capture.header_moved() {
@@ -66,7 +61,7 @@ impl Follower {
             if !to.budget.has_room() {
                 return Ok(Pumped::NoRoom);
             }
-            let mut sink = LinkSink::new(&to.link, &to.inbox, to.handle, Keep::new(&to.budget), last_pass);
+            let mut sink = LinkSink::new(to, Patience::LastPass, Keep::new(&to.budget));
             match self.capture.next(&mut sink)? {
                 Next::Sent(meta) => self.window.push(sink.entry(&meta)),
                 Next::UpToDate => {
@@ -82,9 +77,9 @@ impl Follower {
     }
 
     /// Reads transactions that the hub has, up to its position.
-    pub(super) fn replay(&mut self, until: Pos, inbox: &Inbox) -> Result<Pumped, CaptureError> {
+    pub(super) fn replay(&mut self, until: Pos, to: &Target) -> Result<Pumped, CaptureError> {
         while self.capture.position().is_none_or(|at| at.txid < until.txid) {
-            if inbox.interrupts() {
+            if to.link.is_closed() || to.inbox.interrupts(to.link.id, Patience::None) {
                 return Ok(Pumped::Slice);
             }
             match self.capture.next(&mut Discard)? {
@@ -98,8 +93,7 @@ impl Follower {
 
     /// One segment with everything since `since`.
     pub(super) fn delta(&mut self, since: Option<Pos>, to: &Target) -> Result<SegmentMeta, CaptureError> {
-        let keep = Keep::nothing(&to.budget);
-        let mut sink = LinkSink::new(&to.link, &to.inbox, to.handle, keep, false);
+        let mut sink = LinkSink::new(to, Patience::None, Keep::nothing(&to.budget));
         let meta = match since {
             None => self.capture.snapshot(&mut sink)?,
             Some(_) => self.capture.delta_since(since, &mut sink)?,
@@ -110,8 +104,7 @@ impl Follower {
 
     /// One segment with every page that differs from the page map; `None` when none does.
     pub(super) fn heal(&mut self, to: &Target) -> Result<Option<SegmentMeta>, CaptureError> {
-        let keep = Keep::nothing(&to.budget);
-        let mut sink = LinkSink::new(&to.link, &to.inbox, to.handle, keep, false);
+        let mut sink = LinkSink::new(to, Patience::None, Keep::nothing(&to.budget));
         let meta = self.capture.heal(&mut sink)?;
         if let Some(meta) = &meta {
             self.window.push(sink.entry(meta));

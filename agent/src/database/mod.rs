@@ -18,9 +18,11 @@
 
 mod drive;
 mod fetch;
+mod follow;
 mod follower;
 mod report;
 mod sink;
+mod steps;
 
 pub use report::{DatabaseStatus, Report, State};
 
@@ -64,8 +66,10 @@ pub struct Shared {
     pub budget: Arc<Budget>,
     /// File events.
     pub watcher: Watcher,
-    /// Turns for long work.
+    /// Turns for work that may last as long as the network lets it: snapshots, deltas, heals.
     pub turns: Arc<Semaphore>,
+    /// Turns for attaching.
+    pub attaching: Arc<Semaphore>,
     /// State folder.
     pub state: Arc<StateDir>,
 }
@@ -127,6 +131,7 @@ impl Database {
         loop {
             let Some(attached) = self.attached(&mut folder_watch, &mut retry).await else { break };
             let Attached { follower, id, wal_watch } = attached;
+            tracing::debug!(database = %self.name, capture = ?follower.capture, "attached");
             let since = Instant::now();
             let mut driver = Driver::new(&self, follower, id);
             let end = driver.run().await;
@@ -145,6 +150,7 @@ impl Database {
                     self.failed(&text);
                     retry.next_delay()
                 }
+                End::Adrift => RETRY_MIN,
                 // The file is another one now: look at once.
                 _ => Duration::ZERO,
             };
@@ -162,7 +168,7 @@ impl Database {
                 // Fails while the folder does not exist; the slow poll tries again.
                 *folder_watch = self.shared.watcher.file(&self.path, self.inbox.clone()).ok();
             }
-            if self.inbox.take().stop {
+            if self.inbox.take().stop.is_some() {
                 return None;
             }
             let needs_hub = match self.try_attach().await {
@@ -189,7 +195,7 @@ impl Database {
             loop {
                 self.inbox.wait().await;
                 let mail = self.inbox.take();
-                if mail.stop {
+                if mail.stop.is_some() {
                     return None;
                 }
                 if mail.files
@@ -203,33 +209,33 @@ impl Database {
     }
 
     async fn try_attach(&self) -> Result<Attached, NotNow> {
-        let _turn = self.shared.turns.acquire().await.expect("BUG: turns are never closed");
-        let folder = self
-            .shared
-            .state
-            .database(&self.name, &self.path)
-            .map_err(|e| NotNow::Failed(format!("the state folder cannot be written: {e}")))?;
-        let options = Options {
-            path: self.path.clone(),
-            state_dir: folder,
-            checkpoint_frames: self.shared.checkpoint_frames,
-            wal_limit_bytes: self.shared.wal_limit,
-        };
+        let _turn = self.shared.attaching.acquire().await.expect("BUG: turns are never closed");
         let before = FileId::of(&self.path).ok();
         let linked = self.shared.board.link().is_some();
+        let (shared, name, path) = (self.shared.clone(), self.name.clone(), self.path.clone());
         let attach = tokio::task::spawn_blocking(move || {
-            let capture = Capture::attach(options)?;
+            let folder = shared
+                .state
+                .database(&name, &path)
+                .map_err(|e| NotNow::Failed(format!("the state folder cannot be written: {e}")))?;
+            let options = Options {
+                path,
+                state_dir: folder,
+                checkpoint_frames: shared.checkpoint_frames,
+                wal_limit_bytes: shared.wal_limit,
+            };
+            let capture = Capture::attach(options).map_err(|e| match e {
+                AttachError::Absent(absent) => NotNow::Absent(absent),
+                AttachError::Failed(e) => NotNow::Failed(e.to_string()),
+            })?;
             if linked || capture.standing() == Standing::Aligned {
-                return Ok(Some(capture));
+                return Ok(capture);
             }
-            capture.detach().map_err(AttachError::Failed)?;
-            Ok(None)
+            capture.detach().map_err(|e| NotNow::Failed(e.to_string()))?;
+            Err(NotNow::NeedsHub)
         });
         let capture = match attach.await {
-            Ok(Ok(Some(capture))) => capture,
-            Ok(Ok(None)) => return Err(NotNow::NeedsHub),
-            Ok(Err(AttachError::Absent(absent))) => return Err(NotNow::Absent(absent)),
-            Ok(Err(AttachError::Failed(e))) => return Err(NotNow::Failed(e.to_string())),
+            Ok(attached) => attached?,
             Err(died) => return Err(NotNow::Failed(format!("a bug ended the attach: {died}"))),
         };
         let watched = self.watch_wal(before);
@@ -282,7 +288,7 @@ impl Database {
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return true,
-                () = self.inbox.wait() => if self.inbox.take().stop { return false },
+                () = self.inbox.wait() => if self.inbox.take().stop.is_some() { return false },
             }
         }
     }

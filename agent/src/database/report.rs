@@ -115,10 +115,10 @@ impl Report {
         }
     }
 
-    /// Enters a state with its reason. True when that is news.
+    /// Enters a state with its reason. True when that is news: the same trouble after another try is not.
     pub(super) fn trouble(&self, state: State, error: &str, hint: Option<&str>) -> bool {
         let mut facts = self.lock();
-        let news = facts.status.state != state || facts.status.error.as_deref() != Some(error);
+        let news = facts.status.error.as_deref() != Some(error);
         facts.status.state = state;
         facts.status.error = Some(error.to_owned());
         facts.status.hint = hint.map(str::to_owned);

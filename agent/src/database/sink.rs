@@ -1,8 +1,9 @@
 //! Where captured bytes go: on the link and into the window, or nowhere.
 
+use super::follower::Target;
 use crate::capture::{SegmentMeta, Sink};
-use crate::ship::inbox::Inbox;
-use crate::ship::link::{Closed, Link};
+use crate::ship::inbox::Patience;
+use crate::ship::link::Unsent;
 use crate::ship::window::{Entry, Keep};
 use bytes::Bytes;
 use std::io;
@@ -11,20 +12,32 @@ use walhub_proto::convert::range_to_wire;
 use walhub_proto::v1::SegmentChunk;
 use walhub_proto::v1::replicate_request::Message;
 
-/// Cuts one segment into messages; numbers them.
+/// Cuts one segment into messages the hub takes, and numbers them.
 #[derive(Debug)]
 pub(super) struct Chunker {
     handle: u32,
     meta: SegmentMeta,
+    max_chunk: usize,
     next: u32,
 }
 
 impl Chunker {
-    pub(super) fn new(handle: u32, meta: SegmentMeta) -> Self {
-        Self { handle, meta, next: 0 }
+    pub(super) fn new(handle: u32, meta: SegmentMeta, max_chunk: usize) -> Self {
+        Self { handle, meta, max_chunk, next: 0 }
     }
 
-    pub(super) fn message(&mut self, data: Bytes, last: bool) -> Message {
+    /// The messages for one piece of the segment.
+    pub(super) fn cut(&mut self, mut data: Bytes, last: bool) -> Vec<Message> {
+        let mut messages = Vec::with_capacity(1);
+        while data.len() > self.max_chunk {
+            let piece = data.split_to(self.max_chunk);
+            messages.push(self.message(piece, false));
+        }
+        messages.push(self.message(data, last));
+        messages
+    }
+
+    fn message(&mut self, data: Bytes, last: bool) -> Message {
         let chunk = self.next;
         self.next += 1;
         Message::Segment(SegmentChunk {
@@ -40,55 +53,45 @@ impl Chunker {
     }
 }
 
-/// Sends one segment as it is made. Blocks while the link has no room; fails at once when the link is closed, and when
-/// the database must stop or was refused.
+/// Sends one segment as it is made. Blocks while the link has no room; fails when the link is closed, the database was
+/// refused, or its task must stop. After a failure the hub holds half a segment: only a reopened handle goes on.
 #[derive(Debug)]
 pub(super) struct LinkSink<'a> {
-    link: &'a Link,
-    inbox: &'a Inbox,
-    handle: u32,
-    /// A stop does not interrupt: the last transactions before the end.
-    last_pass: bool,
-    keep: Option<Keep>,
+    to: &'a Target,
+    patience: Patience,
+    keep: Keep,
     chunker: Option<Chunker>,
 }
 
 impl<'a> LinkSink<'a> {
-    pub(super) fn new(link: &'a Link, inbox: &'a Inbox, handle: u32, keep: Keep, last_pass: bool) -> Self {
-        Self { link, inbox, handle, last_pass, keep: Some(keep), chunker: None }
+    pub(super) fn new(to: &'a Target, patience: Patience, keep: Keep) -> Self {
+        Self { to, patience, keep, chunker: None }
     }
 
     /// The window's entry for a segment that was sent to its end.
-    pub(super) fn entry(mut self, meta: &SegmentMeta) -> Entry {
-        let keep = self.keep.take().expect("BUG: one entry per sink");
-        Entry::new(*meta, keep)
-    }
-
-    fn send(&mut self, data: Bytes, last: bool) -> io::Result<()> {
-        if !self.last_pass && self.inbox.interrupts() {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        let chunker = self.chunker.as_mut().ok_or_else(|| io::Error::other("chunk before begin"))?;
-        let closed = |Closed| io::Error::from(io::ErrorKind::NotConnected);
-        self.link.send_blocking(chunker.message(data, last)).map_err(closed)
+    pub(super) fn entry(self, meta: &SegmentMeta) -> Entry {
+        Entry::new(*meta, self.keep)
     }
 }
 
 impl Sink for LinkSink<'_> {
     fn begin(&mut self, meta: &SegmentMeta) -> io::Result<()> {
-        self.chunker = Some(Chunker::new(self.handle, *meta));
+        self.chunker = Some(Chunker::new(self.to.handle, *meta, self.to.link.max_chunk));
         Ok(())
     }
 
-    fn chunk(&mut self, mut data: Bytes, last: bool) -> io::Result<()> {
-        if let Some(keep) = &mut self.keep {
-            keep.chunk(&data);
+    fn chunk(&mut self, data: Bytes, last: bool) -> io::Result<()> {
+        self.keep.chunk(&data);
+        let chunker = self.chunker.as_mut().ok_or_else(|| io::Error::other("chunk before begin"))?;
+        let link = &self.to.link;
+        let gives_up = || self.to.inbox.interrupts(link.id, self.patience);
+        for message in chunker.cut(data, last) {
+            link.send_blocking(message, gives_up).map_err(|unsent| match unsent {
+                Unsent::Closed => io::Error::from(io::ErrorKind::NotConnected),
+                Unsent::GivenUp => io::Error::from(io::ErrorKind::Interrupted),
+            })?;
         }
-        while data.len() > self.link.max_chunk {
-            let piece = data.split_to(self.link.max_chunk);
-            self.send(piece, false)?;
-        }
-        self.send(data, last)
+        Ok(())
     }
 }
 

@@ -43,8 +43,12 @@ pub enum DialError {
 }
 
 impl HubAddress {
-    /// Opens a new connection. It is never reopened behind the caller's back: when it breaks, its requests fail.
+    /// Opens a new connection. It is never reopened behind the caller's back: when it breaks, its requests fail. The
+    /// certificates are read again first, so that a renewed one needs no restart; unusable files leave the old ones.
     pub async fn connect(&self) -> Result<Channel, DialError> {
+        if let Err(fault) = self.connector.reload() {
+            tracing::debug!(%fault, "certificates kept as they were");
+        }
         let stream = tls::connect(&self.address, self.server_name.as_deref(), &self.connector).await?;
         let stream = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
         let once = service_fn(move |_| {

@@ -4,6 +4,7 @@
 //! slow database. All of it can be merged: acks are cumulative, a wake-up is a flag, and only the newest answer counts.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use walhub_common::{Pos, Txid};
 use walhub_proto::v1::RefusalCode;
@@ -51,8 +52,20 @@ pub struct Mail {
     pub buffered: Option<Txid>,
     /// Newest transaction acked as durable.
     pub durable: Option<Txid>,
-    /// Detach and end.
-    pub stop: bool,
+    /// Detach and end; since when.
+    pub stop: Option<Instant>,
+}
+
+/// How long a stop lets the last transactions travel.
+pub const LAST_PASS: Duration = Duration::from_secs(2);
+
+/// When a blocking operation gives up before its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Patience {
+    /// As soon as the task must stop: what takes long can be done again.
+    None,
+    /// [`LAST_PASS`] after that.
+    LastPass,
 }
 
 /// The letter box.
@@ -84,10 +97,21 @@ impl Inbox {
         taken
     }
 
-    /// True when a long operation should give up: the task must stop, or the hub would ignore the rest.
-    pub fn interrupts(&self) -> bool {
+    /// Detach and end.
+    pub fn stop(&self) {
+        self.post(|mail| {
+            mail.stop.get_or_insert_with(Instant::now);
+        });
+    }
+
+    /// True when a blocking operation should give up: the task must stop, or the hub ignores what comes over `link`.
+    pub fn interrupts(&self, link: u64, patience: Patience) -> bool {
         let mail = self.lock();
-        mail.stop || mail.refused.is_some()
+        let stopped = mail.stop.is_some_and(|since| match patience {
+            Patience::None => true,
+            Patience::LastPass => since.elapsed() >= LAST_PASS,
+        });
+        stopped || mail.refused.as_ref().is_some_and(|refusal| refusal.link == link)
     }
 
     fn lock(&self) -> MutexGuard<'_, Mail> {
@@ -114,10 +138,28 @@ mod tests {
     #[tokio::test]
     async fn a_stop_is_never_taken_away() {
         let inbox = Inbox::default();
-        inbox.post(|m| m.stop = true);
-        assert!(inbox.take().stop);
-        assert!(inbox.interrupts());
+        inbox.stop();
+        assert!(inbox.take().stop.is_some());
         inbox.wait().await;
-        assert!(inbox.take().stop);
+        assert!(inbox.take().stop.is_some());
+    }
+
+    #[test]
+    fn a_stop_interrupts_long_work_at_once_and_the_last_transactions_later() {
+        let inbox = Inbox::default();
+        inbox.stop();
+        assert!(inbox.interrupts(1, Patience::None));
+        assert!(!inbox.interrupts(1, Patience::LastPass));
+        inbox.post(|mail| mail.stop = Instant::now().checked_sub(LAST_PASS));
+        assert!(inbox.interrupts(1, Patience::LastPass));
+    }
+
+    #[test]
+    fn a_refusal_interrupts_what_goes_over_its_own_link() {
+        let inbox = Inbox::default();
+        let refusal = Refusal { link: 3, code: RefusalCode::Gap, message: String::new() };
+        inbox.post(|mail| mail.refused = Some(refusal));
+        assert!(inbox.interrupts(3, Patience::LastPass));
+        assert!(!inbox.interrupts(4, Patience::None));
     }
 }

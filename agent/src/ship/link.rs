@@ -4,6 +4,7 @@
 //! either taken by the stream or lost with the link, and then the link is closed for everybody.
 
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -18,10 +19,22 @@ const OUTBOX_MESSAGES: usize = 1024;
 /// What a message costs beside its payload.
 const MESSAGE_BYTES: usize = 128;
 
+/// A blocked sender looks up this often whether it should give up.
+const LOOK_UP: Duration = Duration::from_millis(50);
+
 /// The stream ended; the caller waits for the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the link to the hub is closed")]
 pub struct Closed;
+
+/// Why a blocking send did not happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsent {
+    /// The stream ended.
+    Closed,
+    /// The caller did not want to wait any longer.
+    GivenUp,
+}
 
 /// A message with the room it takes; the room is given back when the stream takes the message.
 #[derive(Debug)]
@@ -76,22 +89,46 @@ impl Link {
         }
     }
 
-    /// Queues a message from a blocking thread; waits for room.
-    pub fn send_blocking(&self, message: Message) -> Result<(), Closed> {
+    /// Queues a message when there is room for it right now.
+    pub fn try_send(&self, message: Message) -> Result<(), Closed> {
+        let room = self.room.clone().try_acquire_many_owned(cost(&message)).map_err(|_| Closed)?;
+        let queued = Queued { request: ReplicateRequest { message: Some(message) }, _room: room };
+        self.queue.try_send(queued).map_err(|_| Closed)
+    }
+
+    /// Queues a message from a blocking thread; waits for room, unless `gives_up` says otherwise meanwhile.
+    pub fn send_blocking(&self, message: Message, gives_up: impl Fn() -> bool) -> Result<(), Unsent> {
         if self.is_closed() {
-            return Err(Closed);
+            return Err(Unsent::Closed);
+        }
+        if gives_up() {
+            return Err(Unsent::GivenUp);
         }
         let Ok(room) = self.room.clone().try_acquire_many_owned(cost(&message)) else {
-            return tokio::runtime::Handle::current().block_on(self.send(message));
+            return self.wait_blocking(message, gives_up);
         };
         let queued = Queued { request: ReplicateRequest { message: Some(message) }, _room: room };
         match self.queue.try_send(queued) {
             Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(Closed),
-            Err(mpsc::error::TrySendError::Full(queued)) => {
-                self.queue.blocking_send(queued).map_err(|_| Closed)
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Unsent::Closed),
+            Err(mpsc::error::TrySendError::Full(Queued { request, _room })) => {
+                drop(_room);
+                self.wait_blocking(request.message.expect("BUG: a queued message"), gives_up)
             }
         }
+    }
+
+    fn wait_blocking(&self, message: Message, gives_up: impl Fn() -> bool) -> Result<(), Unsent> {
+        tokio::runtime::Handle::current().block_on(async {
+            let send = self.send(message);
+            tokio::pin!(send);
+            loop {
+                tokio::select! {
+                    sent = &mut send => return sent.map_err(|Closed| Unsent::Closed),
+                    () = tokio::time::sleep(LOOK_UP) => if gives_up() { return Err(Unsent::GivenUp) },
+                }
+            }
+        })
     }
 
     /// True when the stream has ended.

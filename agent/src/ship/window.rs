@@ -24,12 +24,13 @@ pub struct Budget {
     limit: usize,
     used: AtomicUsize,
     freed: Notify,
+    pressed: Notify,
 }
 
 impl Budget {
     /// A budget of `limit` bytes.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicUsize::new(0), freed: Notify::new() })
+        Arc::new(Self { limit, used: AtomicUsize::new(0), freed: Notify::new(), pressed: Notify::new() })
     }
 
     /// The bound.
@@ -50,6 +51,16 @@ impl Budget {
     /// Woken whenever bytes are given back after this call.
     pub fn freed(&self) -> Notified<'_> {
         self.freed.notified()
+    }
+
+    /// Asks those who only hold bytes, and cannot send now, to give them up.
+    pub fn press(&self) {
+        self.pressed.notify_waiters();
+    }
+
+    /// Woken by the next [`Budget::press`].
+    pub fn pressed(&self) -> Notified<'_> {
+        self.pressed.notified()
     }
 
     fn reserve(&self, bytes: usize) -> bool {

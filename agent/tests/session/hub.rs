@@ -5,7 +5,7 @@ use crate::certs::Certificates;
 use bytes::{Bytes, BytesMut};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -37,6 +37,8 @@ use walhub_proto::v1::{
     RestorePlan, RestoreRequest, RestoreResponse, SegmentChunk, Welcome,
 };
 
+/// Smaller than what the capture makes, so that chunks are cut again.
+const MAX_CHUNK: usize = 256 * 1024;
 const MAX_SEGMENT: u64 = 1 << 30;
 
 /// How often something goes wrong, out of 1000 segments.
@@ -80,6 +82,7 @@ struct State {
     streams: u64,
     wrongs: Vec<String>,
     refuse_node: Option<Status>,
+    refuse_open: BTreeSet<String>,
     connections: TaskGroup,
 }
 
@@ -121,6 +124,7 @@ impl FakeHub {
             streams: 0,
             wrongs: Vec::new(),
             refuse_node: None,
+            refuse_open: BTreeSet::new(),
             connections: TaskGroup::new("fake hub streams"),
         };
         Self {
@@ -141,6 +145,16 @@ impl FakeHub {
     /// Every stream is refused with this until `None`.
     pub(crate) fn refuse_node(&self, status: Option<Status>) {
         lock(&self.state).refuse_node = status;
+    }
+
+    /// One database is refused as busy whenever it is opened.
+    pub(crate) fn refuse_open(&self, name: &str, refuse: bool) {
+        let mut state = lock(&self.state);
+        if refuse {
+            state.refuse_open.insert(name.into());
+        } else {
+            state.refuse_open.remove(name);
+        }
     }
 
     pub(crate) fn history(&self, name: &str) -> History {
@@ -294,6 +308,10 @@ impl Stream {
         while let Some(message) = said.message().await.map_err(gone)? {
             match message.message {
                 Some(Said::Open(open)) => {
+                    if lock(&self.hub.state).refuse_open.contains(&open.name) {
+                        self.refuse(open.handle, RefusalCode::Busy, "the buffer is full").await?;
+                        continue;
+                    }
                     let opened = {
                         let mut state = lock(&self.hub.state);
                         let lineage = state.rng.random_range(1..u64::MAX);
@@ -336,6 +354,11 @@ impl Stream {
         if handle.refused {
             return Ok(());
         }
+        if chunk.data.len() > MAX_CHUNK || chunk.data.is_empty() {
+            let text = format!("{}: a chunk of {} bytes", handle.name, chunk.data.len());
+            self.wrong(text);
+            return Ok(());
+        }
         let (first, mut bytes) = match handle.partial.take() {
             None if chunk.chunk == 0 => (chunk.clone(), BytesMut::new()),
             Some((first, bytes)) if chunk.range == first.range && chunk.chunk > 0 => (first, bytes),
@@ -363,8 +386,8 @@ impl Stream {
         bytes: Bytes,
     ) -> Result<(), Status> {
         match self.fate() {
-            Fate::DropBeforeStoring => return Err(Status::unavailable("dropped before storing")),
-            Fate::Refuse(code) => return self.refuse(handle, code, "by the dice").await,
+            Fate::DropBeforeStoring => Err(Status::unavailable("dropped before storing")),
+            Fate::Refuse(code) => self.refuse(handle, code, "by the dice").await,
             fate => {
                 let txid = match self.judge(name, said, bytes) {
                     Ok(txid) => txid,

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use walhub_agent::app::{App, Running};
 use walhub_agent::config::{Certificates as Look, Config};
 use walhub_agent::database::{DatabaseStatus, State};
+use walhub_common::telemetry::LogFormat;
 use walhub_common::{Checksum, PageSize, Pgno};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,6 +53,8 @@ impl Node {
 
     /// Starts the agent.
     pub(crate) fn start(&self) -> Running {
+        // RUST_LOG=walhub_agent=debug shows what it does.
+        walhub_common::telemetry::init(LogFormat::Text, "off");
         App::build(self.config()).unwrap().spawn()
     }
 

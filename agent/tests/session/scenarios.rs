@@ -1,6 +1,6 @@
 //! One story each: what breaks, what the agent does about it, what the hub has in the end.
 
-use crate::hub::History;
+use crate::hub::{Faults, History};
 use crate::node::{Application, Node, eventually, reaches, status};
 use std::time::Duration;
 use tonic::Status;
@@ -95,6 +95,114 @@ fn no_restore_point_is_lost_while_the_hub_is_away_for_a_while() {
         assert_eq!(status(&agent, "app.db").lost_restore_points, 0);
         assert_eq!(node.hub.wrongs(), [""; 0]);
         assert!(agent.shutdown(DEADLINE).await);
+    });
+}
+
+#[test]
+fn segments_of_many_chunks_are_sent_again_after_a_break() {
+    let node = Node::new(16, ONE);
+    runtime().block_on(async {
+        let _hub = node.hub.listen().await;
+        let app = node.database("app.db");
+        let agent = node.start();
+        node.settled(&agent, "app.db", &app).await;
+        // Stored, and the ack is lost with the stream: everything is sent again.
+        node.hub.set_faults(Faults {
+            drop_before_storing: 500,
+            drop_before_acking: 300,
+            ..Faults::default()
+        });
+        for _ in 0..8 {
+            app.insert(100, 6000);
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        node.hub.set_faults(Faults::default());
+        node.settled(&agent, "app.db", &app).await;
+        assert!(agent.shutdown(DEADLINE).await);
+        drop(app);
+        node.assert_equal_pages("app.db");
+        assert_eq!(node.hub.wrongs(), [""; 0]);
+    });
+}
+
+#[test]
+fn acks_that_were_lost_with_a_link_are_learned_from_the_next_one() {
+    let node = Node::new(17, ONE);
+    runtime().block_on(async {
+        let _hub = node.hub.listen().await;
+        let app = node.database("app.db");
+        let agent = node.start();
+        node.settled(&agent, "app.db", &app).await;
+        node.hub.set_faults(Faults { drop_before_acking: 1000, ..Faults::default() });
+        let streams = node.hub.streams();
+        app.insert(1, 100);
+        eventually("the stream broke", || match node.hub.streams() {
+            n if n > streams => Ok(()),
+            n => Err(format!("{n} streams")),
+        })
+        .await;
+        eventually("nothing is left to wait for", || {
+            let s = status(&agent, "app.db");
+            match (s.lag_bytes, s.buffered_txid == s.captured_txid, agent.status().window_bytes) {
+                (0, true, 0) => Ok(()),
+                _ => Err(format!("{s:?}")),
+            }
+        })
+        .await;
+        assert!(agent.shutdown(DEADLINE).await);
+    });
+}
+
+#[test]
+fn a_refused_database_gives_its_memory_to_the_others() {
+    let node = Node::new(18, TWO);
+    runtime().block_on(async {
+        let _hub = node.hub.listen().await;
+        let (app, other) = (node.database("app.db"), node.database("other.db"));
+        let agent = node.start();
+        node.settled(&agent, "app.db", &app).await;
+        node.settled(&agent, "other.db", &other).await;
+        // Everything is sent, nothing acked: the window of one database takes all room.
+        node.hub.set_faults(Faults { ack_late: 1000, ..Faults::default() });
+        for _ in 0..12 {
+            app.insert(100, 5000);
+        }
+        eventually("the window is full", || match agent.status().window_bytes {
+            n if n > 4 << 20 => Ok(()),
+            n => Err(format!("{n} bytes")),
+        })
+        .await;
+        node.hub.refuse_open("app.db", true);
+        node.hub.set_faults(Faults::default());
+        node.hub.hang_up().await;
+        reaches(&agent, "app.db", State::Refused).await;
+        other.insert(100, 100);
+        node.settled(&agent, "other.db", &other).await;
+        node.hub.refuse_open("app.db", false);
+        node.settled(&agent, "app.db", &app).await;
+        assert!(agent.shutdown(DEADLINE).await);
+        drop(app);
+        node.assert_equal_pages("app.db");
+        assert_eq!(node.hub.wrongs(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_stop_in_the_middle_of_a_large_transaction_leaves_no_half_segment() {
+    let node = Node::new(19, ONE);
+    runtime().block_on(async {
+        let _hub = node.hub.listen().await;
+        let app = node.database("app.db");
+        let agent = node.start();
+        node.settled(&agent, "app.db", &app).await;
+        app.insert(4000, 6000);
+        assert!(agent.shutdown(DEADLINE).await);
+        let agent = node.start();
+        node.settled(&agent, "app.db", &app).await;
+        assert!(agent.shutdown(DEADLINE).await);
+        drop(app);
+        node.assert_equal_pages("app.db");
+        assert_eq!(node.hub.wrongs(), [""; 0]);
     });
 }
 

@@ -1,0 +1,122 @@
+//! Both sides agree: every transaction is sent as it commits.
+//!
+//! IN_MODIFY of the `-wal` comes before the commit is visible, with `synchronous=FULL` by a whole fsync. So after a write
+//! without news the header is looked at again: three times within a millisecond by the blocking thread, then by timers
+//! whose distance grows with the time since the write. Without a write nothing runs but the slow poll.
+
+use super::drive::{Driver, End, failed, sleep_until};
+use super::follower::{Pumped, Target};
+use crate::capture::State as CaptureState;
+use crate::database::State;
+use crate::ship::inbox::LAST_PASS;
+use crate::ship::link::Link;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The first timed look after a write that brought no news; later ones follow as the time since has grown by a quarter.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+
+impl Driver<'_> {
+    /// Sends each transaction as it commits. `Ok` when the positions must be compared again.
+    pub(super) async fn follow(&mut self, to: &Target) -> Result<(), End> {
+        self.db.report.enter(State::Following);
+        self.following = true;
+        let mut glance = false;
+        loop {
+            let before = self.home().capture.position();
+            let (target, wants_glance) = (to.clone(), std::mem::take(&mut glance));
+            let pumped = self.blocking(move |f| f.pump(&target, wants_glance)).await?;
+            let pumped = self.sent(pumped, &to.link)?;
+            self.hub = self.home().capture.position();
+            if self.hub != before {
+                self.unexplained = None;
+            }
+            self.account();
+            match pumped {
+                Pumped::Lost => return Ok(()),
+                Pumped::Slice => self.look(&to.link)?,
+                Pumped::NoRoom => {
+                    if self.wait_for_room(to).await? {
+                        return Ok(());
+                    }
+                }
+                Pumped::UpToDate => glance = self.news(&to.link).await?,
+            }
+        }
+    }
+
+    /// Waits until there may be a new commit. True when it should be looked for closely.
+    async fn news(&mut self, link: &Link) -> Result<bool, End> {
+        loop {
+            if self.home().capture.header_moved() {
+                return Ok(false);
+            }
+            let look_at = self.next_look();
+            let mail = tokio::select! {
+                () = sleep_until(look_at) => continue,
+                mail = self.mail_on(link) => mail?,
+            };
+            if mail.wal {
+                self.unexplained = Some(Instant::now());
+                return Ok(!self.home().capture.header_moved());
+            }
+            // A checkpoint that waits for acks; with nothing to checkpoint no thread is woken.
+            let due = mail.buffered.is_some() || mail.poll;
+            if due && self.home().capture.state() == CaptureState::Backfill {
+                self.blocking(|f| f.capture.maintain()).await?.map_err(failed)?;
+            }
+        }
+    }
+
+    /// When to look again after a write that was no commit yet: soon at first, then ever more rarely.
+    fn next_look(&mut self) -> Option<Instant> {
+        let since = self.unexplained?.elapsed();
+        if since > self.db.shared.poll_interval {
+            self.unexplained = None;
+            return None;
+        }
+        Some(Instant::now() + (since / 4).max(FIRST_LOOK))
+    }
+
+    /// Waits until the budget has room. True when the WAL was squashed meanwhile.
+    async fn wait_for_room(&mut self, to: &Target) -> Result<bool, End> {
+        loop {
+            let freed = to.budget.freed();
+            if to.budget.has_room() {
+                return Ok(false);
+            }
+            to.budget.press();
+            if self.limit_wal().await? {
+                return Ok(true);
+            }
+            tokio::select! {
+                () = freed => {}
+                mail = self.mail_on(&to.link) => { mail?; }
+            }
+        }
+    }
+
+    /// Sends what was committed until now and waits a moment for its acks.
+    pub(super) async fn last_pass(&mut self) {
+        let Some(link) = self.link().filter(|link| self.following && link.id == self.link_id) else { return };
+        let to = self.target(&link);
+        let deadline = Instant::now() + LAST_PASS;
+        let mut done = false;
+        while !(done && self.home().window.is_empty()) && Instant::now() < deadline && !link.is_closed() {
+            if !done {
+                let target = to.clone();
+                match self.blocking(move |f| f.pump(&target, false)).await {
+                    Ok(Ok(Pumped::UpToDate)) => done = true,
+                    Ok(Ok(Pumped::Slice | Pumped::NoRoom)) => {}
+                    Ok(Ok(Pumped::Lost) | Err(_)) | Err(_) => return,
+                }
+            }
+            if let Some(txid) = self.db.inbox.take().buffered {
+                self.acked(txid);
+            } else if done {
+                tokio::time::sleep(FIRST_LOOK).await;
+            }
+        }
+        self.account();
+    }
+}

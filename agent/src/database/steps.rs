@@ -1,0 +1,101 @@
+//! The steps towards agreement that `ship::resume` names, done.
+
+use super::drive::{Driver, End, failed};
+use super::fetch::fetch;
+use super::follower::{Pumped, RollError, Target};
+use super::sink::Chunker;
+use crate::ship::link::Link;
+use crate::ship::resume::Step;
+use tokio::sync::OwnedSemaphorePermit;
+use walhub_common::restore::feed;
+use walhub_common::{Pos, Txid};
+
+impl Driver<'_> {
+    /// One step towards agreement.
+    pub(super) async fn take(&mut self, step: Step, to: &Target) -> Result<(), End> {
+        match step {
+            Step::Follow => Ok(()),
+            Step::Fork { ours, hub } => Err(End::Fork(format!(
+                "transaction {} has checksum {} here and {} at the hub",
+                hub.txid.get(),
+                ours.checksum,
+                hub.checksum
+            ))),
+            Step::Resend => self.resend(&to.link).await,
+            Step::Replay { until } => {
+                let target = to.clone();
+                let replayed = self.blocking(move |f| f.replay(until, &target)).await?;
+                self.exhausted = replayed.map_err(failed)? == Pumped::UpToDate;
+                self.look(&to.link)
+            }
+            Step::Delta { since } => self.delta(since, to).await,
+            Step::RollForward { after, until } => self.roll_forward(&to.link, after, until).await,
+            Step::Heal => self.heal(to).await,
+        }
+    }
+
+    async fn delta(&mut self, since: Option<Pos>, to: &Target) -> Result<(), End> {
+        let _turn = self.turn().await;
+        let had = self.home().capture.position().is_some();
+        let target = to.clone();
+        let made = self.blocking(move |f| f.delta(since, &target)).await?;
+        let meta = self.sent(made, &to.link)?;
+        if had {
+            self.db.report.lost(meta.range.count() - 1);
+        }
+        self.hub = Some(meta.position());
+        Ok(())
+    }
+
+    async fn heal(&mut self, to: &Target) -> Result<(), End> {
+        let _turn = self.turn().await;
+        let target = to.clone();
+        let made = self.blocking(move |f| f.heal(&target)).await?;
+        if let Some(meta) = self.sent(made, &to.link)? {
+            self.hub = Some(meta.position());
+        }
+        Ok(())
+    }
+
+    async fn resend(&mut self, link: &Link) -> Result<(), End> {
+        let mut messages = Vec::new();
+        for entry in self.home().window.after(self.hub).into_iter().flatten() {
+            let mut chunker = Chunker::new(self.db.handle, entry.meta, link.max_chunk);
+            let chunks = entry.chunks().unwrap_or_default();
+            for (at, data) in chunks.iter().enumerate() {
+                messages.extend(chunker.cut(data.clone(), at + 1 == chunks.len()));
+            }
+        }
+        for message in messages {
+            link.send(message).await?;
+        }
+        self.hub = self.home().window.end();
+        Ok(())
+    }
+
+    async fn roll_forward(&mut self, link: &Link, after: Option<Txid>, until: Pos) -> Result<(), End> {
+        let _turn = self.turn().await;
+        let (feeder, files) = feed::channel();
+        let db = self.db;
+        let fetching = fetch(link.channel.clone(), (&db.shared.agent, &db.name), after, until, feeder);
+        let applying = self.blocking(move |f| f.roll_forward(files));
+        let (fetched, applied) = tokio::join!(fetching, applying);
+        let applied = applied?;
+        self.look(link)?;
+        match (fetched, applied) {
+            (_, Err(RollError::Capture(e))) => Err(failed(e)),
+            (Err(text), _) => Err(End::Later(format!("the hub could not send what it has: {text}"))),
+            (Ok(()), Err(e)) => Err(End::Later(e.to_string())),
+            (Ok(()), Ok(())) if self.home().capture.position().is_none_or(|at| at.txid < until.txid) => {
+                Err(End::Later("the hub sent less than it has".into()))
+            }
+            (Ok(()), Ok(())) => Ok(()),
+        }
+    }
+
+    /// A turn for long work.
+    fn turn(&self) -> impl Future<Output = OwnedSemaphorePermit> + use<> {
+        let turns = self.db.shared.turns.clone();
+        async move { turns.acquire_owned().await.expect("BUG: turns are never closed") }
+    }
+}
