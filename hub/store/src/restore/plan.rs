@@ -134,7 +134,7 @@ impl From<Hole> for PlanError {
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// There is no chain. Sources that did not answer may hold the missing files.
-    #[error("cannot restore {database} to {target}: {error}{}", Unanswered(unanswered))]
+    #[error("{error}{}", Unanswered(unanswered))]
     Plan {
         /// Which database.
         database: DatabaseKey,
