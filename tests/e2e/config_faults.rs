@@ -152,7 +152,7 @@ fn a_database_that_is_not_right_is_a_clear_line_and_is_picked_up_when_it_becomes
         let output = cluster.agent_command("node", &["status"]);
         let said = output.stdout;
         for (name, word) in
-            [("missing.db", "not exist"), ("text.db", "not a database"), ("rollback.db", "journal_mode")]
+            [("missing.db", "not exist"), ("text.db", "not a SQLite database"), ("rollback.db", "not WAL")]
         {
             let line = said.lines().find(|line| line.contains(name)).unwrap_or_default();
             ensure(said.contains(word) && !line.is_empty(), || format!("{name}: no {word:?} in:\n{said}"))?;

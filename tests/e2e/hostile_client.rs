@@ -94,7 +94,7 @@ fn a_gap_is_refused_until_the_database_is_opened_again() {
     let mut ahead = scene.target.clone();
     ahead.next(3, 50);
     let beyond = ahead.next(3, 51);
-    scene.refused(&beyond, RefusalCode::Gap, "4");
+    scene.refused(&beyond, RefusalCode::Gap, "up to 3");
     // Even the right one is ignored now: the handle must be opened first.
     let right = scene.target.clone().next(4, 200);
     scene.session.send_segment(1, &right);
@@ -109,7 +109,7 @@ fn segments_out_of_order_are_a_gap_and_nothing_is_stored_twice() {
     let (fourth, fifth) = (ahead.next(3, 60), ahead.next(3, 61));
     scene.session.send_segment(1, &fifth);
     scene.session.send_segment(1, &fourth);
-    scene.refusal(RefusalCode::Gap, "4");
+    scene.refusal(RefusalCode::Gap, "up to 3");
     let opened = scene.session.announce(1, "target", 0, None).expect("open again");
     assert_eq!(opened.position.expect("position").txid, 3);
     for segment in [&fourth, &fifth] {

@@ -28,6 +28,8 @@ pub enum Validity {
     Expired,
     /// It starts in an hour.
     NotYet,
+    /// Now, for so many seconds.
+    Seconds(u32),
 }
 
 /// Files of one identity, in PEM.
@@ -95,7 +97,8 @@ impl Authority {
         set_validity(&mut params, validity);
         let key = KeyPair::generate().expect("key");
         let cert = params.signed_by(&key, &self.issuer).expect("certificate");
-        let stem = format!("{role}-{name}-{validity:?}").to_lowercase();
+        let validity = format!("{validity:?}").to_lowercase().replace(['(', ')'], "");
+        let stem = format!("{role}-{name}-{validity}");
         let files = Files {
             ca: self.ca(),
             cert: self.dir.join(format!("{stem}.crt")),
@@ -113,6 +116,7 @@ fn set_validity(params: &mut CertificateParams, validity: Validity) {
         Validity::Now => (-Duration::hours(1), Duration::days(30)),
         Validity::Expired => (-Duration::days(30), -Duration::hours(1)),
         Validity::NotYet => (Duration::hours(1), Duration::days(30)),
+        Validity::Seconds(left) => (-Duration::hours(1), Duration::seconds(i64::from(left))),
     };
     params.not_before = now + from;
     params.not_after = now + to;

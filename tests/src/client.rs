@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
-use walhub_common::tls::{self, Connector, TlsPaths};
+use walhub_common::tls::{self, Connector, TlsMaterial, TlsPaths};
 use walhub_proto::v1;
 use walhub_proto::v1::fleet_service_client::FleetServiceClient;
 use walhub_proto::v1::replication_service_client::ReplicationServiceClient;
@@ -21,12 +21,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// For the hub at `address` (HOST:PORT), with the certificate in `files`.
+    /// For the hub at `address` (HOST:PORT), with the certificate in `files`, whatever its dates say: the hub judges.
     pub fn new(address: &str, files: &Files) -> Client {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = Arc::new(runtime.expect("runtime"));
         let Files { ca, cert, key } = files.clone();
-        let connector = Arc::new(Connector::open(TlsPaths { ca, cert, key }).expect("certificates"));
+        let material = TlsMaterial::read(TlsPaths { ca, cert, key }).expect("certificates");
+        let connector = Arc::new(Connector::from_material(&material).expect("certificates"));
         let address = address.to_owned();
         let connect = tower::service_fn(move |_: tonic::transport::Uri| {
             let (address, connector) = (address.clone(), connector.clone());
