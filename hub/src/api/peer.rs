@@ -2,6 +2,7 @@
 
 use super::status;
 use tonic::{Extensions, Status};
+use tracing::warn;
 use walhub_common::tls::{Identity, Role};
 use walhub_common::{AgentName, DatabaseKey, DatabaseName};
 use walhub_proto::v1;
@@ -23,7 +24,10 @@ impl Peer {
     pub(super) fn agent(&self) -> Result<&AgentName, Status> {
         match self.identity.role {
             Role::Agent => Ok(&self.identity.name),
-            Role::Operator | Role::Hub => Err(status::only_agents(&self.identity)),
+            Role::Operator | Role::Hub => {
+                warn!(peer = %self.identity, address = %self.address, "refused: only agents replicate");
+                Err(status::only_agents(&self.identity))
+            }
         }
     }
 
@@ -41,7 +45,10 @@ impl Peer {
         match self.identity.role {
             Role::Operator => Ok(()),
             Role::Agent if self.identity.name == *agent => Ok(()),
-            Role::Agent | Role::Hub => Err(status::foreign(&self.identity, agent)),
+            Role::Agent | Role::Hub => {
+                warn!(peer = %self.identity, address = %self.address, asked = %agent, "refused: not its own databases");
+                Err(status::foreign(&self.identity, agent))
+            }
         }
     }
 }
