@@ -39,8 +39,9 @@ pub fn segment(position: Option<Pos>, max: u64, sizes: &[usize], seed: u64) -> M
         agent_time_ms: rng.random_range(0..2_000_000_000_000),
     };
     let chunk = |size: &usize| {
-        let mut data = vec![0; *size];
-        rng.fill(&mut data[..]);
+        let mut data = vec![rng.random::<u8>(); *size];
+        let start = data.len().min(16);
+        rng.fill(&mut data[..start]);
         Bytes::from(data)
     };
     Made { meta, chunks: sizes.iter().map(chunk).collect() }

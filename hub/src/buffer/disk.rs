@@ -164,7 +164,13 @@ impl Inner {
         self.trimmer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn trim(&self, lanes: Option<&[DestinationName]>, target: u64) -> Result<(), BufferError> {
+    /// Trims for a chunk of `bytes`. False when nothing more can go.
+    fn make_room(&self, bytes: usize) -> Result<bool, BufferError> {
+        let waiting = self.flusher.waiting_bytes(bytes);
+        self.max_bytes.checked_sub(waiting).map_or(Ok(false), |target| self.trim(None, target))
+    }
+
+    fn trim(&self, lanes: Option<&[DestinationName]>, target: u64) -> Result<bool, BufferError> {
         let mut trimmer = self.trimmer();
         if let Some(lanes) = lanes {
             trimmer.set_lanes(lanes);
@@ -216,14 +222,18 @@ impl WalBuffer for DiskBuffer {
     }
 
     async fn append(&self, chunk: Chunk) -> Result<(), BufferError> {
-        match self.inner.flusher.append(&chunk).await {
-            Err(BufferError::Full { .. }) => {}
-            done => return done,
+        loop {
+            let full = match self.inner.flusher.append(&chunk).await {
+                Err(full @ BufferError::Full { .. }) => full,
+                done => return done,
+            };
+            let inner = Arc::clone(&self.inner);
+            let bytes = chunk.data.len();
+            // Others may take the room that is made; then there is more to be made, or it is full indeed.
+            if !blocking(move || inner.make_room(bytes)).await?? {
+                return Err(full);
+            }
         }
-        let inner = Arc::clone(&self.inner);
-        let bytes = chunk.data.len() as u64;
-        blocking(move || inner.trim(None, inner.max_bytes.saturating_sub(2 * bytes))).await??;
-        self.inner.flusher.append(&chunk).await
     }
 
     async fn abandon(&self, database: DatabaseId) -> Result<(), BufferError> {
@@ -307,7 +317,7 @@ impl WalBuffer for DiskBuffer {
     async fn trim(&self, lanes: &[DestinationName]) -> Result<(), BufferError> {
         self.inner.flusher.check_open()?;
         let (inner, lanes) = (Arc::clone(&self.inner), lanes.to_vec());
-        blocking(move || inner.trim(Some(&lanes), inner.max_bytes / 5 * 4)).await?
+        blocking(move || inner.trim(Some(&lanes), inner.max_bytes / 5 * 4)).await?.map(drop)
     }
 
     fn usage(&self) -> Usage {
@@ -324,3 +334,7 @@ impl WalBuffer for DiskBuffer {
 #[cfg(test)]
 #[path = "disk_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "crash_tests.rs"]
+mod crash_tests;

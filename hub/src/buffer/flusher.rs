@@ -146,6 +146,11 @@ impl Flusher {
         }
     }
 
+    /// Bytes that will be written if a chunk of `data` bytes comes now.
+    pub(super) fn waiting_bytes(&self, data: usize) -> u64 {
+        self.lock().bytes + chunk_bytes(data) as u64
+    }
+
     /// Fails when the buffer takes nothing.
     pub(super) fn check_open(&self) -> Result<(), BufferError> {
         match self.lock().health {

@@ -49,8 +49,8 @@ impl Trimmer {
         }
     }
 
-    /// Unlinks old files until at most `target` bytes are left, or the next one is still needed.
-    pub(super) fn trim(&mut self, on: &Trimmed<'_>, target: u64) -> Result<(), BufferError> {
+    /// Unlinks old files until at most `target` bytes are left, or the next one is still needed: then false.
+    pub(super) fn trim(&mut self, on: &Trimmed<'_>, target: u64) -> Result<bool, BufferError> {
         while on.files.total_bytes() > target && !self.lanes.is_empty() {
             let Some(oldest) = on.files.oldest() else { break };
             let moves = on.cursors.moves();
@@ -70,7 +70,7 @@ impl Trimmer {
             }
             self.unlink(on, oldest)?;
         }
-        Ok(())
+        Ok(on.files.total_bytes() <= target)
     }
 
     fn passed(&mut self, on: &Trimmed<'_>, file: u64) -> Result<bool, BufferError> {

@@ -1,7 +1,7 @@
 //! Log files on disk: their names, their headers, and the set of those that exist.
 
 use super::probe::{Probe, Step};
-use super::record::{Malformed, crc};
+use super::record::{MAX_HEAD_BYTES, Malformed, PREFIX_BYTES, crc, salt_of};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -78,13 +78,26 @@ pub(in crate::buffer) struct LogFile {
 }
 
 impl LogFile {
-    fn open(path: PathBuf) -> io::Result<LogFile> {
+    fn open(path: PathBuf, number: u64) -> io::Result<LogFile> {
         let file = File::open(&path)?;
         let mut bytes = [0; FILE_HEADER_BYTES as usize];
         file.read_exact_at(&mut bytes, 0)?;
-        let header = FileHeader::decode(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        let header = match FileHeader::decode(&bytes) {
+            Ok(header) => header,
+            // The records name the salt too: a damaged header does not take them with it.
+            Err(e) => match first_salt(&file)? {
+                Some(salt) => FileHeader { log_id: 0, number, salt, created_ms: 0 },
+                None => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
+            },
+        };
         Ok(LogFile { header, file, path })
     }
+}
+
+fn first_salt(file: &File) -> io::Result<Option<u64>> {
+    let mut bytes = [0; PREFIX_BYTES + MAX_HEAD_BYTES];
+    let got = file.read_at(&mut bytes, FILE_HEADER_BYTES)?;
+    Ok(salt_of(&bytes[..got]))
 }
 
 /// The files that exist.
@@ -165,7 +178,7 @@ impl Files {
         if !state.bytes.contains_key(&number) {
             return Ok(None);
         }
-        let opened = match LogFile::open(self.path(number)) {
+        let opened = match LogFile::open(self.path(number), number) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => Arc::new(opened?),
         };

@@ -125,6 +125,14 @@ pub(in crate::buffer) fn looks_like_one(prefix: &[u8], salt: u64) -> bool {
     prefix.len() >= PREFIX_BYTES && prefix[0..4] == MAGIC && number(prefix, 24) == salt
 }
 
+/// The salt of the good record at the start of `bytes`, whatever it is.
+pub(in crate::buffer) fn salt_of(bytes: &[u8]) -> Option<u64> {
+    let prefix = bytes.first_chunk()?;
+    let salt = number(prefix, 24);
+    let head = head_bytes(prefix, salt).ok()?;
+    decode(bytes.get(..PREFIX_BYTES + head)?).ok().map(|_| salt)
+}
+
 /// Head bytes that the prefix announces.
 pub(in crate::buffer) fn head_bytes(prefix: &[u8; PREFIX_BYTES], salt: u64) -> Result<usize, Malformed> {
     if prefix[0..4] != MAGIC {

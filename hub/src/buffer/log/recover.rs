@@ -304,3 +304,7 @@ fn report(oddities: Oddities) {
         tracing::error!(unknown_databases, gaps, incomplete, "damage to the buffer has lost segments");
     }
 }
+
+#[cfg(test)]
+#[path = "recover_tests.rs"]
+mod tests;

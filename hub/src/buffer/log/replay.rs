@@ -6,11 +6,14 @@ use super::snapshot::{Cursors, DatabaseState, State};
 use crate::buffer::tail::{follows, position_after};
 use crate::buffer::{DatabaseId, Place, SegmentMeta, SegmentRef};
 use std::collections::HashMap;
+use walhub_common::{Pos, Txid};
 
 /// The state after the records applied so far. Applying starts at the beginning of any file.
 #[derive(Debug)]
 pub(in crate::buffer) struct Replay {
     state: State,
+    /// Positions; also of databases whose registration is damaged here and comes again with a later snapshot.
+    positions: HashMap<DatabaseId, (Option<Pos>, i64)>,
     open: HashMap<DatabaseId, Open>,
     snapshot_cursors: Cursors,
     first_file: u64,
@@ -20,7 +23,7 @@ pub(in crate::buffer) struct Replay {
 /// Things that only damage can cause, counted.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(in crate::buffer) struct Oddities {
-    /// Chunks of databases that no record names.
+    /// Databases that no record names.
     pub(in crate::buffer) unknown_databases: u64,
     /// Segments that do not continue what came before.
     pub(in crate::buffer) gaps: u64,
@@ -40,6 +43,7 @@ impl Replay {
     pub(in crate::buffer) fn new(first_file: u64) -> Self {
         Self {
             state: State::default(),
+            positions: HashMap::new(),
             open: HashMap::new(),
             snapshot_cursors: Cursors::new(),
             first_file,
@@ -48,16 +52,20 @@ impl Replay {
     }
 
     /// The end: the state, and what was odd.
-    pub(in crate::buffer) fn finish(self) -> (State, Oddities) {
+    pub(in crate::buffer) fn finish(mut self) -> (State, Oddities) {
+        for (id, (position, time_ms)) in self.positions {
+            match self.state.databases.get_mut(&id) {
+                Some(database) => (database.position, database.time_ms) = (position, time_ms),
+                None => self.oddities.unknown_databases += 1,
+            }
+            // A number is not given to another database, come what may.
+            self.state.next_id = self.state.next_id.max(id.0 + 1);
+        }
         (self.state, self.oddities)
     }
 
     /// Applies a table of cursors that belongs to a snapshot.
-    pub(in crate::buffer) fn cursors(
-        &mut self,
-        head: &Head,
-        entries: Vec<(DatabaseId, walhub_common::Txid)>,
-    ) {
+    pub(in crate::buffer) fn cursors(&mut self, head: &Head, entries: Vec<(DatabaseId, Txid)>) {
         if let Head::Cursors { lane } = head {
             self.snapshot_cursors.entry(lane.clone()).or_default().extend(entries);
         }
@@ -92,10 +100,6 @@ impl Replay {
 
     fn chunk(&mut self, chunk: &ChunkHead, payload_bytes: u32, at: At) -> Option<(DatabaseId, SegmentRef)> {
         let id = chunk.database;
-        let Some(database) = self.state.databases.get_mut(&id) else {
-            self.oddities.unknown_databases += 1;
-            return None;
-        };
         let whole = match &chunk.before {
             None => true,
             Some(before) => match self.open.get(&id) {
@@ -115,15 +119,15 @@ impl Replay {
             return None;
         }
         self.open.remove(&id);
-        if database.position.is_some_and(|p| chunk.meta.range.max() <= p.txid) {
+        let (position, time_ms) = self.positions.entry(id).or_default();
+        if position.is_some_and(|p| chunk.meta.range.max() <= p.txid) {
             self.oddities.gaps += 1;
             return None;
         }
-        if !follows(database.position, &chunk.meta) {
+        if !follows(*position, &chunk.meta) {
             self.oddities.gaps += 1;
         }
-        database.position = Some(position_after(&chunk.meta));
-        database.time_ms = chunk.meta.time_ms;
+        (*position, *time_ms) = (Some(position_after(&chunk.meta)), chunk.meta.time_ms);
         if !whole {
             self.oddities.incomplete += 1;
             return None;
@@ -149,7 +153,7 @@ pub(in crate::buffer) fn segment(chunk: &ChunkHead, payload_bytes: u32, at: At) 
 mod tests {
     use super::*;
     use crate::buffer::log::head::DatabaseHead;
-    use walhub_common::{Checksum, Pos, Txid, TxidRange};
+    use walhub_common::{Checksum, TxidRange};
 
     fn checksum(n: u64) -> Checksum {
         Checksum::new(1 << 63 | n).unwrap()
@@ -216,9 +220,11 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_of_an_unknown_database_is_counted() {
+    fn a_database_that_no_record_names_is_counted_and_its_number_is_not_used_again() {
         let mut replay = Replay::new(1);
-        assert!(replay.apply(&chunk(meta(1, 1), 0, true, None), 5, (1, 300)).is_none());
-        assert_eq!(replay.finish().1.unknown_databases, 1);
+        assert!(replay.apply(&chunk(meta(1, 1), 0, true, None), 5, (1, 300)).is_some());
+        let (state, oddities) = replay.finish();
+        assert_eq!(oddities.unknown_databases, 1);
+        assert_eq!((state.databases.len(), state.next_id), (0, 2));
     }
 }

@@ -169,7 +169,10 @@ impl Writer {
         if bytes > 0 {
             self.make_room(bytes, snapshot)?;
         }
-        let Some(active) = &mut self.active else { return Ok(Vec::new()) };
+        let Some(active) = &mut self.active else {
+            // Nothing to write; and without a file that is being written no segment is unfinished.
+            return Ok(Vec::new());
+        };
         let mut copied = Vec::new();
         let mut pieces = Vec::with_capacity(group.len());
         let mut done = Vec::new();
