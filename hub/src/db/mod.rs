@@ -131,7 +131,7 @@ fn move_aside(path: &Path, now_ms: i64) -> Result<(), DbError> {
         return Err(DbError::Folder { doing: "move", path: path.to_owned(), reason: "no name".to_owned() });
     };
     let marker = format!("{name}.broken-");
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
     for entry in fs::read_dir(folder).map_err(fail("list", folder))?.flatten() {
         if entry.file_name().to_str().is_some_and(|n| n.starts_with(&marker)) {
             let old = entry.path();
