@@ -19,7 +19,7 @@ impl Litestream {
 
     /// Restores from a folder, by URL; `options` such as `-timestamp T`.
     pub fn restore_file(&self, replica: &Path, out: &Path, options: &[&str]) -> Output {
-        let mut command = Command::new(&self.program);
+        let mut command = self.command();
         command.arg("restore").args(options).arg("-o").arg(out);
         command.arg(format!("file://{}", replica.display()));
         run(command)
@@ -49,19 +49,28 @@ impl Litestream {
         self.restore_by_config(&replica, out, options)
     }
 
+    /// The program, without what the machine's own environment says about S3.
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
+            command.env_remove(name);
+        }
+        command
+    }
+
     fn restore_by_config(&self, replica: &str, out: &Path, options: &[&str]) -> Output {
         let config = out.with_extension("litestream.yml");
         let source = out.with_extension("source");
         let text = format!("dbs:\n  - path: {}\n    replica:\n{replica}", source.display());
         std::fs::write(&config, text).expect("litestream configuration");
-        let mut command = Command::new(&self.program);
+        let mut command = self.command();
         command.arg("restore").arg("-config").arg(&config).args(options).arg("-o").arg(out).arg(&source);
         run(command)
     }
 
     /// Follows a database into a folder.
     pub fn replicate(&self, database: &Path, replica: &Path, log: &Path) -> Process {
-        let mut command = Command::new(&self.program);
+        let mut command = self.command();
         command.arg("replicate").arg(database).arg(format!("file://{}", replica.display()));
         Process::spawn("litestream", command, log)
     }
