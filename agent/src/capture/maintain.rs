@@ -173,10 +173,7 @@ impl Capture {
 
     /// Lets SQLite copy frames, as far as R's transaction allows, and checks how far it went.
     fn backfill(&mut self) -> Result<Header, CaptureError> {
-        match self.files.backfill() {
-            Err(e) if !e.is_busy() => return Err(e.into()),
-            _ => {}
-        }
+        let copied = self.files.backfill();
         let header = self.header()?;
         let saved = self.store.anchor().wal;
         let Some(cursor) = &mut self.cursor else { unreachable!("BUG: a backfill without a place") };
@@ -186,7 +183,10 @@ impl Capture {
             return Err(Broken::Unsaved { backfilled: header.backfilled, saved }.into());
         }
         cursor.backfilled = header.backfilled;
-        Ok(header)
+        match copied {
+            Err(e) if !e.is_busy() => Err(e.into()),
+            _ => Ok(header),
+        }
     }
 
     fn fence_is_due(&mut self) -> Result<bool, CaptureError> {

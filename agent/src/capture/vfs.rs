@@ -26,8 +26,8 @@ use rusqlite::{Connection, OpenFlags, ffi};
 use std::ffi::{CStr, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 /// The first SQLite whose checkpointer is free of the WAL-reset bug.
@@ -244,6 +244,18 @@ fn read(file: NonNull<ffi::sqlite3_file>, action: &'static str, offset: u64, out
     }
 }
 
+/// By default every connection allocates room for twenty pages at once; ours read one, and there may be thousands.
+fn be_frugal() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: refused without effect if SQLite is in use already; the arguments are those of SQLITE_CONFIG_PAGECACHE.
+        unsafe {
+            let none = ptr::null_mut::<c_void>();
+            ffi::sqlite3_config(ffi::SQLITE_CONFIG_PAGECACHE, none, 0 as c_int, 0 as c_int);
+        }
+    });
+}
+
 /// What a look at the file before any lock says: the first 100 bytes, or fewer when it is shorter.
 pub(super) struct Preview {
     pub(super) header: [u8; 100],
@@ -260,6 +272,7 @@ pub(super) struct Unlocked {
 impl Unlocked {
     /// Opens K without touching a lock. The file must exist.
     pub(super) fn open(path: &Path) -> Result<Unlocked> {
+        be_frugal();
         // SAFETY: a plain query of the linked library.
         let version = unsafe { ffi::sqlite3_libversion_number() };
         assert!(

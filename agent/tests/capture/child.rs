@@ -58,6 +58,7 @@ fn writer() {
                     });
             }
             "dump" => std::fs::write(rest, raw::serialize(db)).map_err(|e| e.to_string())?,
+            "copy-from" => raw::copy_from(db, &Connection::open(rest).map_err(text)?),
             "die-in-sync" => raw::die_in_wal_sync(db),
             "fail-in-sync" => raw::fail_in_wal_sync(db),
             "die-torn" => raw::die_between_headers(db),

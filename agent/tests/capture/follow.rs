@@ -181,3 +181,65 @@ fn two_writers_at_once() {
     replica.drain(&mut capture);
     replica.assert_is_live(&place.db());
 }
+
+#[test]
+fn another_sqlite_writes() {
+    const WRITER: &str = r#"
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=5)
+for i in range(300):
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("INSERT INTO t(a) VALUES (randomblob(?))", (i * 7,))
+    db.execute("DELETE FROM t WHERE id = ?", (i // 2,))
+    db.execute("ROLLBACK" if i % 9 == 8 else "COMMIT")
+    if i % 50 == 0:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+"#;
+    let place = Place::with_frames(100);
+    App::create(&place.db(), "");
+    let (mut capture, mut replica) = place.follow();
+    let mut python =
+        std::process::Command::new("python3").args(["-c", WRITER]).arg(place.db()).spawn().unwrap();
+    let ended = loop {
+        replica.drain(&mut capture);
+        if let Some(ended) = python.try_wait().unwrap() {
+            break ended;
+        }
+    };
+    assert!(ended.success());
+    replica.drain(&mut capture);
+    replica.assert_is_live(&place.db());
+}
+
+#[test]
+fn a_file_system_that_needs_padded_commits() {
+    let place = Place::new();
+    App::create(&place.db(), "");
+    let (mut capture, mut replica) = place.follow();
+    // Without powersafe overwrite a commit under FULL repeats its last frame up to the next sector.
+    let mut app = App::open(std::path::Path::new(&format!("file:{}?psow=0", place.db().display())));
+    app.sql("PRAGMA synchronous=FULL");
+    for _ in 0..20 {
+        app.insert();
+        replica.drain(&mut capture);
+    }
+    assert!(replica.segments.len() > 21, "no commit was padded");
+    replica.assert_is_live(&place.db());
+}
+
+#[test]
+fn the_whole_content_replaced_by_the_backup_api() {
+    let place = Place::new();
+    let mut app = App::create(&place.db(), "");
+    app.insert_many(100);
+    let (mut capture, mut replica) = place.follow();
+    let other = place.db().with_file_name("other.db");
+    let mut source = App::create(&other, "");
+    source.insert_many(40);
+    app.0.ask(&format!("copy-from {}", other.display()));
+    assert_eq!(replica.drain(&mut capture), 1);
+    replica.assert_is_live(&place.db());
+    app.insert();
+    assert_eq!(replica.drain(&mut capture), 1);
+    replica.assert_is_live(&place.db());
+}

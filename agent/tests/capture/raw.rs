@@ -18,6 +18,18 @@ pub(crate) fn serialize(db: &Connection) -> Vec<u8> {
     }
 }
 
+/// Replaces the whole content by that of another database.
+pub(crate) fn copy_from(db: &Connection, source: &Connection) {
+    let main = c"main".as_ptr();
+    // SAFETY: both connections are open and idle; the backup object is finished before either closes.
+    unsafe {
+        let backup = ffi::sqlite3_backup_init(db.handle(), main, source.handle(), main);
+        assert!(!backup.is_null(), "backup refused");
+        assert_eq!(ffi::sqlite3_backup_step(backup, -1), ffi::SQLITE_DONE);
+        assert_eq!(ffi::sqlite3_backup_finish(backup), ffi::SQLITE_OK);
+    }
+}
+
 /// The next sync of the WAL, that of a COMMIT under synchronous=FULL, kills the process: the commit frame is in the file,
 /// the wal-index does not know it.
 pub(crate) fn die_in_wal_sync(db: &Connection) {
