@@ -140,6 +140,7 @@ impl Running {
     /// Waits until all that was accepted is written, the index is flushed, and the folder is free.
     fn finish(self, inner: &Inner) {
         inner.flusher.close();
+        inner.index.stop_waiting();
         let writer = self.writer.join();
         inner.index.close();
         for (thread, ended) in [("log", writer), ("index", self.mover.join())] {
@@ -332,9 +333,5 @@ impl WalBuffer for DiskBuffer {
 }
 
 #[cfg(test)]
-#[path = "disk_tests.rs"]
+#[path = "disk_tests/mod.rs"]
 mod tests;
-
-#[cfg(test)]
-#[path = "crash_tests.rs"]
-mod crash_tests;

@@ -23,6 +23,8 @@ mod trim;
 
 #[cfg(any(test, feature = "testutil"))]
 pub mod contract;
+#[cfg(any(test, feature = "testutil"))]
+pub mod model;
 
 use async_trait::async_trait;
 use bytes::Bytes;

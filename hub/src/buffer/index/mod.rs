@@ -64,6 +64,8 @@ struct Recent {
     published: Option<Checkpoint>,
     /// As `published`, of what is in sled.
     moved: Option<Checkpoint>,
+    /// The publisher waits no more: what is left is bounded by its queue.
+    draining: bool,
     closing: bool,
 }
 
@@ -147,8 +149,14 @@ impl Index {
 
     /// Waits until there is room for more.
     pub(super) fn wait_for_room(&self) {
-        let full = |recent: &mut Recent| recent.waiting.len() >= MAX_RECENT && !recent.closing;
+        let full = |recent: &mut Recent| recent.waiting.len() >= MAX_RECENT && !recent.draining;
         drop(self.wake.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Lets the publisher go on, come what may: the end is near.
+    pub(super) fn stop_waiting(&self) {
+        self.lock().draining = true;
+        self.wake.notify_all();
     }
 
     /// The file up to which, not including it, sled knows everything.

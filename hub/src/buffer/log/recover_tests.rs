@@ -225,7 +225,7 @@ fn a_flipped_bit_costs_the_segment_it_hits_and_no_other() {
         let path = log.path(number);
         let whole = fs::read(&path).unwrap();
         let end = if number == last_group.0 { last_group.1 } else { whole.len() as u64 };
-        for byte in 0..usize::try_from(end).unwrap() {
+        for byte in (0..usize::try_from(end).unwrap()).step_by(3) {
             let mut bad = whole.clone();
             bad[byte] ^= 1 << (byte % 8);
             fs::write(&path, &bad).unwrap();

@@ -1,8 +1,9 @@
 //! The contract on disk, beside the twin in memory.
 
 use super::*;
-use crate::buffer::contract::{Subject, bound_suite, compare, suite};
+use crate::buffer::contract::{Subject, bound_suite, suite};
 use crate::buffer::memory::MemoryBuffer;
+use crate::buffer::model::compare;
 use tempfile::TempDir;
 
 struct Disk {
