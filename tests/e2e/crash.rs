@@ -61,8 +61,11 @@ fn kill_in_rounds(victim: Victim) {
 
     let rounds = rounds();
     for round in 1..=rounds {
-        // From "just started" to "long at work".
-        std::thread::sleep(Duration::from_millis(mix(round) % 1200));
+        // Every third kill comes while everything still starts and reconnects, the others once it is at work again.
+        if !round.is_multiple_of(3) {
+            await_progress(&cluster);
+        }
+        std::thread::sleep(Duration::from_millis(mix(round) % 700));
         let (agent, hub) = match victim {
             Victim::Agent => (true, false),
             Victim::Hub => (false, true),
@@ -94,7 +97,23 @@ fn kill_in_rounds(victim: Victim) {
         let txid = judge(&cluster, name, path, &promises);
         lines += &format!("{name}: {txid} TXIDs, {} promises kept\n", promises[*name].len());
     }
+    let enough = rounds as usize / 2;
+    let kept: Vec<usize> = promises.values().map(std::collections::BTreeMap::len).collect();
+    assert!(kept.iter().all(|&kept| kept > enough), "too few promises to judge by: {kept:?}");
     report(&format!("kill -9, {victim:?}, {rounds} rounds under load"), &lines);
+}
+
+/// Waits until each database has new transactions at the hub.
+#[track_caller]
+fn await_progress(cluster: &Cluster) {
+    for name in DATABASES {
+        let mut before = None;
+        eventually(&format!("{name} goes on"), walhub_tests::cluster::PATIENCE, || {
+            let (txid, _) = cluster.buffered("node", name)?;
+            let first = *before.get_or_insert(txid);
+            ensure(txid > first, || format!("the hub stays at {txid}"))
+        });
+    }
 }
 
 /// Every promise can be restored, no destination has a hole or a transaction twice, and everything equals the source.
