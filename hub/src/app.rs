@@ -7,9 +7,10 @@ use crate::api::{self, Handles};
 use crate::buffer::disk::{DiskBuffer, Options};
 use crate::buffer::{BufferError, WalBuffer};
 use crate::config::Config;
+use crate::copies::Board;
+use crate::copies::board::LaneFacts;
 use crate::fanout::{Fanout, LaneConfig};
-use crate::fleet::board::LaneFacts;
-use crate::fleet::{Board, Epochs, Fleet, Registry};
+use crate::fleet::{Epochs, Fleet, Registry};
 use crate::ingest::Ingest;
 use crate::restore::Restores;
 use std::future::Future;
@@ -91,10 +92,7 @@ impl App {
     }
 
     /// As [`App::build`], with these destinations in the place of the configured ones, in the same order.
-    pub async fn build_with(
-        config: Config,
-        destinations: Vec<DynDestination>,
-    ) -> Result<App, AppError> {
+    pub async fn build_with(config: Config, destinations: Vec<DynDestination>) -> Result<App, AppError> {
         assert_eq!(config.destinations.len(), destinations.len(), "BUG: one destination per entry");
         let acceptor = Arc::new(Acceptor::open(config.tls.clone())?);
         let refused = |source| AppError::Listen { address: config.listen, source };
@@ -121,13 +119,10 @@ impl App {
     /// Works until `stop` is ready, then goes down in order. Everything acknowledged is on disk when it returns.
     pub async fn serve(self, stop: impl Future<Output = ()> + Send) -> Result<(), AppError> {
         let App { config, buffer, destinations, epochs, listener, address, acceptor } = self;
-        let board = Board::new(config.policy, lane_facts(&config, &destinations));
-        let fleet = Arc::new(Fleet { epochs, registry: Registry::default(), board });
-        let fanout =
-            start_fanout(&config, &buffer, &fleet, &destinations).map_err(|source| AppError::Data {
-                path: config.data_dir.clone(),
-                source,
-            })?;
+        let board = Arc::new(Board::new(config.policy, lane_facts(&config, &destinations)));
+        let fleet = Arc::new(Fleet { epochs, registry: Registry::default(), board: board.clone() });
+        let fanout = start_fanout(&config, &buffer, &board, &destinations)
+            .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
         let handles = Handles {
             ingest: Ingest::new(buffer.clone(), fleet.clone(), sessions.token().clone()),
@@ -185,14 +180,14 @@ fn lane_facts(config: &Config, destinations: &[DynDestination]) -> Vec<LaneFacts
 fn start_fanout(
     config: &Config,
     buffer: &Arc<dyn WalBuffer>,
-    fleet: &Arc<Fleet>,
+    board: &Arc<Board>,
     destinations: &[DynDestination],
 ) -> io::Result<Fanout> {
     let lanes = config.destinations.iter().zip(destinations).map(|(entry, destination)| LaneConfig {
         destination: destination.clone(),
         sync_interval: entry.sync_interval,
     });
-    Fanout::start(buffer.clone(), fleet.clone(), lanes.collect(), &config.data_dir.join(TMP))
+    Fanout::start(buffer.clone(), board.clone(), lanes.collect(), &config.data_dir.join(TMP))
 }
 
 /// Writes the address into a file that appears complete or not at all: whoever waits for it may connect.

@@ -1,15 +1,19 @@
 //! The command line of the hub. Exit codes: 0 ok, 1 failed, 2 usage, 64 bad configuration.
 
+use crate::api::MAX_CONNECTIONS;
 use crate::app::{App, write_ready_file};
 use crate::config::Config;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use walhub_common::telemetry;
 
 const EXIT_CONFIG: u8 = 64;
+/// Files of the buffer, of destinations and of restores.
+const OTHER_FILES: u64 = 4096;
 
 /// Takes transactions from agents, keeps them safe on its own disk, and copies them to several destinations.
 #[derive(Debug, Parser)]
@@ -64,8 +68,28 @@ fn load(path: &Path) -> Result<Config, ExitCode> {
     })
 }
 
+/// One descriptor per connection, and some for files: the system's usual 1,024 are too few for a fleet.
+fn raise_file_limit() {
+    let wanted = MAX_CONNECTIONS as u64 + OTHER_FILES;
+    let limit = getrlimit(Resource::Nofile);
+    let possible = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    if limit.current.is_some_and(|current| current < possible) {
+        let raised = Rlimit { current: Some(possible), maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+        }
+    }
+    if possible < wanted {
+        tracing::info!(
+            limit = possible,
+            "open files are limited; a fleet larger than that needs LimitNOFILE raised"
+        );
+    }
+}
+
 fn run(config: Config, ready_file: Option<&Path>) -> ExitCode {
     telemetry::init(config.log_format, &config.log_level);
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = runtime
         .context("cannot start the runtime")

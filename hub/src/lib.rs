@@ -5,6 +5,7 @@ pub mod app;
 pub mod buffer;
 pub mod cli;
 pub mod config;
+pub mod copies;
 pub mod db;
 pub mod fanout;
 pub mod fleet;

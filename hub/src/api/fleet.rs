@@ -37,14 +37,27 @@ fn scope(peer: &Peer, request: &StatusRequest) -> Result<Scope, Status> {
     Ok(Scope { agent, database })
 }
 
+/// Where the copies lie, and how many databases others have, is no business of a node.
+fn for_agent(mut picture: StatusResponse) -> StatusResponse {
+    for destination in &mut picture.destinations {
+        destination.location.clear();
+        destination.last_error.clear();
+        destination.databases_behind = 0;
+    }
+    picture
+}
+
 #[tonic::async_trait]
 impl FleetService for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let scope = scope(Peer::of(request.extensions())?, request.get_ref())?;
+        let peer = Peer::of(request.extensions())?;
+        let scope = scope(peer, request.get_ref())?;
+        let to_agent = peer.identity.role == Role::Agent;
         let Handles { fleet, buffer, started_ms, .. } = self.handles.clone();
         // Every lag looks into the index, which may have to read from disk.
         let picture =
             tokio::task::spawn_blocking(move || assemble(&fleet, buffer.as_ref(), &scope, started_ms)).await;
+        let picture = picture.map(|picture| if to_agent { for_agent(picture) } else { picture });
         picture.map(Response::new).map_err(|_| Status::internal("the status failed; see the hub's log"))
     }
 

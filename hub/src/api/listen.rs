@@ -11,11 +11,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::transport::server::Connected;
 use walhub_common::task::TaskGroup;
 use walhub_common::tls::{self, Acceptor, ServerStream};
 
+/// Connections at one time; the next ones wait in the system's queue.
+pub const MAX_CONNECTIONS: usize = 10_000;
 /// Handshakes at one time.
 const MAX_HANDSHAKES: usize = 256;
 /// Connections that have proved themselves and wait for their server.
@@ -27,6 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Connection {
     stream: ServerStream,
     peer: Peer,
+    _place: OwnedSemaphorePermit,
 }
 
 /// Connections on their way to the server.
@@ -38,7 +41,12 @@ pub fn accept_loop(listener: TcpListener, acceptor: Arc<Acceptor>, tasks: &TaskG
     let group = tasks.clone();
     tasks.spawn(async move {
         let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
+            let place = tokio::select! {
+                () = group.token().cancelled() => return,
+                place = places.clone().acquire_owned() => place.expect("BUG: places are never closed"),
+            };
             let slot = slots.clone().acquire_owned().await.expect("BUG: slots are never closed");
             let accepted = tokio::select! {
                 () = group.token().cancelled() => return,
@@ -56,7 +64,7 @@ pub fn accept_loop(listener: TcpListener, acceptor: Arc<Acceptor>, tasks: &TaskG
             group.spawn(async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    connection = handshake(socket, address, &acceptor) => {
+                    connection = handshake(socket, address, &acceptor, place) => {
                         drop(slot);
                         if let Some(connection) = connection {
                             // Fails only when the server is gone.
@@ -70,10 +78,15 @@ pub fn accept_loop(listener: TcpListener, acceptor: Arc<Acceptor>, tasks: &TaskG
     Connections(connections)
 }
 
-async fn handshake(socket: TcpStream, address: SocketAddr, acceptor: &Acceptor) -> Option<Connection> {
+async fn handshake(
+    socket: TcpStream,
+    address: SocketAddr,
+    acceptor: &Acceptor,
+    place: OwnedSemaphorePermit,
+) -> Option<Connection> {
     match tls::accept(socket, acceptor).await {
         Ok((stream, identity)) => {
-            Some(Connection { stream, peer: Peer { identity, address: address.to_string() } })
+            Some(Connection { stream, peer: Peer { identity, address: address.to_string() }, _place: place })
         }
         Err(error) => {
             tracing::warn!(peer = %address, %error, "connection refused");

@@ -7,7 +7,7 @@ mod replication;
 mod restore;
 mod status;
 
-pub use listen::{Connection, Connections, accept_loop};
+pub use listen::{Connection, Connections, MAX_CONNECTIONS, accept_loop};
 
 use crate::buffer::WalBuffer;
 use crate::fleet::Fleet;

@@ -5,14 +5,21 @@ use super::{Handles, status};
 use crate::restore::Request as Asked;
 use futures_util::{Stream, StreamExt};
 use std::pin::Pin;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use walhub_common::ltx::Header;
 use walhub_common::{DatabaseKey, Pos, Txid};
 use walhub_proto::convert;
 use walhub_proto::v1::restore_request::Target as WireTarget;
 use walhub_proto::v1::restore_response::Message;
 use walhub_proto::v1::restore_service_server::RestoreService;
 use walhub_proto::v1::{FileInfo, Position, RestorePlan, RestoreRequest, RestoreResponse};
+use walhub_store::restore::source::BUFFER;
 use walhub_store::restore::{DynSource, Piece, PlannedFile, Prepared, SourceName, Target};
+
+/// Pieces of at most 1 MiB that are read before the connection takes them.
+const READ_AHEAD: usize = 4;
 
 pub(super) struct Service {
     handles: Handles,
@@ -37,7 +44,7 @@ impl Service {
         let asked = asked(&peer, &request)?;
         let restores = &self.handles.restores;
         let sources = restores.select(asked.source.as_ref()).map_err(|e| status::unknown_source(&e))?;
-        let prepared = restores.prepare(&sources, &asked).await.map_err(|e| status::restore(&e))?;
+        let prepared = restores.prepare(&sources, &asked).await.map_err(|e| status::prepare(&e))?;
         let wire = self.describe(&asked, &prepared);
         Ok(Planned { database: asked.database, sources, prepared, wire })
     }
@@ -56,12 +63,23 @@ impl Service {
                 txid: plan.reached.get(),
                 checksum: checksum.map_or(0, |sum| sum.get()),
             }),
-            timestamp_ms: last.map_or(0, |file| file.time_ms),
+            timestamp_ms: time_ms(last, header.as_ref()),
             page_size: header.map_or(0, |header| header.page_size.get()),
             commit: header.map_or(0, |header| header.commit),
             files: plan.files.iter().map(info).collect(),
             total_bytes: plan.total_bytes(),
         }
+    }
+}
+
+/// The hub's time of the newest transaction: in the header of every file the hub has put; a buffered segment has its
+/// agent's time there, and the hub's in its record.
+fn time_ms(last: Option<&PlannedFile>, header: Option<&Header>) -> i64 {
+    match (last, header) {
+        (Some(last), _) if last.source.as_str() == BUFFER => last.time_ms,
+        (_, Some(header)) => header.timestamp_ms,
+        (Some(last), None) => last.time_ms,
+        (None, None) => 0,
     }
 }
 
@@ -109,16 +127,25 @@ impl RestoreService for Service {
     ) -> Result<Response<Self::RestoreStream>, Status> {
         let Planned { database, sources, prepared, wire } = self.plan(request).await?;
         tracing::info!(%database, txid = prepared.plan.reached.get(), bytes = wire.total_bytes, "restore");
-        let pieces = self.handles.restores.fetch(&sources, &database, &prepared.plan);
-        let pieces = pieces.map(move |piece| match piece {
-            Ok(Piece::Start(file)) => Ok(message(Message::File(info(&file)))),
-            Ok(Piece::Data(data)) => Ok(message(Message::Data(data))),
-            Err(error) => {
-                tracing::warn!(%database, %error, "a restore broke off");
-                Err(status::source(&error))
+        let mut pieces = self.handles.restores.fetch(&sources, &database, &prepared.plan);
+        let (ahead, read) = mpsc::channel(READ_AHEAD);
+        // Reading goes on while the connection writes. Ends with the plan, or when the stream is dropped.
+        self.handles.tasks.spawn(async move {
+            while let Some(piece) = pieces.next().await {
+                let piece = match piece {
+                    Ok(Piece::Start(file)) => Ok(message(Message::File(info(&file)))),
+                    Ok(Piece::Data(data)) => Ok(message(Message::Data(data))),
+                    Err(error) => {
+                        tracing::warn!(%database, %error, "a restore broke off");
+                        Err(status::source(&error))
+                    }
+                };
+                if ahead.send(piece).await.is_err() {
+                    return;
+                }
             }
         });
         let plan = futures_util::stream::once(async { Ok(message(Message::Plan(wire))) });
-        Ok(Response::new(Box::pin(plan.chain(pieces))))
+        Ok(Response::new(Box::pin(plan.chain(ReceiverStream::new(read)))))
     }
 }

@@ -1,7 +1,7 @@
 //! Every error of the hub as a gRPC status: the only place that makes one.
 
 use crate::ingest::SessionError;
-use crate::restore::UnknownSource;
+use crate::restore::{PrepareError, UnknownSource};
 use std::fmt::Display;
 use tonic::{Code, Status};
 use walhub_common::AgentName;
@@ -34,6 +34,9 @@ pub(super) fn invalid(field: &str, reason: impl Display) -> Status {
 
 /// A message that could not be read.
 pub(super) fn broken(status: &Status) -> SessionError {
+    if status.code() == Code::OutOfRange {
+        return SessionError::Oversized;
+    }
     SessionError::Broken(status.message().to_owned())
 }
 
@@ -41,6 +44,7 @@ pub(super) fn broken(status: &Status) -> SessionError {
 pub(super) fn session(error: &SessionError) -> Status {
     let code = match error {
         SessionError::BadHello(_) | SessionError::BadMessage(_) => Code::InvalidArgument,
+        SessionError::Oversized => Code::ResourceExhausted,
         SessionError::Stale(_) => Code::FailedPrecondition,
         SessionError::Replaced => Code::Aborted,
         SessionError::Epochs(_)
@@ -58,7 +62,17 @@ pub(super) fn unknown_source(error: &UnknownSource) -> Status {
 }
 
 /// Why a restore cannot start.
-pub(super) fn restore(error: &RestoreError) -> Status {
+pub(super) fn prepare(error: &PrepareError) -> Status {
+    match error {
+        PrepareError::Restore(error) => restore(error),
+        PrepareError::Short { unanswered, .. } if unanswered.is_empty() => {
+            Status::data_loss(error.to_string())
+        }
+        PrepareError::Short { .. } => Status::unavailable(error.to_string()),
+    }
+}
+
+fn restore(error: &RestoreError) -> Status {
     match error {
         RestoreError::Source(error) => source(error),
         RestoreError::Plan { error: plan, unanswered, .. } => {

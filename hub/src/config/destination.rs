@@ -1,8 +1,10 @@
 //! One entry of `destinations:`, with Litestream's keys where it has them.
 
 use super::DEFAULT_SYNC_INTERVAL;
-use crate::fleet::policy::{LIVE_MEDIA, Site};
+use crate::copies::policy::{LIVE_MEDIA, Site};
+use rustix::fs::Access;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::Duration;
 use walhub_common::DestinationName;
 use walhub_common::config::{Section, value};
@@ -31,11 +33,25 @@ enum Kind {
     S3,
 }
 
-/// Reads one entry; `names` collects the names so far.
-pub(super) fn parse(mut item: Section<'_>, names: &mut Vec<DestinationName>) -> Option<DestinationEntry> {
+/// What the entries before have taken.
+pub(super) struct Taken {
+    /// Paths are looked at.
+    look: bool,
+    names: Vec<DestinationName>,
+    places: Vec<(String, DestinationName)>,
+}
+
+impl Taken {
+    pub(super) fn new(look: bool) -> Self {
+        Self { look, names: Vec::new(), places: Vec::new() }
+    }
+}
+
+/// Reads one entry.
+pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<DestinationEntry> {
     let name = item.required("name", value::parsed::<DestinationName>);
     if let Some(name) = &name {
-        if names.contains(name) {
+        if taken.names.contains(name) {
             item.fault_at("name", format!("two destinations are called {name}; give this one another name"));
         }
         if name.as_str() == BUFFER {
@@ -44,7 +60,7 @@ pub(super) fn parse(mut item: Section<'_>, names: &mut Vec<DestinationName>) -> 
                 "\"buffer\" means the hub's own buffer in `--source`; give this one another name",
             );
         }
-        names.push(name.clone());
+        taken.names.push(name.clone());
     }
     let kind = item.required("type", value::one_of(&[("file", Kind::File), ("s3", Kind::S3)]));
     let sync_interval = item.or("sync-interval", DEFAULT_SYNC_INTERVAL, value::duration_in(SYNC_INTERVAL));
@@ -59,21 +75,55 @@ pub(super) fn parse(mut item: Section<'_>, names: &mut Vec<DestinationName>) -> 
     let media = item.or("media", media.to_owned(), value::string);
     let offsite = item.or("offsite", away, value::bool);
     let config = match kind {
-        Kind::File => file(&mut item),
+        Kind::File => file(&mut item, taken.look),
         Kind::S3 => s3(&mut item),
     };
+    if let (Some(name), Some(config)) = (&name, &config) {
+        let place = place(config);
+        match taken.places.iter().find(|(other, _)| *other == place) {
+            Some((_, other)) => {
+                let text = format!("is the place of {other} already: one copy must not count twice");
+                item.fault_at("path", text);
+            }
+            None => taken.places.push((place, name.clone())),
+        }
+    }
     item.finish();
     let name = name?;
     let site = Site { name: name.to_string(), media, offsite };
     Some(DestinationEntry { name, sync_interval, site, config: config? })
 }
 
-fn file(item: &mut Section<'_>) -> Option<DestinationConfig> {
-    let path = item.required("path", value::path)?;
-    if path.exists() && !path.is_dir() {
-        item.fault_at("path", format!("{} is not a folder", path.display()));
+/// Two entries of one place are one copy.
+fn place(config: &DestinationConfig) -> String {
+    match config {
+        DestinationConfig::File(file) => format!("file {}", file.path.display()),
+        DestinationConfig::S3(s3) => {
+            format!("s3 {} {} {}", s3.endpoint.as_deref().unwrap_or_default(), s3.bucket, s3.prefix)
+        }
     }
-    Some(DestinationConfig::File(FileConfig { path: std::path::absolute(&path).unwrap_or(path) }))
+}
+
+fn file(item: &mut Section<'_>, look: bool) -> Option<DestinationConfig> {
+    let path = item.required("path", value::path)?;
+    let path = std::path::absolute(&path).unwrap_or(path);
+    if look && let Err(reason) = can_be_made(&path) {
+        item.fault_at("path", reason);
+    }
+    Some(DestinationConfig::File(FileConfig { path }))
+}
+
+/// A folder that is there and writable, or whose nearest ancestor is. Changes nothing.
+pub(super) fn can_be_made(path: &Path) -> Result<(), String> {
+    let found = path.ancestors().find_map(|at| std::fs::metadata(at).ok().map(|metadata| (at, metadata)));
+    let Some((at, metadata)) = found else { return Err(format!("{} cannot be made", path.display())) };
+    if !metadata.is_dir() {
+        return Err(format!("{} is not a folder", at.display()));
+    }
+    rustix::fs::access(at, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
+        let what = if at == path { "cannot be written" } else { "cannot be made" };
+        format!("{} {what} ({}: {error}); correct the path or its owner", path.display(), at.display())
+    })
 }
 
 fn s3(item: &mut Section<'_>) -> Option<DestinationConfig> {

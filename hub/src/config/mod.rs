@@ -6,7 +6,7 @@ mod destination;
 
 pub use destination::DestinationEntry;
 
-use crate::fleet::policy::{Policy, Site};
+use crate::copies::policy::{Policy, Site};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,19 +64,25 @@ enum Files {
 fn parse(document: &Document, files: Files) -> Option<Config> {
     let mut root = document.root();
     let listen = root.required("listen", value::socket_addr);
-    let data_dir = root.or("data-dir", DEFAULT_DATA_DIR.into(), value::path);
+    let data_dir: PathBuf = root.or("data-dir", DEFAULT_DATA_DIR.into(), value::path);
+    let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
+    if files == Files::Check
+        && let Err(reason) = destination::can_be_made(&data_dir)
+    {
+        root.fault_at("data-dir", reason);
+    }
     let role = (Role::Hub, "`hubctl cert issue --hub NAME --host HOST`");
     let tls = parts::tls(root.section("tls"), (files == Files::Check).then_some(role));
     let mut buffer = root.section("buffer");
     let buffer_bytes = buffer.or("max-bytes", DEFAULT_BUFFER_BYTES, value::bytes_in(BUFFER_BYTES));
     buffer.finish();
     let (log_level, log_format) = parts::log(root.section("log"));
-    let destinations = destinations(&mut root);
+    let destinations = destinations(&mut root, files);
     let policy = policy(&mut root, destinations.as_deref());
     root.finish();
     Some(Config {
         listen: listen?,
-        data_dir: std::path::absolute(&data_dir).unwrap_or(data_dir),
+        data_dir,
         tls: tls?,
         buffer_bytes,
         policy,
@@ -87,7 +93,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
 }
 
 /// `None` when one of them has a fault, so that no conclusion is drawn from the rest.
-fn destinations(root: &mut Section<'_>) -> Option<Vec<DestinationEntry>> {
+fn destinations(root: &mut Section<'_>, files: Files) -> Option<Vec<DestinationEntry>> {
     let items = root.sections("destinations");
     if items.is_empty() {
         root.fault_at(
@@ -96,10 +102,10 @@ fn destinations(root: &mut Section<'_>) -> Option<Vec<DestinationEntry>> {
         );
         return None;
     }
-    let mut names = Vec::new();
+    let mut taken = destination::Taken::new(files == Files::Check);
     let mut entries: Vec<Option<DestinationEntry>> = Vec::new();
     for item in items {
-        entries.push(destination::parse(item, &mut names));
+        entries.push(destination::parse(item, &mut taken));
     }
     entries.into_iter().collect()
 }

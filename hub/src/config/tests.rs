@@ -67,6 +67,7 @@ destinations:
   - {name: far, type: s3, endpoint: nowhere, access-key-id: x}
   - {name: tape, type: tape, path: /dev/st0}
   - {name: buffer, type: file, path: /b}
+  - {name: again, type: file, path: /a}
 ";
     let faults = parse_text(text).unwrap_err();
     for (line, words) in [
@@ -82,9 +83,24 @@ destinations:
         (8, "no secret-access-key"),
         (9, "tape"),
         (10, "give this one another name"),
+        (11, "the place of near already"),
     ] {
         let place = format!("hub.yml:{line}:");
         let found = faults.lines().any(|fault| fault.starts_with(&place) && fault.contains(words));
         assert!(found, "nothing says {words:?} at line {line}:\n{faults}");
+    }
+}
+
+#[test]
+fn a_path_that_cannot_become_a_folder_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    assert_eq!(destination::can_be_made(dir.path()), Ok(()));
+    assert_eq!(destination::can_be_made(&dir.path().join("a/b")), Ok(()));
+    assert!(!dir.path().join("a").exists(), "a look must not make anything");
+    for path in [file.clone(), file.join("below")] {
+        let reason = destination::can_be_made(&path).unwrap_err();
+        assert!(reason.contains("is not a folder"), "{reason}");
     }
 }

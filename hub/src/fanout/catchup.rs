@@ -31,7 +31,7 @@ pub(super) async fn plan(
     cursor: Option<Txid>,
     reason: BufferError,
 ) -> Result<VecDeque<Step>, TurnError> {
-    let health = shared.fleet.board.health();
+    let health = shared.board.health();
     let mut failed = None;
     for (from, sibling) in shared.destinations.iter().enumerate() {
         // A destination in trouble must not hold up this one.

@@ -120,7 +120,7 @@ impl Lane {
     }
 
     fn post_health(&self, healthy: bool, error: &str) {
-        self.shared.fleet.board.post_health(self.index, |health| {
+        self.shared.board.post_health(self.index, |health| {
             health.healthy = healthy;
             error.clone_into(&mut health.last_error);
         });
@@ -226,7 +226,7 @@ impl Lane {
             let (index, name) = (self.index, shared.destinations[self.index].name());
             let progress = self.idle.entry(database.id).or_insert_with(|| {
                 let cursor = shared.buffer.cursor(name, database.id);
-                shared.fleet.board.post_copy(index, database.id, cursor);
+                shared.board.post_copy(index, database.id, cursor);
                 Progress::new(database.id, database.key.clone(), cursor)
             });
             let behind = database.position.map(|pos| pos.txid) > progress.cursor;
@@ -276,9 +276,9 @@ impl Lane {
             tracing::info!(destination = %self.destination().name(), "destination works again");
         }
         if self.blocked.remove(&id).is_some() {
-            self.shared.fleet.board.post_fault(self.index, id, None);
+            self.shared.board.post_fault(self.index, id, None);
         }
-        self.shared.fleet.board.post_health(self.index, |health| {
+        self.shared.board.post_health(self.index, |health| {
             health.healthy = true;
             health.last_error.clear();
             if let Some(bytes) = turn.created {
@@ -323,7 +323,7 @@ impl Lane {
                     tracing::error!(destination = %name, database = %progress.key, %error, "a database does not get on at a destination");
                 }
                 self.blocked.insert(progress.id, Pauses::again(previous, error.class()));
-                self.shared.fleet.board.post_fault(self.index, progress.id, Some(error.to_string()));
+                self.shared.board.post_fault(self.index, progress.id, Some(error.to_string()));
             }
         }
     }

@@ -21,7 +21,7 @@ mod lane;
 mod turn;
 
 use crate::buffer::WalBuffer;
-use crate::fleet::Fleet;
+use crate::copies::Board;
 use lane::Lane;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ pub struct LaneConfig {
 /// What all lanes use; nothing in it is held across a wait.
 struct Shared {
     buffer: Arc<dyn WalBuffer>,
-    fleet: Arc<Fleet>,
+    board: Arc<Board>,
     destinations: Vec<DynDestination>,
     tmp: PathBuf,
     /// Ends calls to destinations; cancelled only when the deadline of a shutdown has passed.
@@ -67,7 +67,7 @@ impl Fanout {
     /// which is emptied first.
     pub fn start(
         buffer: Arc<dyn WalBuffer>,
-        fleet: Arc<Fleet>,
+        board: Arc<Board>,
         lanes: Vec<LaneConfig>,
         tmp: &Path,
     ) -> io::Result<Fanout> {
@@ -76,7 +76,7 @@ impl Fanout {
         let abort = CancellationToken::new();
         let shared = Arc::new(Shared {
             buffer: buffer.clone(),
-            fleet: fleet.clone(),
+            board: board.clone(),
             destinations: lanes.iter().map(|lane| lane.destination.clone()).collect(),
             tmp: tmp.to_path_buf(),
             abort: abort.clone(),
@@ -86,7 +86,7 @@ impl Fanout {
             tasks.spawn(lane.run());
         }
         let names = lanes.iter().map(|lane| lane.destination.name().clone()).collect();
-        tasks.spawn(housekeeping(buffer, fleet, names, tasks.token().clone()));
+        tasks.spawn(housekeeping(buffer, board, names, tasks.token().clone()));
         Ok(Fanout { tasks, abort })
     }
 
@@ -110,7 +110,7 @@ fn empty_dir(dir: &Path) -> io::Result<()> {
 /// Gives buffer space back when destinations have advanced.
 async fn housekeeping(
     buffer: Arc<dyn WalBuffer>,
-    fleet: Arc<Fleet>,
+    board: Arc<Board>,
     lanes: Vec<DestinationName>,
     stop: CancellationToken,
 ) {
@@ -120,7 +120,7 @@ async fn housekeeping(
         }
         let round = async {
             tokio::time::sleep(TRIM_INTERVAL).await;
-            fleet.board.advanced().await;
+            board.advanced().await;
         };
         tokio::select! {
             () = stop.cancelled() => return,

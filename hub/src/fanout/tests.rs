@@ -3,11 +3,11 @@
 use super::{Fanout, LaneConfig};
 use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::{Chunk, DatabaseId, SegmentMeta, WalBuffer};
-use crate::fleet::board::LaneFacts;
-use crate::fleet::policy::{Policy, Site};
-use crate::fleet::{Board, Epochs, Fleet, Registry};
+use crate::copies::Board;
+use crate::copies::board::LaneFacts;
+use crate::copies::policy::{Policy, Site};
 use crate::testutil::{Image, Segment};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 struct Bench {
     dir: tempfile::TempDir,
     buffer: Arc<MemoryBuffer>,
-    fleet: Arc<Fleet>,
+    board: Arc<Board>,
     destinations: Vec<Arc<Faulty>>,
     fanout: Option<Fanout>,
 }
@@ -41,9 +41,9 @@ impl Bench {
             Arc::new(Faulty::new(inner, *faults, 7 + n as u64))
         };
         let destinations: Vec<Arc<Faulty>> = faults.iter().enumerate().map(destination).collect();
-        let fleet = fleet(dir.path(), &destinations);
+        let board = board(&destinations);
         let buffer = Arc::new(MemoryBuffer::new(64 << 20));
-        Self { dir, buffer, fleet, destinations, fanout: None }
+        Self { dir, buffer, board, destinations, fanout: None }
     }
 
     fn reliable(lanes: usize) -> Self {
@@ -57,7 +57,7 @@ impl Bench {
         };
         let lanes = self.destinations.iter().map(lane).collect();
         let tmp = self.dir.path().join("tmp");
-        self.fanout = Some(Fanout::start(self.buffer.clone(), self.fleet.clone(), lanes, &tmp).unwrap());
+        self.fanout = Some(Fanout::start(self.buffer.clone(), self.board.clone(), lanes, &tmp).unwrap());
     }
 
     async fn stop(&mut self) {
@@ -69,7 +69,7 @@ impl Bench {
     /// A restart of the hub; `forget` loses what the buffer knew of the lanes.
     async fn restart(&mut self) {
         self.stop().await;
-        self.fleet = fleet(self.dir.path(), &self.destinations);
+        self.board = board(&self.destinations);
         self.start();
     }
 
@@ -78,11 +78,11 @@ impl Bench {
     }
 
     async fn append(&self, id: DatabaseId, segment: &Segment) {
-        append(&*self.buffer, id, segment).await;
+        append(&self.buffer, id, segment).await;
     }
 
     fn held(&self, lane: usize, id: DatabaseId) -> u64 {
-        self.fleet.board.row(id).held[lane].map_or(0, Txid::get)
+        self.board.row(id).held[lane].map_or(0, Txid::get)
     }
 
     async fn reaches(&self, lane: usize, id: DatabaseId, txid: u64) {
@@ -126,18 +126,14 @@ impl Bench {
     }
 }
 
-fn fleet(dir: &Path, destinations: &[Arc<Faulty>]) -> Arc<Fleet> {
+fn board(destinations: &[Arc<Faulty>]) -> Arc<Board> {
     let facts = |destination: &Arc<Faulty>| LaneFacts {
         site: Site { name: destination.name().to_string(), media: "disk".into(), offsite: false },
         kind: "file",
         location: destination.location(),
         sync_interval: INTERVAL,
     };
-    Arc::new(Fleet {
-        epochs: Epochs::open(dir).unwrap(),
-        registry: Registry::default(),
-        board: Board::new(Policy::default(), destinations.iter().map(facts).collect()),
-    })
+    Arc::new(Board::new(Policy::default(), destinations.iter().map(facts).collect()))
 }
 
 fn key(name: &str) -> DatabaseKey {
@@ -185,8 +181,8 @@ async fn a_snapshot_and_merged_ranges_arrive_everywhere() {
         let header = *Decoder::new(&std::fs::read(&file).unwrap()[..]).unwrap().header();
         assert_eq!(header.timestamp_ms, 1_800_000_000_011, "the hub's time, not the agent's");
     }
-    assert_eq!(bench.fleet.board.row(id).durable, Txid::new(11));
-    let health = bench.fleet.board.health();
+    assert_eq!(bench.board.row(id).durable, Txid::new(11));
+    let health = bench.board.health();
     assert!(health.iter().all(|h| h.healthy && h.puts == 2 && h.put_bytes > 0), "{health:?}");
     bench.stop().await;
 }
@@ -235,14 +231,14 @@ async fn a_destination_that_is_down_holds_up_nobody_and_catches_up() {
         bench.append(id, &image.commit(&[n % 6 + 1])).await;
         bench.reaches(0, id, image.txid()).await;
     }
-    eventually("the lane to be red", || !bench.fleet.board.health()[1].healthy).await;
-    let error = bench.fleet.board.health()[1].last_error.clone();
+    eventually("the lane to be red", || !bench.board.health()[1].healthy).await;
+    let error = bench.board.health()[1].last_error.clone();
     assert!(error.contains("destination d1") && error.contains("unavailable"), "{error}");
     assert_eq!(bench.held(1, id), 1);
-    assert_eq!(bench.fleet.board.row(id).durable, Txid::new(41), "one copy is enough here");
+    assert_eq!(bench.board.row(id).durable, Txid::new(41), "one copy is enough here");
     bench.destinations[1].set_down(false);
     bench.reaches(1, id, 41).await;
-    assert!(bench.fleet.board.health()[1].healthy);
+    assert!(bench.board.health()[1].healthy);
     bench.assert_restores(0, "app", &image);
     bench.assert_restores(1, "app", &image);
     bench.stop().await;
@@ -340,12 +336,12 @@ async fn another_history_stops_one_database_at_one_destination_only() {
     bench.reaches(0, id, 2).await;
     bench.reaches(0, other, 1).await;
     bench.reaches(1, other, 1).await;
-    eventually("the fault to show", || bench.fleet.board.row(id).faults[1].is_some()).await;
-    let fault = bench.fleet.board.row(id).faults[1].clone().unwrap();
+    eventually("the fault to show", || bench.board.row(id).faults[1].is_some()).await;
+    let fault = bench.board.row(id).faults[1].clone().unwrap();
     assert!(fault.contains("another history"), "{fault}");
     assert_eq!(bench.held(1, id), 0);
     assert_eq!(bench.files(1, "app").len(), 1);
-    assert!(bench.fleet.board.health()[1].healthy);
+    assert!(bench.board.health()[1].healthy);
     bench.append(other, &other_image.commit(&[2])).await;
     bench.reaches(1, other, 2).await;
     bench.stop().await;
@@ -394,8 +390,8 @@ async fn what_nobody_has_any_more_is_named() {
     std::fs::remove_dir_all(bench.folder(0, "app")).unwrap();
     bench.append(id, &image.commit(&[9])).await;
     bench.restart().await;
-    eventually("the fault to show", || bench.fleet.board.row(id).faults[0].is_some()).await;
-    let fault = bench.fleet.board.row(id).faults[0].clone().unwrap();
+    eventually("the fault to show", || bench.board.row(id).faults[0].is_some()).await;
+    let fault = bench.board.row(id).faults[0].clone().unwrap();
     assert!(fault.contains("transactions from") && fault.contains("no other destination"), "{fault}");
     bench.stop().await;
 }

@@ -125,7 +125,7 @@ impl Venue<'_> {
     fn advance(&self, progress: &mut Progress, txid: Txid) -> Result<(), TurnError> {
         self.buffer().set_cursor(self.destination().name(), progress.id, txid)?;
         progress.cursor = Some(txid);
-        self.shared.fleet.board.post_copy(self.lane, progress.id, progress.cursor);
+        self.shared.board.post_copy(self.lane, progress.id, progress.cursor);
         Ok(())
     }
 
@@ -169,7 +169,7 @@ impl Venue<'_> {
             Some(txid) => self.advance(progress, txid)?,
             None => {
                 progress.cursor = None;
-                self.shared.fleet.board.post_copy(self.lane, progress.id, None);
+                self.shared.board.post_copy(self.lane, progress.id, None);
             }
         }
         progress.look = Look::Done;

@@ -1,8 +1,8 @@
 //! Hub, destinations, agents and databases as one picture for people and programs.
 
 use super::Fleet;
-use super::board::Row;
 use crate::buffer::{Registered, WalBuffer};
+use crate::copies::{LaneFacts, LaneHealth, Row, Site};
 use std::collections::BTreeMap;
 use walhub_common::{AgentName, DatabaseName, Txid, clock};
 use walhub_proto::convert;
@@ -89,8 +89,8 @@ fn hub_status(buffer: &dyn WalBuffer, started_ms: i64, now_ms: i64) -> v1::HubSt
 
 fn destinations(fleet: &Fleet, lags: &[LaneLag]) -> Vec<v1::DestinationStatus> {
     let health = fleet.board.health();
-    let view = |((facts, health), lag): ((&super::board::LaneFacts, _), &LaneLag)| {
-        let super::board::LaneHealth { healthy, last_error, puts, put_bytes } = health;
+    let view = |((facts, health), lag): ((&LaneFacts, _), &LaneLag)| {
+        let LaneHealth { healthy, last_error, puts, put_bytes } = health;
         v1::DestinationStatus {
             name: facts.site.name.clone(),
             kind: facts.kind.to_owned(),
@@ -135,7 +135,7 @@ fn database_status(
     lags: &[Option<u64>],
 ) -> v1::DatabaseStatus {
     let sites = fleet.board.sites();
-    let copy = |((site, held), lag): ((&super::policy::Site, &Option<Txid>), &Option<u64>)| v1::CopyStatus {
+    let copy = |((site, held), lag): ((&Site, &Option<Txid>), &Option<u64>)| v1::CopyStatus {
         destination: site.name.clone(),
         txid: held.map_or(0, Txid::get),
         lag_ms: lag.unwrap_or(0),

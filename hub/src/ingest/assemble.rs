@@ -43,7 +43,8 @@ impl Facts {
                 chunk.data.len()
             )));
         }
-        if chunk.data.is_empty() {
+        // An empty last chunk is judged with the file; empty ones before it could go on for ever.
+        if chunk.data.is_empty() && !chunk.last {
             return Err(WireError::new("data", "a chunk without bytes").into());
         }
         Ok(Facts { range, pre, post, agent_time_ms: chunk.agent_time_ms })
@@ -201,7 +202,14 @@ mod tests {
         assert_eq!(with(&|c| c.post_checksum = 5), RefusalCode::Malformed);
         assert_eq!(with(&|c| c.pre_checksum = 0), RefusalCode::Malformed);
         assert_eq!(with(&|c| c.range = None), RefusalCode::Malformed);
-        assert_eq!(with(&|c| c.data = bytes::Bytes::new()), RefusalCode::Malformed);
+        assert_eq!(with(&|c| c.data = bytes::Bytes::new()), RefusalCode::Corrupted);
+        assert_eq!(
+            with(&|c| {
+                c.data = bytes::Bytes::new();
+                c.last = false;
+            }),
+            RefusalCode::Malformed
+        );
         assert_eq!(with(&|c| c.data = vec![0; MAX_CHUNK_BYTES + 1].into()), RefusalCode::Oversized);
     }
 

@@ -3,6 +3,7 @@
 use crate::buffer::BufferError;
 use crate::fleet::epochs::{ClaimError, Stale};
 use walhub_common::ids::NameError;
+use walhub_common::limits::MAX_CHUNK_BYTES;
 use walhub_common::{Pos, TxidRange};
 use walhub_proto::convert::WireError;
 use walhub_proto::v1::RefusalCode;
@@ -82,6 +83,9 @@ pub enum SessionError {
     /// A message in the middle of the stream breaks the protocol for all databases.
     #[error("{0}")]
     BadMessage(&'static str),
+    /// A message beyond every limit.
+    #[error("a message is larger than the hub takes; chunks have at most {MAX_CHUNK_BYTES} bytes of data")]
+    Oversized,
     /// An older image of the node.
     #[error(transparent)]
     Stale(#[from] Stale),

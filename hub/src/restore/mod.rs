@@ -3,6 +3,8 @@
 //! # Invariants
 //! - The buffer is asked first (it holds every recent transaction), then folders, then buckets.
 //! - What is streamed is what was planned: the receiver proves the result by checksum, this side promises completeness.
+//! - A restore to the latest state, or to a time, reaches it or fails: sources that do not answer, or have lost files,
+//!   never shorten it silently.
 //! - Read-ahead is bounded; a slow receiver holds nothing but its own stream up.
 //!
 //! Non-goals: applying files, deciding who may ask.
@@ -41,9 +43,36 @@ pub struct UnknownSource {
     known: String,
 }
 
+/// Why a restore cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// No chain of files, or a source that failed.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// There is a chain, but it ends before what the hub has acknowledged.
+    #[error(
+        "cannot restore {database} to {target}: what can be read reaches only transaction {reached}, the hub has \
+         acknowledged {newest}; restore that transaction by its number, or bring back what is missing{}",
+        unanswered.iter().map(|error| format!("; not asked: {error}")).collect::<String>()
+    )]
+    Short {
+        /// Which database.
+        database: DatabaseKey,
+        /// What was asked for.
+        target: Target,
+        /// How far the files lead.
+        reached: Txid,
+        /// The hub's position.
+        newest: Txid,
+        /// Sources that did not answer.
+        unanswered: Vec<DestinationError>,
+    },
+}
+
 /// Handle on all sources of this hub.
 #[derive(Clone)]
 pub struct Restores {
+    buffer: Arc<dyn WalBuffer>,
     sources: Vec<DynSource>,
     shutdown: CancellationToken,
 }
@@ -55,11 +84,11 @@ impl Restores {
         destinations: &[DynDestination],
         shutdown: CancellationToken,
     ) -> Self {
-        let mut sources: Vec<DynSource> = vec![Arc::new(BufferSource::new(buffer))];
+        let mut sources: Vec<DynSource> = vec![Arc::new(BufferSource::new(buffer.clone()))];
         let mut destinations = destinations.to_vec();
         destinations.sort_by_key(|destination| destination.kind() != "file");
         sources.extend(destinations.into_iter().map(|d| Arc::new(DestinationSource(d)) as DynSource));
-        Self { sources, shutdown }
+        Self { buffer, sources, shutdown }
     }
 
     /// All sources, or the one that was asked for.
@@ -74,14 +103,61 @@ impl Restores {
         }
     }
 
-    /// The plan; the time of its last file is the hub's.
-    pub async fn prepare(&self, sources: &[DynSource], request: &Request) -> Result<Prepared, RestoreError> {
+    /// The plan, and the header of its last file.
+    pub async fn prepare(&self, sources: &[DynSource], request: &Request) -> Result<Prepared, PrepareError> {
         let Request { database, target, after, .. } = request;
         let prepared = restore::prepare(sources, database, *after, *target, &self.shutdown).await?;
         for error in &prepared.unanswered {
             tracing::warn!(%database, %error, "a restore is planned without a source that does not answer");
         }
-        Ok(prepared)
+        // Who asked for one source wants what that source has.
+        if request.source.is_some() {
+            return Ok(prepared);
+        }
+        let reached = prepared.plan.reached;
+        match self.newest(database).filter(|newest| *newest > reached) {
+            Some(newest) if self.falls_short(sources, request, reached).await? => Err(PrepareError::Short {
+                database: database.clone(),
+                target: *target,
+                reached,
+                newest,
+                unanswered: prepared.unanswered,
+            }),
+            _ => Ok(prepared),
+        }
+    }
+
+    fn newest(&self, database: &DatabaseKey) -> Option<Txid> {
+        Some(self.buffer.find(database)?.position?.txid)
+    }
+
+    /// A plan stops at `reached`, before the hub's position: because more is younger than what was asked for, or
+    /// because more cannot be read?
+    async fn falls_short(
+        &self,
+        sources: &[DynSource],
+        request: &Request,
+        reached: Txid,
+    ) -> Result<bool, RestoreError> {
+        match request.target {
+            Target::Latest => Ok(true),
+            Target::Txid(_) => Ok(false),
+            Target::TimestampMs(_) => {
+                // The planner has seen the time of the next restore point, unless there was none to be seen.
+                let latest = restore::prepare(
+                    sources,
+                    &request.database,
+                    request.after,
+                    Target::Latest,
+                    &self.shutdown,
+                );
+                match latest.await {
+                    Ok(latest) => Ok(latest.plan.reached == reached),
+                    Err(RestoreError::Plan { .. }) => Ok(false),
+                    Err(error) => Err(error),
+                }
+            }
+        }
     }
 
     /// The bytes of a plan.
