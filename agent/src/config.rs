@@ -349,6 +349,13 @@ databases:
     }
 
     #[test]
+    fn the_example_file_is_good() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/agent.yml");
+        let config = Config::read(&path, Certificates::Ignore).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(config.sources.len(), 2);
+    }
+
+    #[test]
     fn nothing_to_follow_is_a_fault() {
         assert!(parse(HEAD).unwrap_err().to_string().contains("list what to follow"));
     }

@@ -71,6 +71,8 @@ impl Follower {
                 Next::Lost(_) => return Ok(Pumped::Lost),
             }
             if begun.elapsed() >= SLICE {
+                // Under writers that never pause the log is never read to its end, and must still be checkpointed.
+                self.capture.maintain()?;
                 return Ok(Pumped::Slice);
             }
         }

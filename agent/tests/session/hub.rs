@@ -39,6 +39,7 @@ use walhub_proto::v1::{
 
 /// Smaller than what the capture makes, so that chunks are cut again.
 const MAX_CHUNK: usize = 256 * 1024;
+const LATE: Duration = Duration::from_millis(30);
 const MAX_SEGMENT: u64 = 1 << 30;
 
 /// How often something goes wrong, out of 1000 segments.
@@ -50,6 +51,7 @@ pub(crate) struct Faults {
     pub(crate) refuse_busy: u32,
     pub(crate) refuse_corrupted: u32,
     pub(crate) ack_late: u32,
+    pub(crate) ack_never: u32,
 }
 
 /// One stored segment.
@@ -80,6 +82,8 @@ struct State {
     rng: StdRng,
     epoch: u64,
     streams: u64,
+    /// Raised when a history is changed behind the streams: those that are open judge no more.
+    generation: u64,
     wrongs: Vec<String>,
     refuse_node: Option<Status>,
     refuse_open: BTreeSet<String>,
@@ -122,6 +126,7 @@ impl FakeHub {
             rng: StdRng::seed_from_u64(seed),
             epoch: 0,
             streams: 0,
+            generation: 0,
             wrongs: Vec::new(),
             refuse_node: None,
             refuse_open: BTreeSet::new(),
@@ -168,14 +173,18 @@ impl FakeHub {
 
     /// Loses everything after `keep` segments of a database, as a hub whose disk was replaced.
     pub(crate) fn forget(&self, name: &str, keep: usize) {
-        if let Some(history) = lock(&self.state).databases.get_mut(name) {
+        let mut state = lock(&self.state);
+        state.generation += 1;
+        if let Some(history) = state.databases.get_mut(name) {
             history.segments.truncate(keep);
         }
     }
 
     /// Replaces a history.
     pub(crate) fn replace(&self, name: &str, history: History) {
-        lock(&self.state).databases.insert(name.into(), history);
+        let mut state = lock(&self.state);
+        state.generation += 1;
+        state.databases.insert(name.into(), history);
     }
 
     /// What the agent did that the contract forbids.
@@ -252,7 +261,9 @@ impl ReplicationService for FakeHub {
         }
         let (answers, out) = mpsc::channel(256);
         let connections = lock(&self.state).connections.clone();
-        let stream = Stream { hub: self.clone(), answers, handles: HashMap::new() };
+        let generation = lock(&self.state).generation;
+        let stream =
+            Stream { hub: self.clone(), generation, answers, handles: HashMap::new(), late: HashMap::new() };
         let token = connections.token().clone();
         connections.spawn(async move {
             let answers = stream.answers.clone();
@@ -276,8 +287,11 @@ struct Handle {
 
 struct Stream {
     hub: FakeHub,
+    generation: u64,
     answers: mpsc::Sender<Result<ReplicateResponse, Status>>,
     handles: HashMap<u32, Handle>,
+    /// Acks that wait until the agent falls silent.
+    late: HashMap<u32, Txid>,
 }
 
 enum Fate {
@@ -286,6 +300,7 @@ enum Fate {
     DropBeforeAcking,
     Refuse(RefusalCode),
     AckLate,
+    AckNever,
 }
 
 impl Stream {
@@ -305,7 +320,21 @@ impl Stream {
         };
         self.say(Answer::Welcome(Welcome { hub_version: "fake".into(), epoch, max_chunk_bytes: 256 * 1024 }))
             .await?;
-        while let Some(message) = said.message().await.map_err(gone)? {
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = said.message() => message.map_err(gone)?,
+                () = tokio::time::sleep(LATE), if !self.late.is_empty() => {
+                    for (handle, txid) in std::mem::take(&mut self.late) {
+                        self.ack(handle, txid).await?;
+                    }
+                    continue;
+                }
+            };
+            let Some(message) = message else { break };
+            if lock(&self.hub.state).generation != self.generation {
+                return Err(Status::unavailable("the hub lost its disk"));
+            }
             match message.message {
                 Some(Said::Open(open)) => {
                     if lock(&self.hub.state).refuse_open.contains(&open.name) {
@@ -398,15 +427,24 @@ impl Stream {
                 };
                 match fate {
                     Fate::DropBeforeAcking => return Err(Status::unavailable("dropped before acking")),
-                    Fate::AckLate => return Ok(()),
+                    Fate::AckLate => {
+                        self.late.insert(handle, txid);
+                        return Ok(());
+                    }
+                    Fate::AckNever => return Ok(()),
                     _ => {}
                 }
-                for level in [AckLevel::Buffered, AckLevel::Durable] {
-                    self.say(Answer::Ack(Ack { handle, level: level as i32, txid: txid.get() })).await?;
-                }
-                Ok(())
+                self.late.remove(&handle);
+                self.ack(handle, txid).await
             }
         }
+    }
+
+    async fn ack(&mut self, handle: u32, txid: Txid) -> Result<(), Status> {
+        for level in [AckLevel::Buffered, AckLevel::Durable] {
+            self.say(Answer::Ack(Ack { handle, level: level as i32, txid: txid.get() })).await?;
+        }
+        Ok(())
     }
 
     /// Next or duplicate is stored or known; everything else is wrong.
@@ -424,6 +462,9 @@ impl Stream {
             return Err(format!("the file of {range} is not what its message says"));
         }
         let mut state = lock(&self.hub.state);
+        if state.generation != self.generation {
+            return Ok(range.max());
+        }
         let history = state.databases.get_mut(name).ok_or("not registered")?;
         let at = history.position();
         let end = Pos { txid: range.max(), checksum: provenance.post };
@@ -462,6 +503,8 @@ impl Stream {
             Fate::Refuse(RefusalCode::Corrupted)
         } else if hit(f.ack_late) {
             Fate::AckLate
+        } else if hit(f.ack_never) {
+            Fate::AckNever
         } else {
             Fate::Normal
         }

@@ -163,7 +163,7 @@ fn a_refused_database_gives_its_memory_to_the_others() {
         node.settled(&agent, "app.db", &app).await;
         node.settled(&agent, "other.db", &other).await;
         // Everything is sent, nothing acked: the window of one database takes all room.
-        node.hub.set_faults(Faults { ack_late: 1000, ..Faults::default() });
+        node.hub.set_faults(Faults { ack_never: 1000, ..Faults::default() });
         for _ in 0..12 {
             app.insert(100, 5000);
         }

@@ -56,6 +56,7 @@ fn torture(seed: u64) {
                 refuse_busy: share(&mut rng),
                 refuse_corrupted: share(&mut rng),
                 ack_late: share(&mut rng) * 5,
+                ack_never: 0,
             });
             tokio::time::sleep(Duration::from_millis(rng.random_range(50..400))).await;
             match rng.random_range(0..6) {
