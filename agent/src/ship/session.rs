@@ -34,8 +34,9 @@ const PROTOCOL_VERSION: u32 = 1;
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(20);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// A stream that lived this long was a success: the next failure starts with short delays again.
-const STABLE: Duration = Duration::from_secs(10);
+/// A stream that lived this long was a success: the next failure starts with short delays again. Short, so that a hub
+/// that is restarted a few times in a row has its agents back at once each time.
+const STABLE: Duration = Duration::from_secs(1);
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
