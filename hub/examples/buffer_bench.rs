@@ -1,4 +1,5 @@
-//! How much the buffer takes on this machine: `buffer_bench [FOLDER] [SECONDS]`.
+//! How much the buffer takes on this machine: `buffer_bench [FOLDER] [SECONDS] [APPENDERS] [BYTES]`; all of a table
+//! without the last two.
 //!
 //! Appenders, one database each, append single-chunk segments one after the other; a lane takes them all beside it, so
 //! that old log files are given back. Acks are timed from the call to the return.
@@ -21,8 +22,11 @@ async fn main() -> anyhow::Result<()> {
     let folder = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
     let seconds = arguments.next().map_or(Ok(3), |text| text.parse())?;
     println!("appenders  segment  segments/s    MB/s  ack p50 ms  ack p99 ms  segments/sync");
-    for appenders in [1, 256] {
-        for bytes in [300, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20] {
+    let appenders = arguments.next().map_or(Ok(vec![1, 256]), |text| text.parse().map(|n| vec![n]))?;
+    let sizes = vec![300, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
+    let sizes = arguments.next().map_or(Ok(sizes), |text| text.parse().map(|n| vec![n]))?;
+    for appenders in appenders {
+        for bytes in sizes.iter().copied() {
             let dir = folder.join(format!("buffer-bench-{}", std::process::id()));
             let done = measure(&dir, appenders, bytes, Duration::from_secs(seconds)).await;
             std::fs::remove_dir_all(&dir)?;

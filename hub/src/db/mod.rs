@@ -11,7 +11,7 @@
 pub mod key;
 mod tree;
 
-pub use tree::{Batch, Tree};
+pub use tree::Tree;
 
 use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};

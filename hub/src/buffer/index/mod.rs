@@ -24,7 +24,7 @@ use trees::Trees;
 use walhub_common::{Pos, Txid};
 
 /// Segments that may wait in memory.
-const MAX_RECENT: usize = 128 * 1024;
+const MAX_RECENT: usize = 64 * 1024;
 /// Segments looked at together in memory.
 const SCAN: usize = 1024;
 

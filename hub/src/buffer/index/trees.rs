@@ -9,7 +9,7 @@ use super::{Entry, MAX_TXID};
 use crate::db::key::checkpoint::{CheckpointKey, CheckpointValue};
 use crate::db::key::cursor::CursorKey;
 use crate::db::key::segment::{SegmentKey, SegmentValue};
-use crate::db::{Batch, Db, DbError, Tree};
+use crate::db::{Db, DbError, Tree};
 use std::path::Path;
 use walhub_common::{Pos, Txid, clock};
 
@@ -58,29 +58,26 @@ impl Trees {
 
     pub(super) fn replace_cursors(&self, cursors: &Cursors) -> Result<(), DbError> {
         self.cursors.clear()?;
-        let mut batch = Batch::default();
         for (lane, of) in cursors {
             for (id, txid) in of {
-                batch.insert(&CursorKey { lane: lane.clone(), database: id.0 }, txid);
+                self.cursors.insert(&CursorKey { lane: lane.clone(), database: id.0 }, txid)?;
             }
         }
-        self.cursors.apply(batch)
+        Ok(())
     }
 
     pub(super) fn put_cursors(&self, moved: &[Moved]) -> Result<(), DbError> {
-        let mut batch = Batch::default();
         for (lane, id, txid) in moved {
-            batch.insert(&CursorKey { lane: lane.clone(), database: id.0 }, txid);
+            self.cursors.insert(&CursorKey { lane: lane.clone(), database: id.0 }, txid)?;
         }
-        self.cursors.apply(batch)
+        Ok(())
     }
 
     pub(super) fn put(&self, entries: &[Entry]) -> Result<(), DbError> {
-        let mut batch = Batch::default();
         for ((id, min), segment) in entries {
-            batch.insert(&SegmentKey { database: id.0, min: *min }, &to_value(segment));
+            self.segments.insert(&SegmentKey { database: id.0, min: *min }, &to_value(segment))?;
         }
-        self.segments.apply(batch)
+        Ok(())
     }
 
     pub(super) fn get(&self, id: DatabaseId, min: Txid) -> Result<Option<SegmentRef>, DbError> {
@@ -136,11 +133,9 @@ impl Trees {
             if keys.is_empty() {
                 return Ok(());
             }
-            let mut batch = Batch::default();
             for key in &keys {
-                batch.remove(key);
+                self.segments.remove(key)?;
             }
-            self.segments.apply(batch)?;
         }
     }
 
