@@ -1,11 +1,11 @@
 //! ATTACH: from a path to an owned checkpoint lock, or a clear reason why not.
 
-use super::error::{Absent, AttachError, Broken, CaptureError};
+use super::error::{Absent, AttachError, Broken, CaptureError, SqliteError};
 use super::header::Header;
 use super::image::{page_size_of, place};
 use super::ledger::{Ledger, Point};
 use super::maintain::Upkeep;
-use super::vfs::{Files, SqliteError, Unlocked};
+use super::vfs::{Files, Unlocked};
 use super::{Capture, Cursor, Options, Standing, Tracked};
 use crate::page_map::PageMap;
 use crate::page_map::store::{Anchor, Loaded, Store};
@@ -14,7 +14,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use walhub_common::wal::FrameNo;
+use walhub_common::PageSize;
+use walhub_common::wal::{FrameNo, WalPosition};
 
 /// A lock that an application holds for a moment (recovery, last close) is waited for this long.
 const BUSY_PATIENCE: Duration = Duration::from_millis(250);
@@ -173,17 +174,9 @@ fn absent(error: SqliteError) -> Absent {
 }
 
 /// The place of a state that was read as an image.
-pub(super) fn cursor_at(
-    files: &Files,
-    header: &Header,
-    page_size: walhub_common::PageSize,
-) -> Result<Cursor, CaptureError> {
+pub(super) fn cursor_at(files: &Files, header: &Header, page_size: PageSize) -> Result<Cursor, CaptureError> {
     let mut cursor = Cursor {
-        wal: walhub_common::wal::WalPosition {
-            salts: header.salts,
-            frame: header.last,
-            checksum: header.checksum,
-        },
+        wal: WalPosition { salts: header.salts, frame: header.last, checksum: header.checksum },
         anchored: header.last > FrameNo::START,
         page_size,
         big_endian: header.big_endian,

@@ -1,8 +1,8 @@
 //! Why a database cannot be captured, now or any more.
 
-use super::vfs::SqliteError;
 use crate::page_map::MissingPage;
 use crate::page_map::store::StateError;
+use rusqlite::ffi;
 use std::io;
 use walhub_common::ltx::LtxError;
 use walhub_common::wal::{FrameNo, HeaderError, Stop};
@@ -170,5 +170,51 @@ impl From<Broken> for CaptureError {
 impl From<Stop> for CaptureError {
     fn from(stop: Stop) -> Self {
         CaptureError::Broken(stop.into())
+    }
+}
+
+/// A call into SQLite that failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{action}: {message} (sqlite code {code})")]
+pub struct SqliteError {
+    /// What was tried.
+    pub action: &'static str,
+    /// Extended result code.
+    pub code: i32,
+    /// SQLite's words.
+    pub message: String,
+}
+
+impl SqliteError {
+    pub(super) fn new(action: &'static str, code: i32) -> Self {
+        Self { action, code, message: ffi::code_to_str(code).to_owned() }
+    }
+
+    pub(super) fn from_rusqlite(action: &'static str, error: &rusqlite::Error) -> Self {
+        let code = error.sqlite_error().map_or(ffi::SQLITE_ERROR, |e| e.extended_code);
+        Self { action, code, message: error.to_string() }
+    }
+
+    /// The primary result code, such as `SQLITE_BUSY`.
+    pub fn primary(&self) -> i32 {
+        self.code & 0xff
+    }
+
+    /// Somebody else holds a lock; trying again later may work.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.primary(), ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED | ffi::SQLITE_PROTOCOL)
+    }
+
+    /// Rights are missing.
+    pub fn is_permission(&self) -> bool {
+        matches!(
+            self.primary(),
+            ffi::SQLITE_PERM | ffi::SQLITE_READONLY | ffi::SQLITE_CANTOPEN | ffi::SQLITE_AUTH
+        )
+    }
+
+    /// The file holds no database.
+    pub fn is_not_a_database(&self) -> bool {
+        matches!(self.primary(), ffi::SQLITE_NOTADB | ffi::SQLITE_CORRUPT)
     }
 }

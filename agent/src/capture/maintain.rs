@@ -11,10 +11,9 @@
 //! Bounds: waiting for the writer lock [`FENCE_WAIT`], frames captured under it [`FENCE_BYTES`]; a mark is held for
 //! [`MARK_PATIENCE`] at most. Attempts are rate-limited by frames, not by time, so an idle database costs nothing.
 
-use super::error::{Broken, CaptureError};
+use super::error::{Broken, CaptureError, SqliteError};
 use super::header::Header;
 use super::segment::Kept;
-use super::vfs::SqliteError;
 use super::{Capture, Standing};
 use std::time::{Duration, Instant};
 use walhub_common::wal::FrameNo;

@@ -48,10 +48,9 @@ mod segment;
 mod tail;
 mod vfs;
 
-pub use error::{Absent, AttachError, Broken, CaptureError};
+pub use error::{Absent, AttachError, Broken, CaptureError, SqliteError};
 pub use maintain::Maintained;
 pub use segment::{SegmentMeta, Sink};
-pub use vfs::SqliteError;
 
 use crate::page_map::store::{Anchor, Store};
 use crate::page_map::{Change, PageMap};

@@ -20,6 +20,7 @@
 
 #![allow(unsafe_code)]
 
+use super::error::SqliteError;
 use super::header::{RawHeader, WAL_INDEX_WORDS};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, ffi};
@@ -37,54 +38,6 @@ const CHECKPOINT_SLOT: c_int = 1;
 /// Bytes of one region of the wal-index.
 const REGION_BYTES: c_int = 32 * 1024;
 const MAIN: &CStr = c"main";
-
-/// A call into SQLite that failed.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{action}: {message} (sqlite code {code})")]
-pub struct SqliteError {
-    /// What was tried.
-    pub action: &'static str,
-    /// Extended result code.
-    pub code: i32,
-    /// SQLite's words.
-    pub message: String,
-}
-
-impl SqliteError {
-    fn new(action: &'static str, code: c_int) -> Self {
-        // SAFETY: `sqlite3_errstr` returns a static, NUL-terminated string for every code.
-        let text = unsafe { CStr::from_ptr(ffi::sqlite3_errstr(code)) };
-        Self { action, code, message: text.to_string_lossy().into_owned() }
-    }
-
-    fn from_rusqlite(action: &'static str, error: &rusqlite::Error) -> Self {
-        let code = error.sqlite_error().map_or(ffi::SQLITE_ERROR, |e| e.extended_code);
-        Self { action, code, message: error.to_string() }
-    }
-
-    /// The primary result code, such as `SQLITE_BUSY`.
-    pub fn primary(&self) -> i32 {
-        self.code & 0xff
-    }
-
-    /// Somebody else holds a lock; trying again later may work.
-    pub fn is_busy(&self) -> bool {
-        matches!(self.primary(), ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED | ffi::SQLITE_PROTOCOL)
-    }
-
-    /// Rights are missing.
-    pub fn is_permission(&self) -> bool {
-        matches!(
-            self.primary(),
-            ffi::SQLITE_PERM | ffi::SQLITE_READONLY | ffi::SQLITE_CANTOPEN | ffi::SQLITE_AUTH
-        )
-    }
-
-    /// The file holds no database.
-    pub fn is_not_a_database(&self) -> bool {
-        matches!(self.primary(), ffi::SQLITE_NOTADB | ffi::SQLITE_CORRUPT)
-    }
-}
 
 type Result<T> = std::result::Result<T, SqliteError>;
 

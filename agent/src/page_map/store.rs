@@ -19,19 +19,21 @@
 //!
 //! A state that does not verify is not used at all: the database is then treated as one that was never seen.
 
+mod codec;
+
 use super::{Entry, PageMap};
+use codec::{
+    ANCHOR_BYTES, ENTRY_BYTES, Summed, SummedReader, decode_anchor, decode_entry, encode_anchor, encode_entry,
+};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use walhub_common::checksum::FileDigest;
-use walhub_common::wal::{FrameNo, Salts, WalPosition};
-use walhub_common::{Checksum, PageSize, Pos, Txid};
+use walhub_common::wal::WalPosition;
+use walhub_common::{Checksum, PageSize, Pos};
 
 const BASE_MAGIC: &[u8; 8] = b"WHPMbas1";
 const JOURNAL_MAGIC: &[u8; 8] = b"WHPMjrn1";
-const ANCHOR_BYTES: usize = 3 * 8 + 8 * 4;
-const CHANGE_BYTES: usize = 20;
-const ENTRY_BYTES: usize = 16;
+const CHANGE_BYTES: usize = 4 + ENTRY_BYTES;
 /// A journal shorter than this is never worth a rewrite.
 const SMALL_JOURNAL: u64 = 64 * 1024;
 
@@ -386,103 +388,6 @@ impl Unusable {
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
-}
-
-fn encode_anchor(anchor: &Anchor, page_size: Option<PageSize>, commit: u32) -> [u8; ANCHOR_BYTES] {
-    let mut out = [0; ANCHOR_BYTES];
-    let longs = [
-        anchor.lineage,
-        anchor.position.map_or(0, |p| p.txid.get()),
-        anchor.position.map_or(0, |p| p.checksum.get()),
-    ];
-    let wal = anchor
-        .wal
-        .map_or([0; 6], |w| [1, w.salts.0[0], w.salts.0[1], w.frame.get(), w.checksum[0], w.checksum[1]]);
-    for (out, value) in out.chunks_exact_mut(8).zip(longs) {
-        out.copy_from_slice(&value.to_le_bytes());
-    }
-    let words = [page_size.map_or(0, PageSize::get), commit].into_iter().chain(wal);
-    for (out, value) in out[24..].chunks_exact_mut(4).zip(words) {
-        out.copy_from_slice(&value.to_le_bytes());
-    }
-    out
-}
-
-fn decode_anchor(bytes: &[u8; ANCHOR_BYTES]) -> (Anchor, Option<PageSize>, u32) {
-    let long = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("BUG: 8 bytes"));
-    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("BUG: 4 bytes"));
-    let position = match (Txid::new(long(8)), Checksum::new(long(16))) {
-        (Some(txid), Some(checksum)) => Some(Pos { txid, checksum }),
-        _ => None,
-    };
-    let wal = (word(32) == 1).then(|| WalPosition {
-        salts: Salts([word(36), word(40)]),
-        frame: FrameNo(word(44)),
-        checksum: [word(48), word(52)],
-    });
-    (Anchor { lineage: long(0), position, wal }, PageSize::new(word(24)), word(28))
-}
-
-fn encode_entry(entry: &Entry) -> [u8; ENTRY_BYTES] {
-    let mut out = [0; ENTRY_BYTES];
-    out[..8].copy_from_slice(&entry.checksum.to_le_bytes());
-    out[8..].copy_from_slice(&entry.txid.to_le_bytes());
-    out
-}
-
-fn decode_entry(bytes: &[u8; ENTRY_BYTES]) -> Entry {
-    let long = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("BUG: 8 bytes"));
-    Entry { checksum: long(0), txid: long(8) }
-}
-
-/// Writes and sums; ends with the sum.
-struct Summed<W> {
-    out: W,
-    digest: FileDigest,
-    bytes: u64,
-}
-
-impl<W: Write> Summed<W> {
-    fn new(out: W) -> Self {
-        Self { out, digest: FileDigest::default(), bytes: 0 }
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.digest.update(bytes);
-        self.bytes += bytes.len() as u64;
-        self.out.write_all(bytes)
-    }
-
-    fn finish(mut self) -> io::Result<(W, u64)> {
-        self.out.write_all(&self.digest.finish().get().to_le_bytes())?;
-        Ok((self.out, self.bytes + 8))
-    }
-}
-
-/// Reads and sums.
-struct SummedReader<R> {
-    input: R,
-    digest: FileDigest,
-    left: u64,
-}
-
-impl<R: Read> SummedReader<R> {
-    fn new(input: R, left: u64) -> Self {
-        Self { input, digest: FileDigest::default(), left }
-    }
-
-    fn take<const N: usize>(&mut self) -> io::Result<[u8; N]> {
-        let mut bytes = [0; N];
-        self.input.read_exact(&mut bytes)?;
-        self.digest.update(&bytes);
-        self.left = self.left.saturating_sub(N as u64);
-        Ok(bytes)
-    }
-
-    fn verified(mut self) -> io::Result<bool> {
-        let computed = self.digest.finish().get();
-        Ok(u64::from_le_bytes(self.take()?) == computed)
-    }
 }
 
 #[cfg(test)]

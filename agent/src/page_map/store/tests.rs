@@ -1,7 +1,8 @@
 use super::*;
 use crate::page_map::Change;
 use proptest::prelude::*;
-use walhub_common::Pgno;
+use walhub_common::wal::{FrameNo, Salts};
+use walhub_common::{Pgno, Txid};
 
 const SIZE: PageSize = PageSize::new(512).unwrap();
 
