@@ -22,7 +22,8 @@ async fn main() -> anyhow::Result<()> {
     let folder = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
     let seconds = arguments.next().map_or(Ok(3), |text| text.parse())?;
     println!("appenders  segment  segments/s    MB/s  ack p50 ms  ack p99 ms  segments/sync");
-    let appenders = arguments.next().map_or(Ok(vec![1, 256]), |text| text.parse().map(|n| vec![n]))?;
+    let appenders =
+        arguments.next().map_or_else(|| Ok(vec![1, 256]), |text| text.parse().map(|n| vec![n]))?;
     let sizes = vec![300, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
     let sizes = arguments.next().map_or(Ok(sizes), |text| text.parse().map(|n| vec![n]))?;
     for appenders in appenders {
