@@ -59,13 +59,15 @@ const FORBIDDEN: [(&str, &[&str], &str); 7] = [
 
 /// (crate, the only places that may use it).
 const PRIVILEGES: [(&str, &[&str]); 4] = [
-    ("rusqlite", &["agent/src/capture", "tests"]),
+    ("rusqlite", &["agent/src/capture", "agent/tests", "tests"]),
     ("sled", &["hub/src/db"]),
     ("aws_sdk_s3", &["hub/store/src/destinations/s3", "hub/store/tests"]),
     ("rustls", &["common/src/tls", "tests/e2e/identity.rs"]),
 ];
 
-const UNSAFE: [&str; 2] = ["agent/src/capture/vfs.rs", "tests/src/bin/writer.rs"];
+/// One file of the product; the others are writers that fail at one exact instant.
+const UNSAFE: [&str; 3] =
+    ["agent/src/capture/vfs.rs", "agent/tests/capture/raw.rs", "tests/src/bin/writer.rs"];
 
 struct Source {
     /// From the root of the tree, with `/`.
@@ -105,8 +107,9 @@ fn rust() -> Vec<Source> {
     found
 }
 
-/// Code without comments and doc comments.
+/// Code without comments, doc comments and the unit tests at the end of the file.
 fn code(text: &str) -> impl Iterator<Item = &str> {
+    let text = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or(text);
     text.lines().map(|line| line.split("//").next().unwrap_or_default())
 }
 
@@ -180,7 +183,7 @@ fn inside_the_hub_knowledge_flows_downward() {
 }
 
 #[test]
-fn unsafe_stands_in_two_files_and_every_block_says_why() {
+fn unsafe_stands_in_named_files_and_every_block_says_why() {
     let mut faults = BTreeSet::new();
     for source in rust() {
         let lines: Vec<&str> = source.text.lines().collect();
