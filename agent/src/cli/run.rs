@@ -3,6 +3,7 @@
 use super::{ConfigArgs, Failure};
 use crate::app::{App, BLOCKING_THREADS};
 use crate::config::Certificates;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +26,7 @@ impl Args {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         let config = self.config.read(Certificates::Check)?;
         telemetry::init(config.log_format, &config.log_level);
+        raise_file_limit();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKER_THREADS)
             .max_blocking_threads(BLOCKING_THREADS)
@@ -49,5 +51,16 @@ impl Args {
             );
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Three descriptors per database: the system's usual 1,024 are too few for a server of many.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }

@@ -27,7 +27,7 @@ mod steps;
 pub use report::{DatabaseStatus, Report, State};
 
 use crate::capture::{Absent, AttachError, Capture, Options, Standing};
-use crate::ship::inbox::Inbox;
+use crate::ship::inbox::{Inbox, Mail};
 use crate::ship::session::Switchboard;
 use crate::ship::window::{Budget, Window};
 use crate::state_dir::StateDir;
@@ -46,6 +46,8 @@ use walhub_common::{AgentName, DatabaseName};
 
 /// A fork is looked at again after this time, in case the operator has settled it.
 const FORK_PAUSE: Duration = Duration::from_secs(60);
+/// After an event of the folder: files often come in several steps.
+const EVENT_PAUSE: Duration = Duration::from_millis(20);
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -162,7 +164,11 @@ impl Database {
     }
 
     /// Waits until the file can be followed; `None` when the task must stop.
+    ///
+    /// An attempt may itself cause events in the folder (SQLite makes and removes `-wal` and `-shm`), so attempts that
+    /// events ask for come ever more rarely until something else than the last time is found.
     async fn attached(&self, folder_watch: &mut Option<Guard>, retry: &mut Backoff) -> Option<Attached> {
+        let mut by_event = Backoff::new(EVENT_PAUSE, self.shared.poll_interval);
         loop {
             if folder_watch.is_none() {
                 // Fails while the folder does not exist; the slow poll tries again.
@@ -171,39 +177,43 @@ impl Database {
             if self.inbox.take().stop.is_some() {
                 return None;
             }
-            let needs_hub = match self.try_attach().await {
+            let pause = match self.try_attach().await {
                 Ok(attached) => return Some(attached),
                 Err(NotNow::NeedsHub) => {
                     self.report.enter(State::WaitingForHub);
-                    true
+                    self.until(|mail| mail.link && self.shared.board.link().is_some()).await?;
+                    continue;
                 }
                 Err(NotNow::Absent(absent)) => {
                     let text = absent.to_string();
                     if self.report.trouble(State::Absent, &text, None) {
                         tracing::warn!(database = %self.name, path = %self.path.display(), reason = text, "cannot follow the database");
+                        by_event.reset();
                     }
-                    false
+                    let mail = self.until(|mail| mail.files || mail.poll).await?;
+                    if mail.files { by_event.next_delay() } else { Duration::ZERO }
                 }
                 Err(NotNow::Failed(text)) => {
                     self.failed(&text);
-                    if !self.pause(retry.next_delay()).await {
-                        return None;
-                    }
-                    continue;
+                    retry.next_delay()
                 }
             };
-            loop {
-                self.inbox.wait().await;
-                let mail = self.inbox.take();
-                if mail.stop.is_some() {
-                    return None;
-                }
-                if mail.files
-                    || (mail.poll && !needs_hub)
-                    || (needs_hub && self.shared.board.link().is_some())
-                {
-                    break;
-                }
+            if !self.pause(pause).await {
+                return None;
+            }
+        }
+    }
+
+    /// Waits for mail of a kind; `None` when the task must stop.
+    async fn until(&self, wanted: impl Fn(&Mail) -> bool) -> Option<Mail> {
+        loop {
+            self.inbox.wait().await;
+            let mail = self.inbox.take();
+            if mail.stop.is_some() {
+                return None;
+            }
+            if wanted(&mail) {
+                return Some(mail);
             }
         }
     }
