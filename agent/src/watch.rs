@@ -8,20 +8,25 @@
 //! - a watch ends with its guard; the table never holds more than the live guards.
 
 use crate::ship::inbox::Inbox;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Suffixes of the files beside a database.
 pub const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 const EVENT_BUFFER: usize = 16 * 1024;
+/// Least time between two looks into a queue that was read empty: an event after a pause passes at once, a steady stream
+/// of them wakes nobody more often than this.
+const PACE: Duration = Duration::from_millis(4);
 
 /// Who wants to know.
 #[derive(Clone, Debug)]
@@ -130,11 +135,20 @@ impl Events {
     /// Reads events until the token is cancelled.
     pub async fn run(self, token: CancellationToken) -> io::Result<()> {
         let mut events = self.inotify.into_event_stream(vec![0; EVENT_BUFFER])?;
+        let mut wake = Instant::now();
         loop {
-            let event = tokio::select! {
-                () = token.cancelled() => return Ok(()),
-                event = events.next() => event,
+            let event = match events.next().now_or_never() {
+                Some(event) => event,
+                // The queue is empty. Equal events become one while they wait in it.
+                None => tokio::select! {
+                    () = token.cancelled() => return Ok(()),
+                    event = async {
+                        tokio::time::sleep_until(wake + PACE).await;
+                        events.next().await
+                    } => event,
+                },
             };
+            wake = Instant::now();
             match event {
                 Some(event) => {
                     let event = event?;

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use walhub_common::telemetry;
 
-/// One thread serves the network while another follows files.
-const WORKER_THREADS: usize = 2;
+/// Files are read, and segments made, on the blocking threads: what is left are wake-ups, and handing those from thread to
+/// thread costs more than doing them.
+const WORKER_THREADS: usize = 1;
 /// How long the databases may take to be let go.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 
