@@ -1,5 +1,6 @@
 //! A hub in memory that does what the contract says and, when asked to, everything that can go wrong: it drops streams,
-//! refuses, acks late, and forgets. It judges what it gets: one contiguous chain of verified segments per database.
+//! refuses, acks late, and forgets. It judges what it gets: one contiguous chain of verified segments per database. It is
+//! long because the contract it keeps, and every way of breaking it, must be read together.
 
 use crate::certs::Certificates;
 use bytes::{Bytes, BytesMut};

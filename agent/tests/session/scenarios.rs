@@ -1,4 +1,5 @@
-//! One story each: what breaks, what the agent does about it, what the hub has in the end.
+//! One story each: what breaks, what the agent does about it, what the hub has in the end. The file is long because it is
+//! one list of stories.
 
 use crate::hub::{Faults, History};
 use crate::node::{Application, Node, eventually, reaches, status};
