@@ -65,6 +65,9 @@ pub enum AppError {
     /// A destination that cannot even be made.
     #[error(transparent)]
     Destination(#[from] DestinationError),
+    /// The buffer's disk failed.
+    #[error("the buffer takes nothing more; start the hub again, it settles what is on disk")]
+    Broken,
     /// The server broke.
     #[error("serving failed: {0}")]
     Serve(String),
@@ -132,6 +135,7 @@ impl App {
             tasks: sessions.clone(),
             started_ms: clock::now_ms(),
         };
+        let ingest = handles.ingest.clone();
         let connections = api::accept_loop(listener, acceptor, &door);
         let closing = door.token().clone();
         let server = api::router(handles)
@@ -140,7 +144,8 @@ impl App {
         let mut server = std::pin::pin!(server);
         let served = tokio::select! {
             () = stop => Ok(()),
-            served = &mut server => served,
+            () = ingest.broken() => Err(AppError::Broken),
+            served = &mut server => served.map_err(|e| AppError::Serve(e.to_string())),
         };
 
         let started = Instant::now();
@@ -152,7 +157,9 @@ impl App {
             door.shutdown(SESSIONS_DEADLINE).await;
         };
         let drained = async {
-            if served.is_ok() && tokio::time::timeout(SESSIONS_DEADLINE, server).await.is_err() {
+            if !matches!(served, Err(AppError::Serve(_)))
+                && tokio::time::timeout(SESSIONS_DEADLINE, server).await.is_err()
+            {
                 tracing::warn!("connections did not end in time");
             }
         };
@@ -163,7 +170,7 @@ impl App {
         let closed = buffer.close().await;
         tracing::info!(elapsed = ?started.elapsed(), "buffer closed");
         closed.map_err(|source| AppError::Buffer { path: config.data_dir, source })?;
-        served.map_err(|e| AppError::Serve(e.to_string()))
+        served
     }
 }
 

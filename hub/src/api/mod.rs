@@ -23,10 +23,11 @@ use walhub_proto::v1::replication_service_server::ReplicationServiceServer;
 use walhub_proto::v1::restore_service_server::RestoreServiceServer;
 
 /// A peer that is silent this long is asked for a sign of life, and dropped when it gives none in as long again.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Bytes one stream, and one connection, may have under way before its reader has taken them.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Bytes one stream, and one connection, may have under way before its reader has taken them. A session that is at its
+/// bound reads no more, and then this much of each agent waits in memory.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 2 << 20;
 
 /// What the services are made of.
 #[derive(Clone)]

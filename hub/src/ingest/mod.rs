@@ -20,7 +20,7 @@ mod session;
 
 pub use error::{Refusal, SessionError};
 
-use crate::buffer::WalBuffer;
+use crate::buffer::{BufferError, DatabaseId, WalBuffer};
 use crate::fleet::Fleet;
 use futures_util::Stream;
 use std::sync::Arc;
@@ -41,13 +41,14 @@ pub struct Ingest {
     fleet: Arc<Fleet>,
     budget: Arc<Semaphore>,
     shutdown: CancellationToken,
+    broken: CancellationToken,
 }
 
 impl Ingest {
     /// Sessions end with [`SessionError::Shutdown`] when `shutdown` is cancelled.
     pub fn new(buffer: Arc<dyn WalBuffer>, fleet: Arc<Fleet>, shutdown: CancellationToken) -> Self {
         let budget = Arc::new(Semaphore::new(MAX_INFLIGHT_BYTES / BUDGET_UNIT));
-        Self { buffer, fleet, budget, shutdown }
+        Self { buffer, fleet, budget, shutdown, broken: CancellationToken::new() }
     }
 
     /// Drives one agent's stream to its end. `Ok` when the agent closed it.
@@ -64,7 +65,25 @@ impl Ingest {
     where
         S: Stream<Item = Result<ReplicateRequest, SessionError>> + Unpin + Send,
     {
-        session::serve(self, agent, peer, inbound, out).await
+        let result = session::serve(self, agent, peer, inbound, out).await;
+        if let Err(SessionError::Buffer(_)) = &result {
+            self.look_at_buffer().await;
+        }
+        result
+    }
+
+    /// Completes when the buffer takes nothing more from anybody until it is opened again.
+    pub async fn broken(&self) {
+        self.broken.cancelled().await;
+    }
+
+    /// A buffer that fails even at what needs no disk fails at everything.
+    async fn look_at_buffer(&self) {
+        let nothing = self.buffer.abandon(DatabaseId(u64::MAX)).await;
+        if let Err(error @ BufferError::Io { .. }) = nothing {
+            tracing::error!(%error, "the buffer is broken, the hub must be started again");
+            self.broken.cancel();
+        }
     }
 }
 

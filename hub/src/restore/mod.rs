@@ -175,3 +175,6 @@ impl Restores {
         Inventory::list(sources, database, &self.shutdown).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,8 +52,8 @@ struct Session<'a, S> {
     handles: HashMap<u32, Handle>,
     names: HashMap<DatabaseName, u32>,
     ids: HashMap<DatabaseId, u32>,
-    /// Databases this agent has at the hub, open or not.
-    databases: usize,
+    /// Databases this agent has at the hub, open or not; counted when the first new one comes.
+    databases: Option<usize>,
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
     inflight_bytes: usize,
     max_segment_bytes: u64,
@@ -87,6 +87,7 @@ where
     session.wind_down().await;
     match &result {
         Ok(()) => tracing::info!(%agent, peer, "agent disconnected"),
+        Err(cause @ SessionError::Buffer(_)) => tracing::error!(%agent, peer, %cause, "agent's stream ended"),
         Err(cause) => tracing::info!(%agent, peer, %cause, "agent's stream ended"),
     }
     result
@@ -136,7 +137,6 @@ where
         inbound: S,
         out: mpsc::Sender<ReplicateResponse>,
     ) -> Self {
-        let databases = hub.buffer.databases().iter().filter(|d| d.key.agent == agent).count();
         Self {
             hub,
             agent,
@@ -148,7 +148,7 @@ where
             handles: HashMap::new(),
             names: HashMap::new(),
             ids: HashMap::new(),
-            databases,
+            databases: None,
             under_way: FuturesUnordered::new(),
             inflight_bytes: 0,
             max_segment_bytes: hub.buffer.usage().max_bytes,

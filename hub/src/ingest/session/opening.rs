@@ -42,13 +42,15 @@ where
         let path: String = open.path.chars().take(MAX_PATH_CHARS).collect();
         let held = self.hub.buffer.find(&key);
         if held.is_none() {
-            if self.databases >= MAX_DATABASES_PER_AGENT {
+            let databases = self.databases.get_or_insert_with(|| {
+                self.hub.buffer.databases().iter().filter(|d| d.key.agent == self.agent).count()
+            });
+            if *databases >= MAX_DATABASES_PER_AGENT {
                 return Err(Refusal::busy(format!(
-                    "this node has {} databases at the hub already, the most it may have",
-                    self.databases
+                    "this node has {databases} databases at the hub already, the most it may have"
                 )));
             }
-            self.databases += 1;
+            *databases += 1;
         }
         self.names.insert(name, open.handle);
         let state = Handle::opening(key.clone(), open.lineage, position);

@@ -8,6 +8,7 @@ use super::{Done, INLINE_BYTES, Session};
 use crate::buffer::{BufferError, Chunk, SegmentMeta};
 use bytes::Bytes;
 use futures_util::Stream;
+use std::io;
 use walhub_common::Pos;
 use walhub_proto::v1::{AckLevel, ReplicateRequest, SegmentChunk};
 
@@ -188,10 +189,17 @@ fn failure(error: BufferError) -> Result<Refusal, SessionError> {
         BufferError::Full { .. } => {
             Ok(Refusal::busy(format!("{error}; the hub takes more when a destination has caught up")))
         }
+        BufferError::Io { ref source, .. } if disk_full(source) => {
+            Ok(Refusal::busy(format!("{error}; the hub takes more when there is room on its disk")))
+        }
         BufferError::OutOfOrder { .. } | BufferError::UnknownDatabase(_) => {
             Ok(Refusal::busy(format!("the hub lost its place in this database, open it again ({error})")))
         }
         BufferError::Closed => Err(SessionError::Shutdown),
         other => Err(SessionError::Buffer(other)),
     }
+}
+
+fn disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
