@@ -7,11 +7,10 @@ use crate::discover::{Source, default_name};
 use crate::ship::connect::HubAddress;
 use glob::Pattern;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use walhub_common::config::{Document, Faults, Section, value};
+use walhub_common::config::{Document, Faults, Section, parts, value};
 use walhub_common::telemetry::LogFormat;
 use walhub_common::tls::{Connector, Role, TlsMaterial, TlsPaths};
 use walhub_common::{AgentName, DatabaseName};
@@ -24,6 +23,9 @@ pub const DEFAULT_CHECKPOINT_FRAMES: u32 = 1000;
 pub const DEFAULT_WAL_LIMIT: u64 = 256 << 20;
 /// Time between slow polls.
 pub const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How to get a certificate.
+const ISSUE: &str = "`hubctl cert issue --agent NAME`";
 
 const CHECKPOINT_FRAMES: std::ops::RangeInclusive<u32> = 16..=1_000_000;
 const WAL_LIMIT: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 40);
@@ -101,10 +103,11 @@ impl Config {
 }
 
 fn agent_of(material: &TlsMaterial) -> Result<AgentName, String> {
-    let how = "issue one with `hubctl cert issue --agent NAME`";
     match material.identity() {
         Ok(identity) if identity.role == Role::Agent => Ok(identity.name.clone()),
-        Ok(identity) => Err(format!("the certificate is {identity}'s, and an agent needs its own; {how}")),
+        Ok(identity) => {
+            Err(format!("the certificate is {identity}'s, and an agent needs its own; {ISSUE} makes one"))
+        }
         Err(e) => Err(e.to_string()),
     }
 }
@@ -113,13 +116,14 @@ fn parse(document: &Document, certificates: Certificates) -> Option<Config> {
     let mut root = document.root();
     let hub = root.required("hub", value::host_port);
     let server_name = root.optional("server-name", value::string);
-    let tls = tls(root.section("tls"), certificates);
+    let role = (Role::Agent, ISSUE);
+    let tls = parts::tls(root.section("tls"), (certificates == Certificates::Check).then_some(role));
     let state_dir = root.or("state-dir", DEFAULT_STATE_DIR.into(), value::path);
     let checkpoint_frames = root
         .or("checkpoint-frames", DEFAULT_CHECKPOINT_FRAMES, |text| value::int_in(CHECKPOINT_FRAMES)(text));
     let wal_limit = root.or("wal-limit", DEFAULT_WAL_LIMIT, value::bytes_in(WAL_LIMIT));
     let poll_interval = root.or("poll-interval", DEFAULT_POLL_INTERVAL, value::duration_in(POLL_INTERVAL));
-    let (log_level, log_format) = log(root.section("log"));
+    let (log_level, log_format) = parts::log(root.section("log"));
     let sources = sources(&mut root);
     root.finish();
     Some(Config {
@@ -134,41 +138,6 @@ fn parse(document: &Document, certificates: Certificates) -> Option<Config> {
         log_format,
         log_level,
     })
-}
-
-fn tls(mut section: Section<'_>, certificates: Certificates) -> Option<TlsPaths> {
-    let mut readable = true;
-    let mut file = |section: &mut Section<'_>, key| {
-        let path: PathBuf = section.required(key, value::path)?;
-        if certificates == Certificates::Check
-            && let Err(e) = File::open(&path)
-        {
-            readable = false;
-            let how =
-                "make it with `hubctl ca init` and `hubctl cert issue --agent NAME`, or correct the path";
-            section.fault_at(key, format!("{}: cannot be read: {e}; {how}", path.display()));
-        }
-        Some(path)
-    };
-    let (ca, cert, key) = (file(&mut section, "ca"), file(&mut section, "cert"), file(&mut section, "key"));
-    let paths = TlsPaths { ca: ca?, cert: cert?, key: key? };
-    if certificates == Certificates::Check && readable {
-        let usable = TlsMaterial::load(paths.clone()).map_err(|e| e.to_string()).and_then(|m| agent_of(&m));
-        if let Err(reason) = usable {
-            section.fault_at("cert", reason);
-        }
-    }
-    section.finish();
-    Some(paths)
-}
-
-fn log(mut section: Section<'_>) -> (String, LogFormat) {
-    let levels = ["error", "warn", "info", "debug", "trace"].map(|level| (level, level.to_owned()));
-    let level = section.or("level", "info".to_owned(), value::one_of(&levels));
-    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-    let format = section.or("format", LogFormat::Text, value::one_of(&formats));
-    section.finish();
-    (level, format)
 }
 
 fn sources(root: &mut Section<'_>) -> Vec<Source> {
