@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use walhub_common::ltx::{Encoder, Header, Provenance};
@@ -23,8 +23,12 @@ use walhub_proto::v1::{AckLevel, Hello, OpenDatabase, ReplicateRequest, SegmentC
 use walhub_tests::certs::{Authority, Files, Who};
 use walhub_tests::scratch::Scratch;
 
-/// Segments one agent may have unacked.
-const WINDOW: usize = 64;
+/// Segments one agent may have unacked: this many, or as many as make up [`WINDOW_BYTES`], but two.
+const WINDOW: u64 = 64;
+/// A thousand agents with more would measure this machine's memory.
+const WINDOW_BYTES: u64 = 1 << 20;
+/// Agents that connect at one time: the handshakes of a thousand at once are another measurement.
+const CONNECTING: usize = 32;
 
 pub(crate) fn run(plan: &Plan) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -63,6 +67,8 @@ fn measure(agents: usize, pages: u32, plan: &Plan) -> Measured {
     let bytes = Arc::new(AtomicU64::new(0));
     let ready = Arc::new(AtomicU64::new(0));
     let end = Arc::new(AtomicBool::new(false));
+    let (start, started) = watch::channel(false);
+    let connecting = Arc::new(Semaphore::new(CONNECTING));
     runtime.block_on(async {
         let group = TaskGroup::new("agents");
         for files in files {
@@ -73,12 +79,15 @@ fn measure(agents: usize, pages: u32, plan: &Plan) -> Measured {
                 bytes: bytes.clone(),
                 ready: ready.clone(),
                 end: end.clone(),
+                started: started.clone(),
+                connecting: connecting.clone(),
             };
             group.spawn(agent.run(files));
         }
         while ready.load(Ordering::Relaxed) < agents as u64 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        start.send_replace(true);
         tokio::time::sleep(Duration::from_secs(1)).await;
         let (began, segments, sent) =
             (Instant::now(), acked.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed));
@@ -103,10 +112,12 @@ struct Agent {
     bytes: Arc<AtomicU64>,
     ready: Arc<AtomicU64>,
     end: Arc<AtomicBool>,
+    started: watch::Receiver<bool>,
+    connecting: Arc<Semaphore>,
 }
 
 impl Agent {
-    async fn run(self, files: Files) {
+    async fn run(mut self, files: Files) {
         let connector = Arc::new(
             Connector::open(TlsPaths { ca: files.ca, cert: files.cert, key: files.key })
                 .expect("certificates"),
@@ -116,9 +127,11 @@ impl Agent {
             let (address, connector) = (address.clone(), connector.clone());
             async move { tls::connect(&address, None, &connector).await.map(TokioIo::new) }
         });
+        let turn = self.connecting.acquire().await.expect("never closed");
         let channel =
             Endpoint::from_static("http://hub").connect_with_connector(connect).await.expect("connect");
-        let (say, said) = mpsc::channel(WINDOW + 2);
+        drop(turn);
+        let (say, said) = mpsc::channel(WINDOW as usize + 2);
         send(
             &say,
             Say::Hello(Hello {
@@ -143,28 +156,33 @@ impl Agent {
         let mut client = ReplicationServiceClient::new(channel);
         let mut heard = client.replicate(ReceiverStream::new(said)).await.expect("replicate").into_inner();
         let mut history = History::new(self.pages);
-        let mut last_acked = 0;
+        let (mut last_acked, mut segment_bytes) = (0, 0);
         while let Some(message) = heard.message().await.expect("the stream broke") {
             match message.message.expect("a message") {
                 Hear::Opened(_) => {}
                 Hear::Ack(ack) if ack.level == AckLevel::Buffered as i32 => {
-                    self.acked.fetch_add(ack.txid - last_acked, Ordering::Relaxed);
+                    let segments = ack.txid - last_acked;
+                    self.acked.fetch_add(segments, Ordering::Relaxed);
+                    self.bytes.fetch_add(segments * segment_bytes, Ordering::Relaxed);
                     if last_acked == 0 {
+                        // Nobody floods the hub before everybody is connected and has a base there.
                         self.ready.fetch_add(1, Ordering::Relaxed);
+                        self.started.wait_for(|started| *started).await.expect("the bench goes on");
                     }
                     last_acked = ack.txid;
                 }
                 Hear::Refused(refused) => panic!("refused: {}", refused.message),
                 _ => continue,
             }
-            // The first segment is acked before the rest follow, so that everybody is connected before the clock runs.
-            let ahead = if last_acked == 0 { 1 } else { last_acked + WINDOW as u64 };
+            let window = WINDOW_BYTES.checked_div(segment_bytes).unwrap_or(0).clamp(2, WINDOW);
+            let ahead = if last_acked == 0 { 1 } else { last_acked + window };
             while history.txid < ahead {
                 if self.end.load(Ordering::Relaxed) {
                     return;
                 }
                 let segment = history.next();
-                self.bytes.fetch_add(segment.data.len() as u64, Ordering::Relaxed);
+                // All of one agent are of one size, but for a few bytes.
+                segment_bytes = segment.data.len() as u64;
                 send(&say, Say::Segment(segment)).await;
             }
         }

@@ -1,4 +1,4 @@
-//! Measures walhub beside stock litestream 0.5.17, in one run on one machine, and prints a table with ratios.
+//! Measures walhub beside stock litestream 0.5.17, side by side on one machine, and prints a table with ratios.
 //!
 //! ```text
 //! tests/bench/run [--quick] [--only latency,idle,load,app,restore,ingest] [--json FILE]

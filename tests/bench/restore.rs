@@ -14,12 +14,12 @@ use walhub_tests::{binaries, services};
 pub(crate) fn run(plan: &Plan) -> Vec<Row> {
     let scratch = Scratch::new("bench-restore");
     let path = scratch.join("big.db");
-    // Text and noise in equal parts, so that compression has something to do and does not do everything.
+    // Text and noise in equal parts on full pages, so that compression has something to do and does not do everything.
     let connection = database(&path, 0);
     let megabytes = plan.pick(1000u32, 50);
     connection.execute_batch("BEGIN").expect("begin");
-    let insert = "INSERT INTO t(note, data) VALUES (hex(zeroblob(512)) || ?1, randomblob(1024))";
-    for n in 0..megabytes * 450 {
+    let insert = "INSERT INTO t(note, data) VALUES (hex(zeroblob(225)) || ?1, randomblob(450))";
+    for n in 0..megabytes * 1000 {
         connection.prepare(insert).and_then(|mut s| s.execute([n])).expect("fill");
     }
     connection.execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)").expect("commit");
