@@ -53,3 +53,17 @@ pub fn range_from_wire(range: Option<&v1::TxidRange>) -> Result<TxidRange, WireE
     TxidRange::from_raw(range.min, range.max)
         .ok_or_else(|| WireError::new("range", format!("{}-{} is not a range from 1", range.min, range.max)))
 }
+
+/// The transaction and the checksum that a plan promises; no checksum when no walhub took one.
+pub fn promise_from_wire(plan: &v1::RestorePlan) -> Result<(u64, Option<Checksum>), WireError> {
+    let fault = |reason| Err(WireError::new("plan", reason));
+    match plan.position.as_ref().map(|position| (position.txid, position.checksum)) {
+        None => fault("its plan names no position"),
+        Some((0, _)) => fault("its plan names no transaction"),
+        Some((txid, 0)) => Ok((txid, None)),
+        Some((txid, checksum)) => match Checksum::new(checksum) {
+            Some(checksum) => Ok((txid, Some(checksum))),
+            None => fault("its plan names a checksum that is none"),
+        },
+    }
+}

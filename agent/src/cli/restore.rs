@@ -16,11 +16,12 @@ use tonic::{Code, Status, Streaming};
 use walhub_common::limits::MAX_MESSAGE_BYTES;
 use walhub_common::restore::feed::{self, FeedClosed, Feeder};
 use walhub_common::restore::{Applier, Proof, Report, RestoreError};
-use walhub_common::{AgentName, Checksum, DatabaseName, Txid, clock};
+use walhub_common::{AgentName, DatabaseName, Txid, clock};
+use walhub_proto::convert;
 use walhub_proto::v1::restore_request::Target;
 use walhub_proto::v1::restore_response::Message;
 use walhub_proto::v1::restore_service_client::RestoreServiceClient;
-use walhub_proto::v1::{DatabaseRef, RestorePlan, RestoreRequest, RestoreResponse};
+use walhub_proto::v1::{DatabaseRef, RestoreRequest, RestoreResponse};
 
 /// The hub may have to fetch from far away between two messages, but not for longer.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -254,7 +255,7 @@ async fn pump(
     let Some(Message::Plan(plan)) = next(&mut stream).await? else {
         return Err(odd("it sent no plan").into());
     };
-    let (last, expected) = promised(&plan)?;
+    let (last, expected) = convert::promise_from_wire(&plan).map_err(|e| odd(&e.reason))?;
     *time_ms = plan.timestamp_ms;
     let mut bar = Bar::new(&name, plan.total_bytes);
     let mut reached = 0;
@@ -277,19 +278,6 @@ async fn pump(
         return Err(odd("it sent other files than it had planned").into());
     }
     Ok(feeder.finish(expected).await?)
-}
-
-/// The transaction and the checksum that the plan promises; no checksum when no walhub took one.
-fn promised(plan: &RestorePlan) -> anyhow::Result<(u64, Option<Checksum>)> {
-    let position = plan.position.as_ref().context("the hub's plan names no position")?;
-    match (position.txid, position.checksum) {
-        (0, _) => Err(odd("its plan names no transaction")),
-        (txid, 0) => Ok((txid, None)),
-        (txid, checksum) => match Checksum::new(checksum) {
-            Some(checksum) => Ok((txid, Some(checksum))),
-            None => Err(odd("its plan names a checksum that is none")),
-        },
-    }
 }
 
 async fn next(stream: &mut Streaming<RestoreResponse>) -> Result<Option<Message>, Stop> {

@@ -9,16 +9,17 @@ use super::progress::Progress;
 use super::target::Target;
 use crate::connect::Hub;
 use crate::fault::{Interrupted, sentence};
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
+use walhub_common::DatabaseKey;
 use walhub_common::restore::feed::{self, FeedClosed, Feeder};
 use walhub_common::restore::{Applier, RestoreError};
-use walhub_common::{Checksum, DatabaseKey};
+use walhub_proto::convert;
 use walhub_proto::v1::restore_response::Message;
-use walhub_proto::v1::{self, RestorePlan, RestoreResponse};
+use walhub_proto::v1::{self, RestoreResponse};
 
 /// The hub may have to fetch from far away between two messages, but not for longer.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -127,7 +128,7 @@ async fn pump(
     let Some(Message::Plan(plan)) = next(&mut stream).await? else {
         return Err(odd("it sent no plan").into());
     };
-    let (last, expected) = promised(&plan)?;
+    let (last, expected) = convert::promise_from_wire(&plan).map_err(|e| odd(&e.reason))?;
     *time_ms = plan.timestamp_ms;
     let bar = progress.bar(&job.database, plan.total_bytes);
     let (mut files, mut reached) = (0, 0);
@@ -150,19 +151,6 @@ async fn pump(
         return Err(odd("it sent other files than it had planned").into());
     }
     Ok(feeder.finish(expected).await?)
-}
-
-/// The transaction and the checksum that the plan promises; no checksum when no walhub took one.
-fn promised(plan: &RestorePlan) -> anyhow::Result<(u64, Option<Checksum>)> {
-    let position = plan.position.as_ref().context("the hub's plan names no position")?;
-    match (position.txid, position.checksum) {
-        (0, _) => Err(odd("its plan names no transaction")),
-        (txid, 0) => Ok((txid, None)),
-        (txid, checksum) => match Checksum::new(checksum) {
-            Some(checksum) => Ok((txid, Some(checksum))),
-            None => Err(odd("its plan names a checksum that is none")),
-        },
-    }
 }
 
 async fn next(stream: &mut Streaming<RestoreResponse>) -> anyhow::Result<Option<Message>> {
