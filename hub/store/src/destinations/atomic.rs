@@ -9,12 +9,15 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 
 const BUFFER_BYTES: usize = 256 * 1024;
 const TEMPORARY_SUFFIX: &str = ".tmp";
+/// Each round lost needs another thread's [`remove_stale`] to pass within microseconds.
+const MAX_LOCK_ATTEMPTS: usize = 100;
 
 /// Why no file was created.
 #[derive(Debug)]
@@ -110,11 +113,30 @@ struct Temporary {
 
 impl Temporary {
     fn new(folder: &Path, name: &str) -> Result<Self, CreateError> {
-        let path = folder.join(format!("{name}.{:016x}{TEMPORARY_SUFFIX}", rand::random::<u64>()));
-        let file = File::create_new(&path).map_err(|error| CreateError::Destination(path.clone(), error))?;
-        // Some network file systems have no locks; then nothing is ever taken for stale either.
-        let _ = file.try_lock();
-        Ok(Self { path, file })
+        for _ in 0..MAX_LOCK_ATTEMPTS {
+            let path = folder.join(format!("{name}.{:016x}{TEMPORARY_SUFFIX}", rand::random::<u64>()));
+            let at = |error| CreateError::Destination(path.clone(), error);
+            let file = File::create_new(&path).map_err(at)?;
+            // Some network file systems have no locks; then nothing is ever taken for stale either.
+            let _ = file.lock();
+            // Between its creation and its lock somebody's `remove_stale` may have taken it for stale. Once it is
+            // locked and still has its name, nobody will.
+            if is_named(&file, &path).map_err(at)? {
+                return Ok(Self { path, file });
+            }
+        }
+        let text = "temporary files vanish as soon as they are created; does something clean this folder?";
+        Err(CreateError::Destination(folder.to_owned(), io::Error::other(text)))
+    }
+}
+
+/// True while `path` leads to `file`.
+fn is_named(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -259,5 +281,30 @@ mod tests {
         assert_eq!(names(folder.path()).len(), 2);
         drop(in_use);
         assert_eq!(names(folder.path()), ["notes.tmp"]);
+    }
+
+    /// Lanes put into one folder side by side, and each may find it unprepared.
+    #[test]
+    fn cleaning_never_takes_the_file_of_a_put_that_just_began() {
+        let folder = tempfile::tempdir().unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let cleaning = scope.spawn(|| {
+                let mut rounds = 0_u64;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    remove_stale(folder.path()).unwrap();
+                    rounds += 1;
+                }
+                rounds
+            });
+            for n in 0..3_000 {
+                let temporary = Temporary::new(folder.path(), "a.ltx").unwrap();
+                publish(&temporary.path, &folder.path().join("a.ltx"))
+                    .unwrap_or_else(|error| panic!("file {n} was taken away: {error}"));
+                fs::remove_file(folder.path().join("a.ltx")).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(cleaning.join().unwrap() > 0);
+        });
     }
 }
