@@ -13,21 +13,26 @@ use super::segment::{self, Origin, SegmentMeta, Sink};
 use super::tail::same;
 use super::{Capture, Standing, Tracked};
 use crate::page_map::store::Anchor;
-use crate::page_map::{Change, PageMap};
+use crate::page_map::{Builder, Change, PageMap};
 use std::io::Read;
 use walhub_common::clock::now_ms;
 use walhub_common::ltx::Decoder;
-use walhub_common::{Checksum, PageSize, Pos, Txid, TxidRange};
+use walhub_common::{Checksum, PageSize, Pgno, Pos, Txid, TxidRange};
 
 /// The live state beside the page map.
 struct Diff {
     header: Header,
     page_size: PageSize,
     commit: u32,
-    /// Pages that differ, with their live checksums.
-    changes: Vec<Change>,
-    /// True when the page map describes pages of another size, and all of them differ.
-    reshaped: bool,
+    differs: Differs,
+}
+
+/// What differs from the page map.
+enum Differs {
+    /// These pages, with their live checksums.
+    Pages(Vec<Change>),
+    /// Everything: there is no page map, or one of another page size. The new map, its pages not dated yet.
+    Whole(Builder),
 }
 
 impl Capture {
@@ -93,8 +98,7 @@ impl Capture {
                 header,
                 page_size: tracked.map.page_size(),
                 commit: tracked.map.commit(),
-                changes: Vec::new(),
-                reshaped: false,
+                differs: Differs::Pages(Vec::new()),
             },
             _ => self.diff()?,
         };
@@ -135,27 +139,32 @@ impl Capture {
     fn diff(&mut self) -> Result<Diff, CaptureError> {
         let header = self.header()?;
         let image = Image::published(&self.files, &header)?;
-        let known = self.tracked.as_ref().map(|t| &t.map).filter(|m| m.page_size() == image.page_size());
-        let mut changes = Vec::new();
+        let (page_size, commit) = (image.page_size(), image.commit());
+        let known = self.tracked.as_ref().map(|t| &t.map).filter(|m| m.page_size() == page_size);
+        let mut differs = match known {
+            Some(_) => Differs::Pages(Vec::new()),
+            None => Differs::Whole(Builder::new(page_size, commit)),
+        };
         image.read(image.all_pages(), |pgno, page| {
             let checksum = Checksum::of_page(pgno, page);
-            if known.and_then(|map| map.get(pgno)) != Some(checksum) {
-                changes.push((pgno, checksum));
+            match &mut differs {
+                Differs::Whole(map) => map.push(checksum),
+                Differs::Pages(changes) if known.and_then(|map| map.get(pgno)) != Some(checksum) => {
+                    changes.push((pgno, checksum));
+                }
+                Differs::Pages(_) => {}
             }
             Ok(())
         })?;
-        Ok(Diff {
-            header,
-            page_size: image.page_size(),
-            commit: image.commit(),
-            changes,
-            reshaped: known.is_none(),
-        })
+        Ok(Diff { header, page_size, commit, differs })
     }
 
     fn differs(&self, diff: &Diff) -> bool {
         let commit = self.tracked.as_ref().map(|t| t.map.commit());
-        diff.reshaped || !diff.changes.is_empty() || commit != Some(diff.commit)
+        match &diff.differs {
+            Differs::Whole(_) => true,
+            Differs::Pages(changes) => !changes.is_empty() || commit != Some(diff.commit),
+        }
     }
 
     /// Second pass: one segment with the pages that differ and, if asked, those changed after `also_since`.
@@ -167,14 +176,17 @@ impl Capture {
         pre: Option<Checksum>,
         also_since: Option<Option<Txid>>,
     ) -> Result<SegmentMeta, CaptureError> {
-        let known = self.tracked.as_ref().map(|t| &t.map).filter(|_| !diff.reshaped);
-        let post = match known {
-            Some(map) => map.preview(&diff.changes, diff.commit),
-            None => PageMap::new(diff.page_size).preview(&diff.changes, diff.commit),
+        let (post, pages) = match (&diff.differs, &self.tracked) {
+            (Differs::Whole(map), _) => (map.checksum(), Pages::Whole(map, diff.commit)),
+            (Differs::Pages(changes), Some(tracked)) => {
+                let older = also_since.map(|since| (&tracked.map, since));
+                (
+                    tracked.map.preview(changes, diff.commit),
+                    Pages::Changed { changes, older, commit: diff.commit },
+                )
+            }
+            (Differs::Pages(_), None) => unreachable!("BUG: compared with no page map"),
         };
-        let older = also_since.and_then(|since| Some(known?.changed_since(since)));
-        let older = older.into_iter().flatten().take_while(|(pgno, _)| pgno.get() <= diff.commit);
-        let pages = || union(&diff.changes, older.clone());
         let meta = SegmentMeta {
             range,
             pre,
@@ -185,8 +197,8 @@ impl Capture {
         };
         let image = Image::published(&self.files, &diff.header)?;
         segment::write(sink, &meta, Origin::IMAGE, |put| {
-            let mut expected = pages();
-            image.read(pages().map(|(pgno, _)| pgno), |pgno, page| {
+            let mut expected = pages.iter();
+            image.read(pages.iter().map(|(pgno, _)| pgno), |pgno, page| {
                 let (_, checksum) = expected.next().expect("BUG: as many checksums as pages");
                 put(pgno, same(pgno, page, checksum)?)
             })
@@ -199,13 +211,16 @@ impl Capture {
         let cursor = cursor_at(&self.files, &diff.header, diff.page_size)?;
         let wal = cursor.anchored.then_some(cursor.wal);
         let untouched = !self.differs(&diff) && self.tracked.as_ref().is_some_and(|t| !t.rolled);
-        let mut map = match self.tracked.take() {
-            Some(tracked) if !diff.reshaped => tracked.map,
-            _ => PageMap::new(diff.page_size),
+        let map = match (diff.differs, &mut self.tracked) {
+            (Differs::Whole(map), _) => map.finish(position.txid).map_err(Broken::Growth)?,
+            (Differs::Pages(changes), Some(tracked)) => {
+                tracked.map.apply(&changes, diff.commit, position.txid).map_err(Broken::Growth)?;
+                std::mem::replace(&mut tracked.map, PageMap::new(diff.page_size))
+            }
+            (Differs::Pages(_), None) => unreachable!("BUG: compared with no page map"),
         };
         self.kept.clear();
         self.standing = Standing::Gap;
-        let grown = map.apply(&diff.changes, diff.commit, position.txid).map_err(Broken::Growth);
         let point = Point { position, wal, commit: diff.commit };
         let anchor = Anchor { lineage: self.lineage(), position: Some(position), wal };
         let saved = if untouched && self.store.anchor() == &anchor {
@@ -216,7 +231,6 @@ impl Capture {
             self.store.rewrite(anchor, Some(&map))
         };
         self.tracked = Some(Tracked { map, position, ledger: Ledger::new(point), rolled: saved.is_err() });
-        grown?;
         saved?;
         self.cursor = Some(cursor);
         self.standing = Standing::Aligned;
@@ -267,10 +281,33 @@ impl Capture {
     }
 }
 
+/// The pages of a segment made from an image, ascending, with their checksums.
+enum Pages<'a> {
+    /// Every page of a new map, and how many there are.
+    Whole(&'a Builder, u32),
+    /// Those that differ, and those changed after a transaction.
+    Changed { changes: &'a [Change], older: Option<(&'a PageMap, Option<Txid>)>, commit: u32 },
+}
+
+impl<'a> Pages<'a> {
+    fn iter(&self) -> Box<dyn Iterator<Item = Change> + 'a> {
+        match *self {
+            Pages::Whole(map, commit) => {
+                let pages = (1..=commit).filter_map(Pgno::new);
+                Box::new(pages.filter_map(|pgno| Some((pgno, map.get(pgno)?))))
+            }
+            Pages::Changed { changes, older, commit } => {
+                let older = older.into_iter().flat_map(|(map, since)| map.changed_since(since));
+                Box::new(union(changes, older.take_while(move |(pgno, _)| pgno.get() <= commit)))
+            }
+        }
+    }
+}
+
 /// Two ascending lists as one; where both have a page, the first counts.
 fn union<'a>(
     first: &'a [Change],
-    second: impl Iterator<Item = Change> + Clone + 'a,
+    second: impl Iterator<Item = Change> + 'a,
 ) -> impl Iterator<Item = Change> + 'a {
     let mut first = first.iter().copied().peekable();
     let mut second = second.peekable();

@@ -9,10 +9,14 @@
 //! - Every page up to `commit`, but for the lock page, has an entry once a change was applied: [`PageMap::apply`] refuses a
 //!   growing database that does not bring all its new pages.
 //!
+//! Memory: see [`PageMap`]; the TXIDs are kept by [`ages`], which rounds those of long ago up.
+//!
 //! Non-goals: no page content, no file I/O beyond its own state files ([`store`]).
 
+mod ages;
 pub mod store;
 
+use ages::Ages;
 use walhub_common::{Checksum, PageSize, Pgno, Txid};
 
 /// What is known of one page. All zero: nothing (the lock page).
@@ -37,25 +41,33 @@ pub type Change = (Pgno, Checksum);
 #[error("the database grew, and nobody brought page {0}")]
 pub struct MissingPage(pub Pgno);
 
-/// The table.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// The table: 10 bytes a page, 0.25 % of a database with pages of 4 KiB.
+#[derive(Clone, Debug)]
 pub struct PageMap {
     page_size: PageSize,
-    entries: Vec<Entry>,
+    /// Checksums from page 1; 0 for the lock page.
+    checksums: Vec<u64>,
+    ages: Ages,
     checksum: Checksum,
 }
 
 impl PageMap {
     /// Of a database without pages.
     pub fn new(page_size: PageSize) -> PageMap {
-        PageMap { page_size, entries: Vec::new(), checksum: Checksum::EMPTY }
+        PageMap { page_size, checksums: Vec::new(), ages: Ages::default(), checksum: Checksum::EMPTY }
     }
 
-    /// From stored entries; the checksum is computed.
-    fn from_entries(page_size: PageSize, entries: Vec<Entry>) -> PageMap {
-        let checksum =
-            entries.iter().filter_map(|e| Checksum::new(e.checksum)).fold(Checksum::EMPTY, Checksum::toggle);
-        PageMap { page_size, entries, checksum }
+    /// Of a whole database of `commit` pages, all changed by `txid`. `checksums`: of every page but the lock page,
+    /// ascending. `Err` names the first page that was not brought.
+    pub fn whole(
+        page_size: PageSize,
+        commit: u32,
+        txid: Txid,
+        checksums: impl IntoIterator<Item = Checksum>,
+    ) -> Result<PageMap, MissingPage> {
+        let mut builder = Builder::new(page_size, commit);
+        checksums.into_iter().for_each(|checksum| builder.push(checksum));
+        builder.finish(txid)
     }
 
     /// Bytes per page.
@@ -65,7 +77,7 @@ impl PageMap {
 
     /// Pages of the database.
     pub fn commit(&self) -> u32 {
-        u32::try_from(self.entries.len()).expect("BUG: more pages than SQLite has")
+        u32::try_from(self.checksums.len()).expect("BUG: more pages than SQLite has")
     }
 
     /// Database checksum.
@@ -75,15 +87,16 @@ impl PageMap {
 
     /// Checksum of a page.
     pub fn get(&self, pgno: Pgno) -> Option<Checksum> {
-        self.entries.get(pgno.index()).and_then(|e| Checksum::new(e.checksum))
+        self.checksums.get(pgno.index()).and_then(|sum| Checksum::new(*sum))
     }
 
-    /// Pages last changed after `txid`, ascending.
+    /// Pages last changed after `txid`, ascending; after many transactions, a few that were changed shortly before as well.
     pub fn changed_since(&self, txid: Option<Txid>) -> impl Iterator<Item = Change> + Clone + '_ {
         let after = txid.map_or(0, Txid::get);
-        self.entries.iter().enumerate().filter(move |(_, e)| e.txid > after).filter_map(|(i, e)| {
+        let ages = &self.ages;
+        self.checksums.iter().enumerate().filter(move |(i, _)| ages.of(*i) > after).filter_map(|(i, sum)| {
             let pgno = Pgno::new(u32::try_from(i + 1).ok()?)?;
-            Some((pgno, Checksum::new(e.checksum)?))
+            Some((pgno, Checksum::new(*sum)?))
         })
     }
 
@@ -95,10 +108,10 @@ impl PageMap {
 
     /// The database checksum that [`PageMap::apply`] would lead to. `changes` ascend.
     pub fn preview(&self, changes: &[Change], commit: u32) -> Checksum {
-        let kept = self.entries.len().min(commit as usize);
+        let kept = self.checksums.len().min(commit as usize);
         let mut sum = self.checksum;
-        for entry in &self.entries[kept..] {
-            sum = Checksum::new(entry.checksum).map_or(sum, |old| sum.toggle(old));
+        for old in &self.checksums[kept..] {
+            sum = Checksum::new(*old).map_or(sum, |old| sum.toggle(old));
         }
         for (pgno, new) in changes {
             if pgno.index() < kept {
@@ -111,29 +124,116 @@ impl PageMap {
 
     /// Applies a transaction: size and changed pages (ascending, none above `commit`). On `Err` nothing was applied.
     pub fn apply(&mut self, changes: &[Change], commit: u32, txid: Txid) -> Result<(), MissingPage> {
-        let mut brought = changes[changes.partition_point(|(p, _)| p.index() < self.entries.len())..].iter();
+        let mut brought =
+            changes[changes.partition_point(|(p, _)| p.index() < self.checksums.len())..].iter();
         for pgno in self.grown(commit) {
             if brought.next().is_none_or(|(p, _)| *p != pgno) {
                 return Err(MissingPage(pgno));
             }
         }
         self.checksum = self.preview(changes, commit);
-        self.entries.resize(commit as usize, Entry::default());
+        self.resize(commit);
+        let mark = self.ages.mark(txid);
         for (pgno, checksum) in changes {
-            self.entries[pgno.index()] = Entry::new(*checksum, txid);
-        }
-        // A shrunk database gives its memory back, a growing one keeps the amortised doubling of Vec.
-        if self.entries.capacity() > 2 * self.entries.len() + 64 {
-            self.entries.shrink_to_fit();
+            self.checksums[pgno.index()] = checksum.get();
+            self.ages.set(pgno.index(), mark);
         }
         Ok(())
     }
 
-    /// All entries, from page 1.
-    fn entries(&self) -> &[Entry] {
-        &self.entries
+    fn resize(&mut self, commit: u32) {
+        self.checksums.resize(commit as usize, 0);
+        self.ages.resize(commit as usize);
+        // A shrunk database gives its memory back, a growing one keeps the amortised doubling of Vec.
+        if self.checksums.capacity() > 2 * self.checksums.len() + 64 {
+            self.checksums.shrink_to_fit();
+        }
     }
 
+    /// All entries, from page 1.
+    fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        self.checksums.iter().enumerate().map(|(i, sum)| match *sum {
+            0 => Entry::default(),
+            checksum => Entry { checksum, txid: self.ages.of(i) },
+        })
+    }
+}
+
+/// Equal when every page has the same checksum and counts as changed by the same transaction.
+impl PartialEq for PageMap {
+    fn eq(&self, other: &PageMap) -> bool {
+        self.page_size == other.page_size && self.entries().eq(other.entries())
+    }
+}
+
+impl Eq for PageMap {}
+
+/// A page map of a whole database in the making, page by page.
+#[derive(Debug)]
+pub struct Builder {
+    page_size: PageSize,
+    commit: u32,
+    checksums: Vec<u64>,
+    checksum: Checksum,
+}
+
+impl Builder {
+    /// For a database of `commit` pages.
+    pub fn new(page_size: PageSize, commit: u32) -> Builder {
+        let checksums = Vec::with_capacity(commit as usize);
+        Builder { page_size, commit, checksums, checksum: Checksum::EMPTY }
+    }
+
+    /// The next page; the lock page is passed over. More pages than the database has are ignored.
+    pub fn push(&mut self, checksum: Checksum) {
+        self.pass_lock_page();
+        if self.checksums.len() < self.commit as usize {
+            self.checksums.push(checksum.get());
+            self.checksum = self.checksum.toggle(checksum);
+        }
+    }
+
+    /// The database checksum of the pages so far.
+    pub fn checksum(&self) -> Checksum {
+        self.checksum
+    }
+
+    /// Checksum of a page that was pushed.
+    pub fn get(&self, pgno: Pgno) -> Option<Checksum> {
+        self.checksums.get(pgno.index()).and_then(|sum| Checksum::new(*sum))
+    }
+
+    /// The map, every page changed by `txid`.
+    pub fn finish(mut self, txid: Txid) -> Result<PageMap, MissingPage> {
+        self.pass_lock_page();
+        if self.checksums.len() < self.commit as usize {
+            let next = u32::try_from(self.checksums.len() + 1).ok().and_then(Pgno::new);
+            return Err(MissingPage(next.expect("BUG: a page number below the commit size")));
+        }
+        let mut ages = Ages::default();
+        ages.resize(self.checksums.len());
+        let mark = ages.mark(txid);
+        (0..self.checksums.len()).for_each(|index| ages.set(index, mark));
+        Ok(PageMap { page_size: self.page_size, checksums: self.checksums, ages, checksum: self.checksum })
+    }
+
+    fn pass_lock_page(&mut self) {
+        if self.checksums.len() == self.page_size.lock_page().index()
+            && self.checksums.len() < self.commit as usize
+        {
+            self.checksums.push(0);
+        }
+    }
+}
+
+/// A page map while its files are read: exact TXIDs, no database checksum yet.
+#[derive(Debug)]
+struct Loading {
+    page_size: PageSize,
+    entries: Vec<Entry>,
+}
+
+impl Loading {
     /// Replays a stored record: size, then entries with their own transactions. `None` when an entry lies outside.
     fn replay(&mut self, commit: u32, entries: &[(u32, Entry)]) -> Option<()> {
         self.entries.resize(commit as usize, Entry::default());
@@ -143,9 +243,13 @@ impl PageMap {
         Some(())
     }
 
-    /// Computes the checksum anew, after replays.
+    /// The map, with its checksum.
     fn settle(self) -> PageMap {
-        PageMap::from_entries(self.page_size, self.entries)
+        let checksums: Vec<u64> = self.entries.iter().map(|e| e.checksum).collect();
+        let checksum =
+            checksums.iter().filter_map(|sum| Checksum::new(*sum)).fold(Checksum::EMPTY, Checksum::toggle);
+        let ages = Ages::from_txids(self.entries.iter().map(|e| e.txid));
+        PageMap { page_size: self.page_size, checksums, ages, checksum }
     }
 }
 
@@ -188,6 +292,23 @@ mod tests {
         let since: Vec<u32> = map.changed_since(Some(txid(2))).map(|(p, _)| p.get()).collect();
         assert_eq!(since, [2, 3]);
         assert_eq!(map.changed_since(None).count(), 3);
+    }
+
+    #[test]
+    fn a_whole_map_is_that_of_one_transaction_and_knows_its_lock_page() {
+        let size = PageSize::new(65_536).unwrap();
+        let lock = size.lock_page().get();
+        let pages = || (1..=lock + 2).filter(|p| *p != lock);
+        let whole = PageMap::whole(size, lock + 2, txid(5), pages().map(|p| sum(p.into()))).unwrap();
+        let mut applied = PageMap::new(size);
+        let changes: Vec<Change> = pages().map(|p| (pgno(p), sum(p.into()))).collect();
+        applied.apply(&changes, lock + 2, txid(5)).unwrap();
+        assert_eq!(whole.checksum(), applied.checksum());
+        assert!(whole == applied);
+        assert_eq!(whole.changed_since(Some(txid(4))).count(), lock as usize + 1);
+        assert_eq!(whole.changed_since(Some(txid(5))).count(), 0);
+        let short = PageMap::whole(size, lock + 2, txid(5), pages().skip(1).map(|p| sum(p.into())));
+        assert_eq!(short.unwrap_err(), MissingPage(pgno(lock + 2)));
     }
 
     proptest! {

@@ -21,7 +21,7 @@
 
 mod codec;
 
-use super::{Entry, PageMap};
+use super::{Entry, Loading, PageMap};
 use codec::{
     ANCHOR_BYTES, ENTRY_BYTES, Summed, SummedReader, decode_anchor, decode_entry, encode_anchor, encode_entry,
 };
@@ -29,7 +29,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use walhub_common::wal::WalPosition;
-use walhub_common::{Checksum, PageSize, Pos};
+use walhub_common::{PageSize, Pos};
 
 const BASE_MAGIC: &[u8; 8] = b"WHPMbas1";
 const JOURNAL_MAGIC: &[u8; 8] = b"WHPMjrn1";
@@ -197,8 +197,8 @@ impl Store {
         out.put(BASE_MAGIC)?;
         out.put(&(self.sequence + 1).to_le_bytes())?;
         out.put(&encode_anchor(anchor, map.map(PageMap::page_size), map.map_or(0, PageMap::commit)))?;
-        for entry in map.map_or(&[][..], PageMap::entries) {
-            out.put(&encode_entry(entry))?;
+        for entry in map.into_iter().flat_map(PageMap::entries) {
+            out.put(&encode_entry(&entry))?;
         }
         let (out, bytes) = out.finish()?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
@@ -252,7 +252,7 @@ impl Store {
         };
         self.replay_journal(&mut state)?;
         self.anchor = state.anchor;
-        let Some(map) = state.map.map(PageMap::settle) else {
+        let Some(map) = state.map.map(Loading::settle) else {
             return Ok(None);
         };
         self.shape = Some((map.page_size(), map.commit()));
@@ -289,7 +289,7 @@ impl Store {
             return Err(Unusable::Damaged("base: checksum mismatch".into()));
         }
         self.base_bytes = length;
-        let map = page_size.map(|page_size| PageMap { page_size, entries, checksum: Checksum::EMPTY });
+        let map = page_size.map(|page_size| Loading { page_size, entries });
         Ok(Some(State { anchor, map }))
     }
 
@@ -327,7 +327,7 @@ impl Store {
 /// The state while it is being read.
 struct State {
     anchor: Anchor,
-    map: Option<PageMap>,
+    map: Option<Loading>,
 }
 
 impl State {

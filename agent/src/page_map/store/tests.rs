@@ -2,7 +2,7 @@ use super::*;
 use crate::page_map::Change;
 use proptest::prelude::*;
 use walhub_common::wal::{FrameNo, Salts};
-use walhub_common::{Pgno, Txid};
+use walhub_common::{Checksum, Pgno, Txid};
 
 const SIZE: PageSize = PageSize::new(512).unwrap();
 
