@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod database;
 pub mod discover;
+pub mod disk;
 pub mod local;
 pub mod page_map;
 pub mod roster;

@@ -8,9 +8,11 @@
 //! databases/NAME/…      the capture's own files
 //! ```
 
+use crate::disk::{self, Disk};
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use walhub_common::DatabaseName;
 
@@ -44,12 +46,18 @@ pub enum StateDirError {
 pub struct StateDir {
     path: PathBuf,
     epoch: AtomicU64,
+    disk: Arc<dyn Disk>,
     _lock: File,
 }
 
 impl StateDir {
     /// Creates what is missing, takes the lock, raises the epoch and syncs it.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
+        Self::open_on(path, disk::real())
+    }
+
+    /// As [`StateDir::open`], on a disk of the caller's.
+    pub fn open_on(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, StateDirError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| StateDirError::Io { path, source }
@@ -76,14 +84,14 @@ impl StateDir {
                     .ok()
                     .filter(|n| *n < u64::MAX)
                     .ok_or_else(|| StateDirError::Epoch { path: epoch_path.clone() })?;
-                write_synced(path, "epoch", &(stored + 1).to_string()).map_err(io(&epoch_path))?;
+                disk::replace(&*disk, path, "epoch", &(stored + 1).to_string()).map_err(io(&epoch_path))?;
                 stored + 1
             }
             // The first welcome of the hub names it.
             Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
             Err(e) => return Err(io(&epoch_path)(e)),
         };
-        Ok(Self { path: path.to_owned(), epoch: AtomicU64::new(epoch), _lock: lock })
+        Ok(Self { path: path.to_owned(), epoch: AtomicU64::new(epoch), disk, _lock: lock })
     }
 
     /// Incarnation of this start; 0 while the node has none.
@@ -93,7 +101,7 @@ impl StateDir {
 
     /// Stores the epoch that the hub named.
     pub fn adopt_epoch(&self, epoch: u64) -> io::Result<()> {
-        write_synced(&self.path, "epoch", &epoch.to_string())?;
+        disk::replace(&*self.disk, &self.path, "epoch", &epoch.to_string())?;
         self.epoch.store(epoch, Ordering::Release);
         Ok(())
     }
@@ -103,12 +111,17 @@ impl StateDir {
         socket_path(&self.path)
     }
 
+    /// Where state is written.
+    pub fn disk(&self) -> Arc<dyn Disk> {
+        self.disk.clone()
+    }
+
     /// The folder of one database; created when missing, with a note which file it stands for.
     pub fn database(&self, name: &DatabaseName, path: &Path) -> io::Result<PathBuf> {
         let folder = self.path.join("databases").join(name.as_str());
         create_private(&folder)?;
         if self.path_of(name).as_deref() != Some(path) {
-            write_synced(&folder, "path", &path.to_string_lossy())?;
+            disk::replace(&*self.disk, &folder, "path", &path.to_string_lossy())?;
         }
         Ok(folder)
     }
@@ -133,16 +146,6 @@ pub fn socket_path(state_dir: &Path) -> PathBuf {
 fn create_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-/// Replaces a small file so that after a power cut it holds the old or the new text.
-fn write_synced(folder: &Path, name: &str, text: &str) -> io::Result<()> {
-    let temporary = folder.join(format!("{name}.tmp"));
-    let mut file = File::create(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, folder.join(name))?;
-    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

@@ -7,12 +7,14 @@ use super::ledger::{Ledger, Point};
 use super::maintain::Upkeep;
 use super::vfs::{Files, Unlocked};
 use super::{Capture, Cursor, Options, Standing, Tracked};
+use crate::disk::{self, Disk};
 use crate::page_map::PageMap;
 use crate::page_map::store::{Anchor, Loaded, Store};
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use walhub_common::PageSize;
 use walhub_common::wal::{FrameNo, WalPosition};
@@ -27,12 +29,17 @@ impl Capture {
     /// Takes the checkpoint lock of a database and finds out where its page map stands. Blocks for two seconds at most,
     /// plus the time to read the page map.
     pub fn attach(options: Options) -> Result<Capture, AttachError> {
+        Self::attach_on(disk::real(), options)
+    }
+
+    /// As [`Capture::attach`], with the state on a disk of the caller's.
+    pub fn attach_on(disk: Arc<dyn Disk>, options: Options) -> Result<Capture, AttachError> {
         let path = std::path::absolute(&options.path).map_err(|e| Absent::Io(e.to_string()))?;
         look(&path)?;
         let mut files = open(&path)?;
         lock(&mut files)?;
         let Loaded { store, map, discarded } =
-            Store::open(&options.state_dir).map_err(CaptureError::State)?;
+            Store::open(disk, &options.state_dir).map_err(CaptureError::State)?;
         if let Some(reason) = discarded {
             tracing::warn!(path = %path.display(), reason, "the saved page map is unusable and was set aside");
         }

@@ -22,12 +22,14 @@
 mod codec;
 
 use super::{Entry, Loading, PageMap};
+use crate::disk::Disk;
 use codec::{
     ANCHOR_BYTES, ENTRY_BYTES, Summed, SummedReader, decode_anchor, decode_entry, encode_anchor, encode_entry,
 };
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use walhub_common::wal::WalPosition;
 use walhub_common::{PageSize, Pos};
 
@@ -61,6 +63,7 @@ pub struct Anchor {
 /// The files of one database.
 #[derive(Debug)]
 pub struct Store {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
     sequence: u64,
     base_bytes: u64,
@@ -83,10 +86,11 @@ pub struct Loaded {
 
 impl Store {
     /// Opens the folder, creating it if needed, and reads what was saved last.
-    pub fn open(folder: &Path) -> Result<Loaded, StateError> {
+    pub fn open(disk: Arc<dyn Disk>, folder: &Path) -> Result<Loaded, StateError> {
         let fault = |source| StateError { path: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(fault)?;
         let mut store = Store {
+            disk,
             folder: folder.to_owned(),
             sequence: 0,
             base_bytes: 0,
@@ -185,15 +189,12 @@ impl Store {
 
     fn remove_journal(&self) -> Result<(), StateError> {
         let path = self.journal_path();
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError { path, source }),
-            _ => Ok(()),
-        }
+        self.disk.remove(&path).map_err(|source| StateError { path, source })
     }
 
     fn write_base(&self, path: &Path, anchor: &Anchor, map: Option<&PageMap>) -> io::Result<u64> {
         let temporary = path.with_extension("tmp");
-        let mut out = Summed::new(BufWriter::new(File::create(&temporary)?));
+        let mut out = Summed::new(BufWriter::new(self.disk.create(&temporary)?));
         out.put(BASE_MAGIC)?;
         out.put(&(self.sequence + 1).to_le_bytes())?;
         out.put(&encode_anchor(anchor, map.map(PageMap::page_size), map.map_or(0, PageMap::commit)))?;
@@ -201,9 +202,9 @@ impl Store {
             out.put(&encode_entry(&entry))?;
         }
         let (out, bytes) = out.finish()?;
-        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&temporary, path)?;
-        sync_folder(&self.folder)?;
+        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync()?;
+        self.disk.rename(&temporary, path)?;
+        self.disk.sync_folder(&self.folder)?;
         Ok(bytes)
     }
 
@@ -216,14 +217,9 @@ impl Store {
         changes: &[(u32, Entry)],
     ) -> io::Result<u64> {
         let fresh = self.journal_bytes == 0;
-        let file = if fresh {
-            File::create(path)?
-        } else {
-            let file = OpenOptions::new().append(true).open(path)?;
-            // What a failed save may have left behind.
-            file.set_len(self.journal_bytes)?;
-            file
-        };
+        // Cut to what counts: a failed save may have left something behind.
+        let file =
+            if fresh { self.disk.create(path)? } else { self.disk.append(path, self.journal_bytes)? };
         let mut out = BufWriter::new(file);
         let mut bytes = self.journal_bytes;
         if fresh {
@@ -239,9 +235,9 @@ impl Store {
             out.put(&encode_entry(entry))?;
         }
         let (out, record) = out.finish()?;
-        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_data()?;
+        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync()?;
         if fresh {
-            sync_folder(&self.folder)?;
+            self.disk.sync_folder(&self.folder)?;
         }
         Ok(bytes + record)
     }
@@ -384,10 +380,6 @@ impl Unusable {
             _ => Unusable::Io(StateError { path: path.to_owned(), source }),
         }
     }
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

@@ -4,6 +4,10 @@ use proptest::prelude::*;
 use walhub_common::wal::{FrameNo, Salts};
 use walhub_common::{Checksum, Pgno, Txid};
 
+fn open(folder: &Path) -> Result<Loaded, StateError> {
+    Store::open(crate::disk::real(), folder)
+}
+
 const SIZE: PageSize = PageSize::new(512).unwrap();
 
 fn pgno(n: u32) -> Pgno {
@@ -33,7 +37,7 @@ struct Twin {
 impl Twin {
     fn new(pages: u32) -> Twin {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = Store::open(folder.path()).unwrap().store;
+        let mut store = open(folder.path()).unwrap().store;
         let mut map = PageMap::new(SIZE);
         let changes: Vec<Change> = (1..=pages).map(|p| (pgno(p), sum(p.into()))).collect();
         map.apply(&changes, pages, Txid::FIRST).unwrap();
@@ -55,7 +59,7 @@ impl Twin {
     }
 
     fn assert_loads(&self) {
-        let loaded = Store::open(self.folder.path()).unwrap();
+        let loaded = open(self.folder.path()).unwrap();
         assert_eq!(loaded.discarded, None);
         assert_eq!(loaded.map.as_ref(), Some(&self.map));
         assert_eq!(loaded.store.anchor(), self.store.anchor());
@@ -65,7 +69,7 @@ impl Twin {
 #[test]
 fn an_empty_folder_holds_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let loaded = Store::open(&folder.path().join("new/deep")).unwrap();
+    let loaded = open(&folder.path().join("new/deep")).unwrap();
     assert!(loaded.map.is_none() && loaded.discarded.is_none());
     assert_eq!(loaded.store.anchor(), &Anchor::default());
     assert!(loaded.store.wants_rewrite());
@@ -74,9 +78,9 @@ fn an_empty_folder_holds_nothing() {
 #[test]
 fn a_lineage_can_be_saved_before_there_is_a_map() {
     let folder = tempfile::tempdir().unwrap();
-    let mut store = Store::open(folder.path()).unwrap().store;
+    let mut store = open(folder.path()).unwrap().store;
     store.rewrite(Anchor { lineage: 5, ..Anchor::default() }, None).unwrap();
-    let loaded = Store::open(folder.path()).unwrap();
+    let loaded = open(folder.path()).unwrap();
     assert!(loaded.map.is_none());
     assert_eq!(loaded.store.anchor().lineage, 5);
 }
@@ -125,7 +129,7 @@ fn entries_that_do_not_add_up_are_not_used() {
     let wrong =
         Anchor { position: Some(Pos { txid: Txid::FIRST, checksum: sum(12345) }), ..anchor(&twin.map, 1) };
     twin.store.rewrite(wrong, Some(&twin.map)).unwrap();
-    let loaded = Store::open(twin.folder.path()).unwrap();
+    let loaded = open(twin.folder.path()).unwrap();
     assert!(loaded.map.is_none() && loaded.discarded.is_some());
     assert_eq!(loaded.store.anchor(), &Anchor::default());
 }
@@ -153,7 +157,7 @@ proptest! {
         if cut { bytes.truncate(at) } else { bytes[at] ^= 0x41 }
         fs::write(&path, &bytes).unwrap();
         let whole = states.iter().rev().find(|(end, _)| *end <= at as u64).unwrap_or(&states[0]);
-        let loaded = Store::open(twin.folder.path()).unwrap();
+        let loaded = open(twin.folder.path()).unwrap();
         prop_assert_eq!(loaded.map.as_ref(), Some(&whole.1));
         let mut twin = Twin { map: whole.1.clone(), store: loaded.store, ..twin };
         twin.change(1, 3);
@@ -168,12 +172,12 @@ proptest! {
         let at = at.index(bytes.len());
         if cut { bytes.truncate(at) } else { bytes[at] ^= 0x41 }
         fs::write(&path, &bytes).unwrap();
-        let loaded = Store::open(twin.folder.path()).unwrap();
+        let loaded = open(twin.folder.path()).unwrap();
         prop_assert!(loaded.map.is_none() && loaded.discarded.is_some());
         let mut store = loaded.store;
         prop_assert!(store.wants_rewrite());
         store.rewrite(anchor(&twin.map, 1), Some(&twin.map)).unwrap();
-        let again = Store::open(twin.folder.path()).unwrap();
+        let again = open(twin.folder.path()).unwrap();
         prop_assert_eq!(again.map.as_ref(), Some(&twin.map));
     }
 
@@ -182,7 +186,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("base"), base).unwrap();
         fs::write(folder.path().join("journal"), journal).unwrap();
-        let loaded = Store::open(folder.path()).unwrap();
+        let loaded = open(folder.path()).unwrap();
         prop_assert!(loaded.map.is_none());
     }
 }
