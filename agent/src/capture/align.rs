@@ -68,6 +68,7 @@ impl Capture {
     }
 
     fn try_heal(&mut self, sink: &mut dyn Sink) -> Result<Option<SegmentMeta>, CaptureError> {
+        self.must_own_lock()?;
         if self.standing == Standing::Aligned {
             return Ok(None);
         }
@@ -86,6 +87,7 @@ impl Capture {
     }
 
     fn try_delta(&mut self, hub: Option<Pos>, sink: &mut dyn Sink) -> Result<SegmentMeta, CaptureError> {
+        self.must_own_lock()?;
         let mut followed = None;
         if self.standing == Standing::Aligned {
             self.kept.clear();

@@ -9,7 +9,7 @@ use super::vfs::{Files, Unlocked};
 use super::{Capture, Cursor, Options, Standing, Tracked};
 use crate::disk::{self, Disk};
 use crate::page_map::PageMap;
-use crate::page_map::store::{Anchor, Loaded, Store};
+use crate::page_map::store::{Loaded, Store};
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
@@ -53,6 +53,7 @@ impl Capture {
             kept: VecDeque::new(),
             seen: None,
             upkeep: Upkeep::default(),
+            yielded: false,
         };
         if let Some(map) = map {
             capture.take_up(map)?;
@@ -67,7 +68,10 @@ impl Capture {
         let Some(position) = anchor.position else {
             return Ok(());
         };
-        self.cursor = find(&self.files, &header, &anchor, &map)?;
+        self.cursor = match anchor.wal {
+            Some(saved) => find(&self.files, &header, saved, map.page_size())?,
+            None => None,
+        };
         self.standing = if self.cursor.is_some() { Standing::Aligned } else { Standing::Gap };
         let ledger = Ledger::new(Point { position, wal: anchor.wal, commit: map.commit() });
         self.tracked = Some(Tracked { map, position, ledger, rolled: false });
@@ -75,18 +79,14 @@ impl Capture {
     }
 }
 
-/// The saved place, if the log still has it: the log only grows within a generation, so equal salts and an equal running
+/// A place of before, if the log still has it: the log only grows within a generation, so equal salts and an equal running
 /// checksum at the saved frame mean that nothing before it was replaced.
-fn find(
+pub(super) fn find(
     files: &Files,
     header: &Header,
-    anchor: &Anchor,
-    map: &PageMap,
+    saved: WalPosition,
+    page_size: PageSize,
 ) -> Result<Option<Cursor>, CaptureError> {
-    let Some(saved) = anchor.wal else {
-        return Ok(None);
-    };
-    let page_size = map.page_size();
     if saved.salts != header.salts || saved.frame > header.last || header.page_size != Some(page_size) {
         return Ok(None);
     }
@@ -149,7 +149,7 @@ fn open(path: &Path) -> Result<Files, Absent> {
 }
 
 /// Takes the checkpoint lock. While it waits, a read mark keeps the log from restarting under frames not yet captured.
-fn lock(files: &mut Files) -> Result<(), Absent> {
+pub(super) fn lock(files: &mut Files) -> Result<(), Absent> {
     let begun = Instant::now();
     let mut guarded = false;
     while !files.try_lock_checkpoint().map_err(absent)? {

@@ -137,6 +137,9 @@ pub enum CaptureError {
     /// The wal-index is torn and the writer lock needed to repair it is taken. Passes by itself.
     #[error("the wal-index is torn and cannot be repaired yet")]
     Torn,
+    /// The checkpoint lock was given back: reclaim it first.
+    #[error("the database is paused")]
+    Yielded,
     /// The path leads to another file now: detach and attach again.
     #[error("the database file was replaced or removed")]
     Moved,

@@ -1,32 +1,36 @@
-//! BACKFILL, FENCE and DETACH: the checkpoints that the application no longer does.
+//! BACKFILL and DETACH, and when a FENCE must come: the checkpoints that the application no longer does.
 //!
 //! **BACKFILL**: a read mark on R at the published end, wait until everything up to it is acked, save the page map, let SQLite
 //! copy. The mark caps the copy at a captured frame (I1) and keeps the log from restarting meanwhile; it delays nobody, as
 //! the application's own checkpoints are busy anyway. It is given up when acks stay away.
 //!
-//! **FENCE**: with writers that never pause, a backfill is never complete and the log never restarts. Then the writer lock
-//! is taken for a few milliseconds: the last transactions go into memory, page map saved, everything copied. The network
-//! is not involved: what was taken into memory is handed out afterwards.
+//! **The limit of the log**, in steps: from a quarter on a backfill does not wait for acks (what was handed out is in memory).
+//! From the half on FENCE comes first: a bulk pass takes as long as writers need to write as much again. When the reading
+//! is too far behind even for that, [`Maintained::Overrun`] asks the owner to give up restore points ([`Capture::skip`]).
 //!
-//! Bounds: waiting for the writer lock [`FENCE_WAIT`], frames captured under it [`FENCE_BYTES`]; a mark is held for
-//! [`MARK_PATIENCE`] at most. Attempts are rate-limited by frames, not by time, so an idle database costs nothing.
+//! **Held back**: when everything is copied and the next writers still do not begin the log anew, some reader outside never
+//! lets go of its read mark (Litestream does that for life). No checkpoint helps then, so FENCE comes ever more rarely,
+//! and [`Capture::held_back`] says so.
+//!
+//! Bounds: a mark is held for [`MARK_PATIENCE`] at most. Attempts are rate-limited by frames, not by time, so an idle
+//! database costs nothing.
 
-use super::error::{Broken, CaptureError, SqliteError};
+use super::error::{Broken, CaptureError};
+use super::fence::{NoCheckpoint, Reach};
 use super::header::Header;
-use super::segment::Kept;
 use super::{Capture, Standing};
 use std::time::{Duration, Instant};
 use walhub_common::wal::FrameNo;
 
 /// How long a read mark waits for acks.
 const MARK_PATIENCE: Duration = Duration::from_secs(5);
-/// How long FENCE tries to get the writer lock.
-const FENCE_WAIT: Duration = Duration::from_millis(150);
-const FENCE_STEP: Duration = Duration::from_micros(100);
-/// Log that FENCE captures while it holds the writer lock.
-const FENCE_BYTES: u64 = 2 * 1024 * 1024;
-/// A failed FENCE makes the next one wait for up to this many times more frames.
+/// A FENCE that did not help makes the next one wait for up to this many doublings of frames...
 const FENCE_BACKOFF: u32 = 6;
+/// ...or, when the log is near its limit, for this time at most.
+const FENCE_AGAIN: Duration = Duration::from_secs(10);
+/// A log that does not begin anew for this time, although it could this often, is held back by a reader.
+const HELD_PATIENCE: Duration = Duration::from_secs(5);
+const HELD_TIMES: u32 = 2;
 
 /// What [`Capture::maintain`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +51,8 @@ pub enum Maintained {
         /// How long writers were kept out.
         held: Duration,
     },
+    /// The log is near its limit, and too much of it was not read for a FENCE: read faster, or [`Capture::skip`].
+    Overrun,
 }
 
 /// Book-keeping of the checkpoints.
@@ -61,6 +67,12 @@ pub(super) struct Upkeep {
     fence_from: u32,
     /// Fences in a row after which the log did not restart.
     fences: u32,
+    /// When the last one was.
+    fenced: Option<Instant>,
+    /// Published end at which everything was copied: the next frame should be the first of a new generation.
+    complete_at: Option<FrameNo>,
+    /// Since when, and how often, the log of this generation could have begun anew and did not.
+    held: Option<(Instant, u32)>,
 }
 
 /// A read mark that is held.
@@ -74,6 +86,11 @@ struct Mark {
 impl Upkeep {
     pub(super) fn new_generation(&mut self) {
         *self = Upkeep::default();
+    }
+
+    fn was_held(&mut self) {
+        let (_, times) = self.held.get_or_insert((Instant::now(), 0));
+        *times += 1;
     }
 
     pub(super) fn is_waiting(&self) -> bool {
@@ -92,13 +109,20 @@ impl Capture {
     }
 
     fn try_maintain(&mut self) -> Result<Maintained, CaptureError> {
-        if self.standing != Standing::Aligned {
+        if self.standing != Standing::Aligned || self.yielded {
             return Ok(Maintained::Nothing);
         }
         let header = self.header()?;
         if !self.is_current(&header) {
             // The log restarted; reading on notices it first.
             return Ok(Maintained::Nothing);
+        }
+        if self.upkeep.complete_at.is_some_and(|at| header.last > at) {
+            self.upkeep.complete_at = None;
+            self.upkeep.was_held();
+        }
+        if self.fence_comes_first(&header) {
+            return self.fence_now(Reach::PRESSED);
         }
         let done = match self.upkeep.mark {
             Some(mark) => self.finish_backfill(mark)?,
@@ -109,9 +133,21 @@ impl Capture {
             None => return Ok(Maintained::Nothing),
         };
         if matches!(done, Maintained::Backfilled { complete: false }) && self.fence_is_due()? {
-            return self.fence();
+            return self.fence_now(Reach::USUAL);
         }
         Ok(done)
+    }
+
+    /// True from the half of the limit on: the log must begin anew soon, whatever it costs.
+    pub fn is_pressed(&self) -> bool {
+        self.wal_bytes() > self.options.wal_limit_bytes / 2
+    }
+
+    /// For how long a reader outside has kept the log from beginning anew; `None` when none does.
+    pub fn held_back(&self) -> Option<Duration> {
+        let (since, times) = self.upkeep.held?;
+        let long = since.elapsed();
+        (times >= HELD_TIMES && long >= HELD_PATIENCE).then_some(long)
     }
 
     /// True when the header is of the generation that is followed.
@@ -126,12 +162,7 @@ impl Capture {
 
     /// Opens the read mark.
     fn mark(&mut self) -> Result<Option<Mark>, CaptureError> {
-        if self.files.has_moved()? {
-            return Err(CaptureError::Moved);
-        }
-        if !self.files.holds_shared()? {
-            return Err(Broken::SharedLock.into());
-        }
+        self.look_at_locks()?;
         if let Err(e) = self.files.open_guard() {
             self.files.release();
             return if e.is_busy() { Ok(None) } else { Err(e.into()) };
@@ -148,6 +179,13 @@ impl Capture {
     }
 
     fn finish_backfill(&mut self, mark: Mark) -> Result<Maintained, CaptureError> {
+        let read = self.cursor.is_some_and(|c| c.wal.frame >= mark.frame);
+        if read
+            && self.wal_bytes() > self.options.wal_limit_bytes / 4
+            && let Some(tracked) = &mut self.tracked
+        {
+            tracked.ledger.settle_all();
+        }
         let captured = self.tracked.as_ref().and_then(|t| t.ledger.captured().wal);
         let all = captured
             .is_some_and(|c| Some(c.salts) == self.cursor.map(|c| c.wal.salts) && c.frame >= mark.frame);
@@ -162,72 +200,73 @@ impl Capture {
         let header = self.backfill()?;
         self.unmark();
         self.upkeep.passed = true;
-        Ok(Maintained::Backfilled { complete: header.backfilled == header.last })
+        let complete = header.backfilled == header.last;
+        if complete {
+            self.upkeep.complete_at = Some(header.last);
+        }
+        Ok(Maintained::Backfilled { complete })
     }
 
-    fn unmark(&mut self) {
+    pub(super) fn unmark(&mut self) {
         self.upkeep.mark = None;
         self.files.release();
     }
 
-    /// Lets SQLite copy frames, as far as R's transaction allows, and checks how far it went.
-    fn backfill(&mut self) -> Result<Header, CaptureError> {
+    /// Lets SQLite copy frames, as far as readers allow, and checks how far it went. R's mark or the writer lock must keep
+    /// the log from restarting.
+    pub(super) fn backfill(&mut self) -> Result<Header, CaptureError> {
         let copied = self.files.backfill();
         let header = self.header()?;
-        let saved = self.store.anchor().wal;
-        let Some(cursor) = &mut self.cursor else { unreachable!("BUG: a backfill without a place") };
-        // R keeps the log from restarting, so the header is of the same generation.
-        let saved = saved.filter(|s| s.salts == header.salts).map_or(FrameNo::START, |s| s.frame);
-        if header.backfilled > saved && header.backfilled > cursor.backfilled {
-            return Err(Broken::Unsaved { backfilled: header.backfilled, saved }.into());
-        }
-        cursor.backfilled = header.backfilled;
+        self.backfilled_to(&header)?;
         match copied {
             Err(e) if !e.is_busy() => Err(e.into()),
             _ => Ok(header),
         }
     }
 
+    /// I8, after a checkpoint in the generation of `header`.
+    pub(super) fn backfilled_to(&mut self, header: &Header) -> Result<(), CaptureError> {
+        let saved = self.store.anchor().wal;
+        let Some(cursor) = &mut self.cursor else { unreachable!("BUG: a backfill without a place") };
+        let saved = saved.filter(|s| s.salts == header.salts).map_or(FrameNo::START, |s| s.frame);
+        if header.backfilled > saved && header.backfilled > cursor.backfilled {
+            return Err(Broken::Unsaved { backfilled: header.backfilled, saved }.into());
+        }
+        cursor.backfilled = header.backfilled;
+        Ok(())
+    }
+
     fn fence_is_due(&mut self) -> Result<bool, CaptureError> {
-        let header = self.header()?;
-        let frames = header.last.get();
+        let frames = self.header()?.last.get();
         let due = self.options.checkpoint_frames.max(1).saturating_mul(3);
-        let pressing = self.wal_bytes() > self.options.wal_limit_bytes;
-        Ok(self.upkeep.passed && frames > due && (pressing || frames >= self.upkeep.fence_from))
+        Ok(self.upkeep.passed && frames > due && frames >= self.upkeep.fence_from)
     }
 
-    fn fence(&mut self) -> Result<Maintained, CaptureError> {
-        let begun = Instant::now();
-        loop {
-            match self.files.open_fence() {
-                Ok(()) => break,
-                Err(e) if e.is_busy() && begun.elapsed() < FENCE_WAIT => std::thread::sleep(FENCE_STEP),
-                Err(e) => return self.fence_failed(Some(e)),
-            }
-        }
-        let locked = Instant::now();
-        let fenced = self.fenced();
-        self.files.release();
-        let held = locked.elapsed();
-        match fenced? {
-            Some(header) => {
-                let complete = header.backfilled == header.last;
-                // Complete, and still no restart by the next fence: some reader never lets go of its mark.
-                self.fence_later(header.last);
-                Ok(Maintained::Fenced { complete, held })
-            }
-            None => self.fence_failed(None),
-        }
+    fn fence_comes_first(&self, header: &Header) -> bool {
+        let again = self.upkeep.fenced.is_none_or(|at| at.elapsed() >= FENCE_AGAIN);
+        self.is_pressed() && (header.last.get() >= self.upkeep.fence_from || again)
     }
 
-    fn fence_failed(&mut self, error: Option<SqliteError>) -> Result<Maintained, CaptureError> {
-        self.files.release();
-        let header = self.header()?;
-        self.fence_later(header.last);
-        match error {
-            Some(e) if !e.is_busy() => Err(e.into()),
-            _ => Ok(Maintained::Backfilled { complete: false }),
+    fn fence_now(&mut self, reach: Reach) -> Result<Maintained, CaptureError> {
+        let fenced = self.fence(reach, false)?;
+        if let Err(NoCheckpoint::Behind(_)) = fenced
+            && self.is_pressed()
+        {
+            // Nobody was kept out: the next try is free.
+            return Ok(Maintained::Overrun);
         }
+        let last = self.header()?.last;
+        self.fence_later(last);
+        let Ok(done) = fenced else {
+            return Ok(Maintained::Backfilled { complete: false });
+        };
+        if done.complete {
+            self.upkeep.complete_at = Some(last);
+        } else {
+            // No writer was there, so a reader is in the way.
+            self.upkeep.was_held();
+        }
+        Ok(Maintained::Fenced { complete: done.complete, held: done.held })
     }
 
     fn fence_later(&mut self, at: FrameNo) {
@@ -235,33 +274,7 @@ impl Capture {
             self.options.checkpoint_frames.max(1).saturating_mul(1 << self.upkeep.fences.min(FENCE_BACKOFF));
         self.upkeep.fence_from = at.get().saturating_add(frames);
         self.upkeep.fences += 1;
-    }
-
-    /// Under the writer lock. `None`: too much to capture in so short a time.
-    fn fenced(&mut self) -> Result<Option<Header>, CaptureError> {
-        let header = self.header()?;
-        let Some(cursor) = self.cursor.filter(|_| self.is_current(&header)) else {
-            return Ok(None);
-        };
-        let behind = header.last.end(cursor.page_size).saturating_sub(cursor.wal.frame.end(cursor.page_size));
-        if behind > FENCE_BYTES {
-            return Ok(None);
-        }
-        while let Some(cursor) = self.cursor.filter(|c| c.wal.frame < header.last) {
-            let kept = Kept::collect(|sink| match self.advance(&header, cursor, Some(sink))? {
-                super::Next::Sent(meta) => Ok(Some(meta)),
-                super::Next::UpToDate | super::Next::Lost(_) => Ok(None),
-            })?;
-            match kept {
-                Some(kept) => self.kept.push_back(kept),
-                None => return Ok(None),
-            }
-        }
-        if let Some(tracked) = &mut self.tracked {
-            tracked.ledger.settle_all();
-        }
-        self.save()?;
-        self.backfill().map(Some)
+        self.upkeep.fenced = Some(Instant::now());
     }
 
     /// DETACH: what is acked is saved. No last checkpoint: a complete one would let the next writer restart the log, and an

@@ -40,6 +40,7 @@
 mod align;
 mod attach;
 mod error;
+mod fence;
 mod header;
 mod image;
 mod ledger;
@@ -47,8 +48,10 @@ mod maintain;
 mod segment;
 mod tail;
 mod vfs;
+mod yielding;
 
 pub use error::{Absent, AttachError, Broken, CaptureError, SqliteError};
+pub use fence::{Checkpointed, NoCheckpoint};
 pub use maintain::Maintained;
 pub use segment::{SegmentMeta, Sink};
 
@@ -113,6 +116,8 @@ pub enum State {
     Tail,
     /// As [`State::Tail`], with a read mark held until what lies behind it is acked and checkpointed.
     Backfill,
+    /// The application has its checkpoints back; nothing is read.
+    Yield,
 }
 
 /// One attached database. Blocking; one owner at a time; may move between threads.
@@ -130,6 +135,8 @@ pub struct Capture {
     /// Words of the last header of which nothing is left to do.
     seen: Option<[u32; header::WAL_INDEX_WORDS]>,
     upkeep: Upkeep,
+    /// True while the checkpoint lock is given back (YIELD).
+    yielded: bool,
 }
 
 /// The page map and its books.
@@ -200,6 +207,7 @@ impl Capture {
     /// What it is doing.
     pub fn state(&self) -> State {
         match self.standing {
+            _ if self.yielded => State::Yield,
             Standing::Aligned if self.upkeep.is_waiting() => State::Backfill,
             Standing::Aligned => State::Tail,
             Standing::Gap | Standing::Fresh => State::Align,

@@ -147,6 +147,11 @@ impl Kept {
         Ok(meta.map(|meta| Kept { meta, chunks }))
     }
 
+    /// Its size.
+    pub(super) fn bytes(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.len() as u64).sum()
+    }
+
     /// Hands it out.
     pub(super) fn send(&self, sink: &mut dyn Sink) -> io::Result<()> {
         sink.begin(&self.meta)?;

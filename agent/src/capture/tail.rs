@@ -20,7 +20,7 @@ const FIRST_READ_FRAMES: usize = 4;
 const END: Pgno = Pgno::new(u32::MAX).expect("BUG: not zero");
 
 /// How the cursor relates to a header.
-enum Ahead {
+pub(super) enum Ahead {
     /// Nothing to read.
     Nothing,
     /// A transaction lies between cursor and header.
@@ -47,6 +47,7 @@ impl Capture {
     }
 
     fn try_next(&mut self, sink: &mut dyn Sink) -> Result<Next, CaptureError> {
+        self.must_own_lock()?;
         if let Some(kept) = self.kept.front() {
             kept.send(sink).map_err(CaptureError::Sink)?;
             let meta = kept.meta;
@@ -68,6 +69,7 @@ impl Capture {
     }
 
     fn try_skip(&mut self) -> Result<u64, CaptureError> {
+        self.must_own_lock()?;
         let mut skipped = self.kept.len() as u64;
         self.kept.clear();
         if self.standing == Standing::Aligned {
@@ -104,7 +106,7 @@ impl Capture {
     }
 
     /// Compares cursor and header, and follows the log into a new generation.
-    fn ahead(&mut self, header: &Header) -> Result<Ahead, CaptureError> {
+    pub(super) fn ahead(&mut self, header: &Header) -> Result<Ahead, CaptureError> {
         let Some(cursor) = &mut self.cursor else {
             return Ok(Ahead::Lost);
         };

@@ -8,8 +8,8 @@
 //! (`fcntl` locks belong to process and inode, not to the descriptor).
 //!
 //! The file objects of K and R get a copy of their method table in which `xShmLock` is ours: while this process owns the
-//! checkpoint lock (taken through K's file object, outside of SQLite's own bookkeeping), SQLite's requests for it by K and
-//! R are answered here, so that a checkpoint on K never lets go of the lock.
+//! checkpoint lock or the writer lock (taken through K's file object, outside of SQLite's own bookkeeping), SQLite's
+//! requests for it by K and R are answered here, so that a checkpoint on K never lets go of the lock.
 //!
 //! Invariants
 //! - SHARED on the database is held as long as [`Files`] lives; no last-close checkpoint, no change of journal mode.
@@ -27,14 +27,17 @@ use rusqlite::{Connection, OpenFlags, ffi};
 use std::ffi::{CStr, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
 /// The first SQLite whose checkpointer is free of the WAL-reset bug.
 const MIN_SQLITE: i32 = 3_051_003;
-/// Slot of the checkpoint lock among the eight of the wal-index.
+/// Slots among the eight locks of the wal-index.
+const WRITE_SLOT: c_int = 0;
 const CHECKPOINT_SLOT: c_int = 1;
+/// The first slot that this process never takes by itself.
+const AFTER_CHECKPOINT: c_int = CHECKPOINT_SLOT + 1;
 /// Bytes of one region of the wal-index.
 const REGION_BYTES: c_int = 32 * 1024;
 const MAIN: &CStr = c"main";
@@ -50,8 +53,8 @@ fn check(action: &'static str, code: c_int) -> Result<()> {
 struct Patched {
     methods: ffi::sqlite3_io_methods,
     original: *const ffi::sqlite3_io_methods,
-    /// True while K's file object holds the checkpoint lock on behalf of this process.
-    owns_checkpoint: Arc<AtomicBool>,
+    /// One bit per slot that K's file object holds on behalf of this process.
+    owned: Arc<AtomicU8>,
 }
 
 /// `xShmLock` of K and R.
@@ -71,7 +74,7 @@ unsafe extern "C" fn shm_lock(
         return ffi::SQLITE_IOERR_SHMLOCK;
     };
     let exclusive = flags & ffi::SQLITE_SHM_EXCLUSIVE != 0;
-    if exclusive && offset == CHECKPOINT_SLOT && patched.owns_checkpoint.load(Ordering::Relaxed) {
+    if exclusive && owns(&patched.owned, offset) {
         if count == 1 {
             return ffi::SQLITE_OK;
         }
@@ -83,6 +86,11 @@ unsafe extern "C" fn shm_lock(
     unsafe { original(file, offset, count, flags) }
 }
 
+/// True for the slots that this process holds by itself, outside of SQLite's own bookkeeping.
+fn owns(owned: &AtomicU8, slot: c_int) -> bool {
+    (WRITE_SLOT..AFTER_CHECKPOINT).contains(&slot) && owned.load(Ordering::Relaxed) & (1 << slot) != 0
+}
+
 /// A connection whose database file object carries our method table.
 struct Link {
     /// `None` only during drop.
@@ -92,7 +100,7 @@ struct Link {
 }
 
 impl Link {
-    fn open(path: &Path, owns_checkpoint: &Arc<AtomicBool>) -> Result<Link> {
+    fn open(path: &Path, owned: &Arc<AtomicU8>) -> Result<Link> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let sql = |action| move |e: rusqlite::Error| SqliteError::from_rusqlite(action, &e);
         let connection = Connection::open_with_flags(path, flags).map_err(sql("open the database"))?;
@@ -116,17 +124,17 @@ impl Link {
             ffi::sqlite3_wal_autocheckpoint(db, 0);
         }
         let file = file_pointer(&connection, ffi::SQLITE_FCNTL_FILE_POINTER)?;
-        Ok(Self::patch(connection, file, owns_checkpoint.clone()))
+        Ok(Self::patch(connection, file, owned.clone()))
     }
 
-    fn patch(connection: Connection, file: NonNull<ffi::sqlite3_file>, owns: Arc<AtomicBool>) -> Link {
+    fn patch(connection: Connection, file: NonNull<ffi::sqlite3_file>, owned: Arc<AtomicU8>) -> Link {
         // SAFETY: the file object is open, so its method table is set and static; the table is plain data. Our copy
         // lives in a box that `Link` owns, and `Link::drop` puts the original back before the box goes away.
         unsafe {
             let original = (*file.as_ptr()).pMethods;
             let mut methods = ptr::read(original);
             methods.xShmLock = Some(shm_lock);
-            let patched = Box::new(Patched { methods, original, owns_checkpoint: owns });
+            let patched = Box::new(Patched { methods, original, owned });
             (*file.as_ptr()).pMethods = (&raw const *patched).cast();
             Link { connection: Some(connection), file, patched }
         }
@@ -218,7 +226,7 @@ pub(super) struct Preview {
 /// A database whose connection is open but holds no lock yet.
 pub(super) struct Unlocked {
     path: PathBuf,
-    owns_checkpoint: Arc<AtomicBool>,
+    owned: Arc<AtomicU8>,
     k: Link,
 }
 
@@ -232,9 +240,9 @@ impl Unlocked {
             version >= MIN_SQLITE,
             "BUG: linked with SQLite {version}, whose checkpointer has the WAL-reset bug"
         );
-        let owns_checkpoint = Arc::new(AtomicBool::new(false));
-        let k = Link::open(path, &owns_checkpoint)?;
-        Ok(Unlocked { path: path.to_owned(), owns_checkpoint, k })
+        let owned = Arc::new(AtomicU8::new(0));
+        let k = Link::open(path, &owned)?;
+        Ok(Unlocked { path: path.to_owned(), owned, k })
     }
 
     /// The database header as it is in the file.
@@ -272,8 +280,8 @@ impl Unlocked {
         check("map the wal-index", code)?;
         let index = NonNull::new(region.cast::<u32>())
             .ok_or_else(|| SqliteError::new("map the wal-index", ffi::SQLITE_CANTOPEN))?;
-        let Unlocked { path, owns_checkpoint, k } = self;
-        Ok(Files { k, r: None, wal, index, path, owns_checkpoint })
+        let Unlocked { path, owned, k } = self;
+        Ok(Files { k, r: None, wal, index, path, owned })
     }
 }
 
@@ -285,7 +293,7 @@ pub(super) struct Files {
     wal: NonNull<ffi::sqlite3_file>,
     index: NonNull<u32>,
     path: PathBuf,
-    owns_checkpoint: Arc<AtomicBool>,
+    owned: Arc<AtomicU8>,
 }
 
 // SAFETY: nothing in here is tied to a thread. SQLite is built with SQLITE_THREADSAFE=1, so its global state (the inode
@@ -349,33 +357,53 @@ impl Files {
 
     /// Takes the checkpoint lock for this process; `false`: somebody else holds it.
     pub(super) fn try_lock_checkpoint(&mut self) -> Result<bool> {
-        if self.owns_checkpoint.load(Ordering::Relaxed) {
-            return Ok(true);
-        }
-        match self.checkpoint_slot(ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_EXCLUSIVE) {
-            ffi::SQLITE_OK => {
-                self.owns_checkpoint.store(true, Ordering::Relaxed);
-                Ok(true)
-            }
-            code if code & 0xff == ffi::SQLITE_BUSY => Ok(false),
-            code => Err(SqliteError::new("take the checkpoint lock", code)),
-        }
+        self.try_lock(CHECKPOINT_SLOT, "take the checkpoint lock")
     }
 
     /// Gives the checkpoint lock back.
     pub(super) fn unlock_checkpoint(&mut self) {
-        if self.owns_checkpoint.swap(false, Ordering::Relaxed) {
+        self.unlock(CHECKPOINT_SLOT);
+    }
+
+    /// Takes the writer lock for this process, outside of any transaction: no commit can happen until
+    /// [`Files::unlock_writer`]. `false`: a writer is at work.
+    pub(super) fn try_lock_writer(&mut self) -> Result<bool> {
+        self.try_lock(WRITE_SLOT, "take the writer lock")
+    }
+
+    /// Gives the writer lock back.
+    pub(super) fn unlock_writer(&mut self) {
+        self.unlock(WRITE_SLOT);
+    }
+
+    fn try_lock(&mut self, slot: c_int, action: &'static str) -> Result<bool> {
+        if owns(&self.owned, slot) {
+            return Ok(true);
+        }
+        match self.shm_lock(slot, ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_EXCLUSIVE) {
+            ffi::SQLITE_OK => {
+                self.owned.fetch_or(1 << slot, Ordering::Relaxed);
+                Ok(true)
+            }
+            code if code & 0xff == ffi::SQLITE_BUSY => Ok(false),
+            code => Err(SqliteError::new(action, code)),
+        }
+    }
+
+    fn unlock(&mut self, slot: c_int) {
+        if owns(&self.owned, slot) {
+            self.owned.fetch_and(!(1 << slot), Ordering::Relaxed);
             // Unlocking fails only when the file object has no wal-index, which K has.
-            self.checkpoint_slot(ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_EXCLUSIVE);
+            self.shm_lock(slot, ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_EXCLUSIVE);
         }
     }
 
     /// SQLite's own `xShmLock`, past our table.
-    fn checkpoint_slot(&self, flags: c_int) -> c_int {
+    fn shm_lock(&self, slot: c_int, flags: c_int) -> c_int {
         // SAFETY: K's file object is open and has its wal-index connected; the original table is SQLite's static one.
         unsafe {
             match (*self.k.patched.original).xShmLock {
-                Some(lock) => lock(self.k.file.as_ptr(), CHECKPOINT_SLOT, 1, flags),
+                Some(lock) => lock(self.k.file.as_ptr(), slot, 1, flags),
                 None => ffi::SQLITE_IOERR_SHMLOCK,
             }
         }
@@ -391,8 +419,16 @@ impl Files {
     /// Copies frames into the database, as far as no reader needs them to stay out. The caller must own the checkpoint
     /// lock.
     pub(super) fn backfill(&mut self) -> Result<()> {
-        assert!(self.owns_checkpoint.load(Ordering::Relaxed), "BUG: a checkpoint without the lock");
+        assert!(owns(&self.owned, CHECKPOINT_SLOT), "BUG: a checkpoint without the lock");
         self.checkpoint("checkpoint", ffi::SQLITE_CHECKPOINT_PASSIVE)
+    }
+
+    /// Copies all frames into the database, begins the log anew and cuts its file to nothing. The caller must own the
+    /// checkpoint lock and the writer lock. Busy, after copying what can be copied, when a reader is in the log.
+    pub(super) fn truncate(&mut self) -> Result<()> {
+        assert!(owns(&self.owned, CHECKPOINT_SLOT), "BUG: a checkpoint without the lock");
+        assert!(owns(&self.owned, WRITE_SLOT), "BUG: a truncation while others may write");
+        self.checkpoint("truncate the log", ffi::SQLITE_CHECKPOINT_TRUNCATE)
     }
 
     fn checkpoint(&mut self, action: &'static str, mode: c_int) -> Result<()> {
@@ -409,15 +445,10 @@ impl Files {
         self.r_begin("open a read mark", "BEGIN; PRAGMA user_version")
     }
 
-    /// Opens a write transaction on R: no commit can happen until [`Files::release`]. Does not wait.
-    pub(super) fn open_fence(&mut self) -> Result<()> {
-        self.r_begin("take the writer lock", "BEGIN IMMEDIATE")
-    }
-
     fn r_begin(&mut self, action: &'static str, sql: &str) -> Result<()> {
         let r = match &self.r {
             Some(r) => r,
-            None => self.r.insert(Link::open(&self.path, &self.owns_checkpoint)?),
+            None => self.r.insert(Link::open(&self.path, &self.owned)?),
         };
         let begun = r.run(action, sql);
         if begun.is_err() && !r.connection().is_autocommit() {
@@ -447,6 +478,7 @@ impl Files {
 impl Drop for Files {
     fn drop(&mut self) {
         self.r = None;
+        self.unlock_writer();
         self.unlock_checkpoint();
     }
 }

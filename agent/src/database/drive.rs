@@ -61,6 +61,7 @@ pub(super) fn failed(error: CaptureError) -> End {
         CaptureError::Moved => End::Replaced,
         CaptureError::Broken(_)
         | CaptureError::Torn
+        | CaptureError::Yielded
         | CaptureError::Ltx(_)
         | CaptureError::NoDelta { .. }
         | CaptureError::NoPageMap
