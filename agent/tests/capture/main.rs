@@ -11,6 +11,7 @@ mod follow;
 mod hub;
 mod lint;
 mod locks;
+mod operator;
 mod raw;
 mod scale;
 mod torture;
