@@ -1,4 +1,4 @@
-//! ALIGN: snapshot, delta, heal and roll forward. Whatever was missed is found by comparing the live pages with the page
+//! ALIGN: snapshot, delta and heal. Whatever was missed is found by comparing the live pages with the page
 //! map, so nothing but the difference travels.
 //!
 //! Every segment made here is read from one [`Image`] in two passes (checksums, then pages), streamed, and booked only
@@ -14,9 +14,7 @@ use super::tail::same;
 use super::{Capture, Standing, Tracked};
 use crate::page_map::store::Anchor;
 use crate::page_map::{Builder, Change, PageMap};
-use std::io::Read;
 use walhub_common::clock::now_ms;
-use walhub_common::ltx::Decoder;
 use walhub_common::{Checksum, PageSize, Pgno, Pos, Txid, TxidRange};
 
 /// The live state beside the page map.
@@ -58,12 +56,6 @@ impl Capture {
     /// does. Afterwards the capture is [`Standing::Aligned`].
     pub fn heal(&mut self, sink: &mut dyn Sink) -> Result<Option<SegmentMeta>, CaptureError> {
         let result = self.try_heal(sink);
-        self.settle(result)
-    }
-
-    /// Brings the page map, and nothing else, forward over an LTX file that the hub holds. A heal must follow.
-    pub fn roll_forward(&mut self, ltx: &mut dyn Read) -> Result<(), CaptureError> {
-        let result = self.try_roll_forward(ltx);
         self.settle(result)
     }
 
@@ -237,48 +229,6 @@ impl Capture {
         self.cursor = Some(cursor);
         self.standing = Standing::Aligned;
         self.upkeep.new_generation();
-        Ok(())
-    }
-
-    fn try_roll_forward(&mut self, ltx: &mut dyn Read) -> Result<(), CaptureError> {
-        let before = self.tracked.as_ref().map(|t| t.position);
-        let refuse = |reason: String| CaptureError::RollForward { position: before.map(|p| p.txid), reason };
-        let mut decoder = Decoder::new(ltx).map_err(CaptureError::Ltx)?;
-        let header = *decoder.header();
-        let position = before.map(|p| p.txid);
-        if header.range.min() > Txid::following(position) || Some(header.range.max()) <= position {
-            return Err(refuse(format!("the file covers {}", header.range)));
-        }
-        let mut changes = Vec::new();
-        let mut page = Vec::new();
-        while let Some(pgno) = decoder.next_page(&mut page).map_err(CaptureError::Ltx)? {
-            if pgno.get() <= header.commit {
-                changes.push((pgno, Checksum::of_page(pgno, &page)));
-            }
-        }
-        decoder.finish().map_err(CaptureError::Ltx)?;
-        // Files of another page size begin a new map, which only a whole image can fill.
-        let mut fresh = PageMap::new(header.page_size);
-        let (map, reshaped) = match &mut self.tracked {
-            Some(tracked) if tracked.map.page_size() == header.page_size => (&mut tracked.map, false),
-            _ => (&mut fresh, true),
-        };
-        let post = map.preview(&changes, header.commit);
-        if header.provenance.is_some_and(|p| p.post != post) {
-            return Err(refuse("its database checksum is not what its pages give".into()));
-        }
-        let max = header.range.max();
-        map.apply(&changes, header.commit, max).map_err(|missing| refuse(missing.to_string()))?;
-        self.let_go();
-        let position = Pos { txid: max, checksum: post };
-        let ledger = Ledger::new(Point { position, wal: None, commit: header.commit });
-        self.standing = Standing::Gap;
-        match &mut self.tracked {
-            Some(tracked) if !reshaped => {
-                (tracked.position, tracked.ledger, tracked.rolled) = (position, ledger, true);
-            }
-            tracked => *tracked = Some(Tracked { map: fresh, position, ledger, rolled: true }),
-        }
         Ok(())
     }
 }

@@ -154,13 +154,21 @@ pub enum CaptureError {
     /// A heal needs a page map.
     #[error("there is no page map to compare with")]
     NoPageMap,
-    /// A file to roll forward over does not continue the page map.
+    /// Page checksums of the hub do not continue the page map.
     #[error("cannot roll forward from {position:?}: {reason}")]
     RollForward {
         /// Last transaction of the page map.
         position: Option<Txid>,
         /// What does not fit.
         reason: String,
+    },
+    /// The pages that the hub changed since our position do not lead from there to its own.
+    #[error("the history that the hub holds up to {hub} does not go through {ours}, where this node stands")]
+    OtherHistory {
+        /// Ours.
+        ours: Pos,
+        /// The hub's.
+        hub: Pos,
     },
 }
 

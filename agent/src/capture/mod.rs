@@ -45,6 +45,7 @@ mod header;
 mod image;
 mod ledger;
 mod maintain;
+mod roll;
 mod segment;
 mod tail;
 mod vfs;
@@ -53,6 +54,7 @@ mod yielding;
 pub use error::{Absent, AttachError, Broken, CaptureError, SqliteError};
 pub use fence::{Checkpointed, NoCheckpoint};
 pub use maintain::Maintained;
+pub use roll::HubPages;
 pub use segment::{SegmentMeta, Sink};
 
 use crate::page_map::store::{Anchor, Store};

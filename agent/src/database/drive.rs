@@ -59,6 +59,7 @@ impl From<Closed> for End {
 pub(super) fn failed(error: CaptureError) -> End {
     match error {
         CaptureError::Moved => End::Replaced,
+        CaptureError::OtherHistory { .. } => End::Fork(error.to_string()),
         CaptureError::Broken(_)
         | CaptureError::Torn
         | CaptureError::Yielded

@@ -8,7 +8,6 @@ use crate::ship::link::Link;
 use crate::ship::window::{Budget, Keep, Window};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use walhub_common::restore::feed::Feed;
 use walhub_common::{Pos, Txid};
 
 /// Acks are looked at after this much reading.
@@ -114,28 +113,9 @@ impl Follower {
         Ok(meta)
     }
 
-    /// Brings the page map forward with files of the hub.
-    pub(super) fn roll_forward(&mut self, mut files: Feed) -> Result<(), RollError> {
-        while let Some(mut file) = files.next_file().map_err(RollError::Stream)? {
-            self.capture.roll_forward(&mut file)?;
-        }
-        Ok(())
-    }
-
     /// The hub has everything up to `txid` on its disk.
     pub(super) fn acked(&mut self, txid: Txid) {
         self.window.ack(txid);
         self.capture.acked(txid);
     }
-}
-
-/// Why the page map was not brought forward.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum RollError {
-    /// The hub's stream.
-    #[error("the hub's files could not be read: {0}")]
-    Stream(std::io::Error),
-    /// A file.
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
 }

@@ -2,12 +2,11 @@
 
 use super::drive::{Driver, End, failed};
 use super::fetch::fetch;
-use super::follower::{Pumped, RollError, Target};
+use super::follower::{Pumped, Target};
 use super::sink::Chunker;
 use crate::ship::link::Link;
 use crate::ship::resume::Step;
 use tokio::sync::OwnedSemaphorePermit;
-use walhub_common::restore::feed;
 use walhub_common::{Pos, Txid};
 
 impl Driver<'_> {
@@ -75,22 +74,15 @@ impl Driver<'_> {
 
     async fn roll_forward(&mut self, link: &Link, after: Option<Txid>, until: Pos) -> Result<(), End> {
         let _turn = self.turn().await;
-        let (feeder, files) = feed::channel();
         let db = self.db;
-        let fetching = fetch(link.channel.clone(), (&db.shared.agent, &db.name), after, until, feeder);
-        let applying = self.blocking(move |f| f.roll_forward(files));
-        let (fetched, applied) = tokio::join!(fetching, applying);
+        let asked = fetch(link.channel.clone(), (&db.shared.agent, &db.name), after, until).await;
+        let (fetch, fetched) = asked.map_err(unavailable)?;
+        let applying = self.blocking(move |f| fetched.read(|pages| f.capture.roll_forward(pages)));
+        let (fetched, applied) = tokio::join!(fetch.run(), applying);
         let applied = applied?;
         self.look(link)?;
-        match (fetched, applied) {
-            (_, Err(RollError::Capture(e))) => Err(failed(e)),
-            (Err(text), _) => Err(End::Later(format!("the hub could not send what it has: {text}"))),
-            (Ok(()), Err(e)) => Err(End::Later(e.to_string())),
-            (Ok(()), Ok(())) if self.home().capture.position().is_none_or(|at| at.txid < until.txid) => {
-                Err(End::Later("the hub sent less than it has".into()))
-            }
-            (Ok(()), Ok(())) => Ok(()),
-        }
+        fetched.map_err(unavailable)?;
+        applied.map_err(failed)
     }
 
     /// A turn for long work.
@@ -98,4 +90,8 @@ impl Driver<'_> {
         let turns = self.db.shared.turns.clone();
         async move { turns.acquire_owned().await.expect("BUG: turns are never closed") }
     }
+}
+
+fn unavailable(text: String) -> End {
+    End::Later(format!("the hub could not send its page checksums: {text}"))
 }

@@ -46,7 +46,8 @@ pub enum Step {
         /// The hub's position.
         since: Option<Pos>,
     },
-    /// Fetch what the hub has after a transaction and bring the page map there; a heal follows.
+    /// Fetch the checksums of the pages that the hub changed after a transaction and bring the page map there; a heal
+    /// follows.
     RollForward {
         /// Last transaction of the page map.
         after: Option<Txid>,

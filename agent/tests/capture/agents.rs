@@ -151,13 +151,9 @@ pub(crate) fn resume(capture: &mut Capture, hub: &mut HubLog) -> Result<(), Capt
 
 fn roll_forward(capture: &mut Capture, hub: &mut HubLog) -> Result<(), CaptureError> {
     let after = capture.position().map(|p| p.txid);
-    for n in 0..hub.index.len() {
-        if Some(hub.index[n].0) > after {
-            let bytes = hub.bytes(n);
-            capture.roll_forward(&mut &bytes[..])?;
-        }
-    }
-    Ok(())
+    let first = hub.index.partition_point(|(txid, ..)| Some(*txid) <= after);
+    let newer: Vec<Vec<u8>> = (first..hub.index.len()).map(|n| hub.bytes(n)).collect();
+    hub.replica().roll_with(capture, newer.iter().map(|bytes| &bytes[..]))
 }
 
 /// The agent's process: `start FOLDER FRAMES`, then `sync` and `detach`.

@@ -1,7 +1,7 @@
 //! ALIGN: whatever happened while nobody looked, the replica ends up equal, and only the difference travels.
 
 use crate::child::App;
-use crate::hub::{Discard, Place, Replica};
+use crate::hub::{Discard, Place, Replica, pages};
 use std::fs;
 use walhub_agent::capture::{Capture, CaptureError, Next, Standing};
 use walhub_common::Txid;
@@ -27,14 +27,8 @@ fn heal(place: &Place, replica: &mut Replica) -> (Capture, usize) {
     assert_eq!(healed.map(|m| m.position()).or(replica.position), capture.position());
     assert_eq!(capture.standing(), Standing::Aligned);
     replica.assert_is_live(&place.db());
-    let pages = replica.segments[before..].iter().map(|(_, bytes)| pages(bytes)).sum();
+    let pages = replica.segments[before..].iter().map(|(_, bytes)| pages(bytes).len()).sum();
     (capture, pages)
-}
-
-fn pages(ltx: &[u8]) -> usize {
-    let mut decoder = walhub_common::ltx::Decoder::new(ltx).unwrap();
-    let mut page = Vec::new();
-    std::iter::from_fn(|| decoder.next_page(&mut page).unwrap()).count()
 }
 
 #[test]
@@ -271,9 +265,7 @@ fn a_hub_that_is_ahead_is_caught_up_with_and_then_corrected() {
     let ahead = replica.position.unwrap();
     assert!(capture.position().unwrap().txid < ahead.txid);
     assert!(matches!(capture.delta_since(replica.position, &mut Discard), Err(CaptureError::NoDelta { .. })));
-    for mut ltx in replica.clone().after(capture.position().map(|p| p.txid)) {
-        capture.roll_forward(&mut ltx).unwrap();
-    }
+    replica.roll(&mut capture).unwrap();
     assert_eq!(capture.position(), Some(ahead));
     assert_eq!(capture.standing(), Standing::Gap);
     let healed = capture.heal(&mut replica).unwrap().unwrap();
@@ -310,40 +302,72 @@ fn a_lost_state_is_rebuilt_from_the_hub() {
     let mut capture = place.attach();
     assert_eq!((capture.standing(), capture.position()), (Standing::Fresh, None));
     assert!(matches!(capture.heal(&mut Discard), Err(CaptureError::NoPageMap)));
-    let wrong = replica.segments[1].1.clone();
-    assert!(matches!(capture.roll_forward(&mut &wrong[..]), Err(CaptureError::RollForward { .. })));
-    for mut ltx in replica.clone().after(None) {
-        capture.roll_forward(&mut ltx).unwrap();
-    }
-    capture.heal(&mut replica).unwrap().unwrap();
+    replica.roll(&mut capture).unwrap();
+    assert_eq!((capture.standing(), capture.position()), (Standing::Gap, replica.position));
+    let healed = capture.heal(&mut replica).unwrap().unwrap();
+    assert_eq!(healed.range.count(), 1);
+    let (_, bytes) = replica.segments.last().unwrap();
+    assert!(pages(bytes).len() < 6, "only what differs travels: {:?}", pages(bytes));
     replica.assert_is_live(&place.db());
 }
 
 #[test]
-fn a_damaged_file_of_the_hub_does_not_move_the_page_map() {
+fn a_table_that_is_not_the_hubs_position_does_not_move_the_page_map() {
     let place = Place::new();
     let mut app = App::create(&place.db(), "");
+    app.insert_many(50);
     let (capture, mut replica) = place.follow();
     let start = replica.clone();
     capture.detach().unwrap();
     app.insert();
     let mut capture = place.attach();
-    capture.heal(&mut replica).unwrap();
-    let mut bytes = replica.segments.last().unwrap().1.clone();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    drop(capture);
+    replica.drain(&mut capture);
+    capture.detach().unwrap();
     fs::remove_dir_all(place.state()).unwrap();
     let mut capture = place.attach();
-    capture.roll_forward(&mut &start.segments[0].1[..]).unwrap();
+    let refused = |replica: &Replica, capture: &mut Capture| {
+        let at = (capture.standing(), capture.position());
+        assert!(matches!(replica.roll(capture), Err(CaptureError::RollForward { .. })));
+        assert_eq!((capture.standing(), capture.position()), at);
+    };
+    let mut damaged = replica.clone();
+    damaged.image[5000] ^= 1;
+    refused(&damaged, &mut capture);
+    let mut short = replica.clone();
+    short.image.truncate(4096);
+    refused(&short, &mut capture);
+    start.roll(&mut capture).unwrap();
+    // Again the same, and a part that leads elsewhere: our history is not the one of the hub.
+    refused(&start, &mut capture);
     let at = capture.position();
-    assert!(capture.roll_forward(&mut &bytes[..]).is_err());
+    damaged.image[5000] ^= 1;
+    damaged.position =
+        Some(walhub_common::Pos { checksum: at.unwrap().checksum, ..replica.position.unwrap() });
+    assert!(matches!(damaged.roll(&mut capture), Err(CaptureError::OtherHistory { .. })));
     assert_eq!(capture.position(), at);
-    // Again the same file: nothing it could add.
-    assert!(matches!(
-        capture.roll_forward(&mut &start.segments[0].1[..]),
-        Err(CaptureError::RollForward { .. })
-    ));
+    replica.roll(&mut capture).unwrap();
+    assert_eq!((capture.standing(), capture.position()), (Standing::Gap, replica.position));
+}
+
+#[test]
+fn a_map_of_another_page_size_is_replaced_by_the_hubs() {
+    let place = Place::new();
+    let mut app = App::create(&place.db(), "PRAGMA page_size=1024");
+    app.insert_many(50);
+    let (capture, mut replica) = place.follow();
+    capture.detach().unwrap();
+    let state = tempfile::tempdir().unwrap();
+    copy_folder(&place.state(), state.path());
+    app.sql("PRAGMA journal_mode=DELETE; PRAGMA page_size=8192; VACUUM; PRAGMA journal_mode=WAL;");
+    heal(&place, &mut replica).0.detach().unwrap();
+    // The page map of before the change comes back.
+    copy_folder(state.path(), &place.state());
+    let mut capture = place.attach();
+    assert_eq!(capture.standing(), Standing::Gap);
+    replica.roll(&mut capture).unwrap();
+    assert_eq!(capture.position(), replica.position);
+    assert_eq!(capture.heal(&mut replica).unwrap(), None);
+    replica.assert_is_live(&place.db());
 }
 
 #[test]

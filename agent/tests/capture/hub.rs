@@ -1,9 +1,10 @@
 //! What the hub does, as far as capture can tell: it takes segments in order, checks them, and knows the image.
 
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
-use walhub_agent::capture::{Capture, Next, Options, SegmentMeta, Sink};
+use walhub_agent::capture::{Capture, CaptureError, HubPages, Next, Options, SegmentMeta, Sink};
 use walhub_common::ltx::Decoder;
 use walhub_common::{Checksum, PageSize, Pgno, Pos, Txid};
 
@@ -131,24 +132,54 @@ impl Replica {
         assert!(differ.is_empty(), "pages differ: {differ:?}");
     }
 
-    /// Transactions after `txid` as LTX files, oldest first, as the hub sends them.
-    pub(crate) fn after(&self, txid: Option<Txid>) -> impl Iterator<Item = &[u8]> {
-        self.segments
-            .iter()
-            .filter(move |(meta, _)| Some(meta.range.max()) > txid)
-            .map(|(_, bytes)| &bytes[..])
+    /// Rolls a capture forward to this replica, with what the hub would answer.
+    pub(crate) fn roll(&self, capture: &mut Capture) -> Result<(), CaptureError> {
+        let after = capture.position().map(|p| p.txid);
+        let newer = self.segments.iter().filter(|(meta, _)| Some(meta.range.max()) > after);
+        self.roll_with(capture, newer.map(|(_, bytes)| &bytes[..]))
     }
+
+    /// As [`Replica::roll`]; `newer` are the segments after the capture's position.
+    pub(crate) fn roll_with<'a>(
+        &self,
+        capture: &mut Capture,
+        newer: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), CaptureError> {
+        let after = capture.position().map(|p| p.txid);
+        let changed: BTreeSet<u32> = newer.flat_map(pages).map(Pgno::get).collect();
+        let page_size = PageSize::new(self.page_size).unwrap();
+        let mut table = changes(&self.image, page_size);
+        table.retain(|(pgno, _)| after.is_none() || changed.contains(&pgno.get()));
+        let batches: Vec<_> = table.chunks(7).map(|batch| Ok(batch.to_vec())).collect();
+        capture.roll_forward(HubPages {
+            position: self.position.unwrap(),
+            page_size,
+            commit: u32::try_from(self.image.len() / page_size.bytes()).unwrap(),
+            after,
+            batches: &mut batches.into_iter(),
+        })
+    }
+}
+
+/// Numbers of the pages in an LTX file.
+pub(crate) fn pages(ltx: &[u8]) -> Vec<Pgno> {
+    let mut decoder = Decoder::new(ltx).unwrap();
+    let mut page = Vec::new();
+    std::iter::from_fn(|| decoder.next_page(&mut page).unwrap()).collect()
+}
+
+/// Checksums of all pages of an image.
+fn changes(image: &[u8], page_size: PageSize) -> Vec<(Pgno, Checksum)> {
+    let pages = (1..).filter_map(Pgno::new).zip(image.chunks(page_size.bytes()));
+    pages
+        .filter(|(pgno, _)| *pgno != page_size.lock_page())
+        .map(|(pgno, page)| (pgno, Checksum::of_page(pgno, page)))
+        .collect()
 }
 
 /// Database checksum of an image.
 pub(crate) fn checksum(image: &[u8], page_size: PageSize) -> Checksum {
-    let pages = image.chunks(page_size.bytes()).enumerate();
-    pages
-        .filter_map(|(i, page)| {
-            let pgno = Pgno::new(i as u32 + 1)?;
-            (pgno != page_size.lock_page()).then(|| Checksum::of_page(pgno, page))
-        })
-        .fold(Checksum::EMPTY, Checksum::toggle)
+    changes(image, page_size).into_iter().fold(Checksum::EMPTY, |sum, (_, page)| sum.toggle(page))
 }
 
 /// A sink for what nobody needs.

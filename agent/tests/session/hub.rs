@@ -21,21 +21,21 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
-use walhub_common::ltx::Verifier;
+use walhub_common::ltx::{Decoder, Verifier};
 use walhub_common::restore::{Applier, Report};
 use walhub_common::task::TaskGroup;
 use walhub_common::tls::{self, Acceptor, ServerStream};
-use walhub_common::{Pos, Txid, TxidRange};
-use walhub_proto::convert::{position_from_wire, position_to_wire, range_from_wire, range_to_wire};
+use walhub_common::{Checksum, Pos, Txid, TxidRange};
+use walhub_proto::convert::{position_from_wire, position_to_wire, range_from_wire};
+use walhub_proto::v1::page_checksums_response::Message as Checksums;
 use walhub_proto::v1::replicate_request::Message as Said;
 use walhub_proto::v1::replicate_response::Message as Answer;
 use walhub_proto::v1::replication_service_server::{ReplicationService, ReplicationServiceServer};
-use walhub_proto::v1::restore_request::Target;
-use walhub_proto::v1::restore_response::Message as Restored;
 use walhub_proto::v1::restore_service_server::{RestoreService, RestoreServiceServer};
 use walhub_proto::v1::{
-    Ack, AckLevel, DatabaseOpened, FileInfo, RefusalCode, Refused, ReplicateRequest, ReplicateResponse,
-    RestorePlan, RestoreRequest, RestoreResponse, SegmentChunk, Welcome,
+    Ack, AckLevel, DatabaseOpened, PageChecksumsRequest, PageChecksumsResponse, PageList, PageRun, PageTable,
+    RefusalCode, Refused, ReplicateRequest, ReplicateResponse, RestorePlan, RestoreRequest, RestoreResponse,
+    SegmentChunk, Welcome,
 };
 
 /// Smaller than what the capture makes, so that chunks are cut again.
@@ -531,56 +531,56 @@ impl Stream {
 
 #[tonic::async_trait]
 impl RestoreService for FakeHub {
-    type RestoreStream = ReceiverStream<Result<RestoreResponse, Status>>;
-
     async fn plan_restore(&self, _: Request<RestoreRequest>) -> Result<Response<RestorePlan>, Status> {
-        Err(Status::unimplemented("not asked for by agents"))
+        Err(Status::unimplemented("not asked for by agents that follow"))
     }
 
-    async fn restore(
+    type RestoreStream = ReceiverStream<Result<RestoreResponse, Status>>;
+
+    async fn restore(&self, _: Request<RestoreRequest>) -> Result<Response<Self::RestoreStream>, Status> {
+        Err(Status::unimplemented("not asked for by agents that follow"))
+    }
+
+    type PageChecksumsStream = ReceiverStream<Result<PageChecksumsResponse, Status>>;
+
+    async fn page_checksums(
         &self,
-        request: Request<RestoreRequest>,
-    ) -> Result<Response<Self::RestoreStream>, Status> {
+        request: Request<PageChecksumsRequest>,
+    ) -> Result<Response<Self::PageChecksumsStream>, Status> {
         let request = request.into_inner();
         let name = request.database.map(|d| d.name).unwrap_or_default();
         let history = self.history(&name);
-        let last = match request.target {
-            Some(Target::Txid(txid)) => txid,
-            _ => history.position().map_or(0, |p| p.txid.get()),
-        };
-        let within = |s: &&Stored| s.range.max().get() > request.after_txid && s.range.max().get() <= last;
-        let files: Vec<Stored> = history.segments.iter().filter(within).cloned().collect();
-        let Some(newest) = files.last() else {
-            return Err(Status::not_found("nothing of this database"));
-        };
-        let info = |s: &Stored| FileInfo {
-            source: "buffer".into(),
-            level: 0,
-            range: Some(range_to_wire(s.range)),
-            size: s.bytes.len() as u64,
-            timestamp_ms: 0,
-        };
-        let plan = RestorePlan {
-            position: Some(position_to_wire(Some(newest.end))),
-            timestamp_ms: 0,
-            page_size: 4096,
-            commit: 1,
-            files: files.iter().map(info).collect(),
-            total_bytes: files.iter().map(|s| s.bytes.len() as u64).sum(),
-        };
-        let mut messages = vec![Restored::Plan(plan)];
-        for file in &files {
-            messages.push(Restored::File(info(file)));
-            let mut rest = file.bytes.clone();
-            while !rest.is_empty() {
-                messages.push(Restored::Data(rest.split_to(rest.len().min(10_000))));
+        let until = position_from_wire(request.until.as_ref()).unwrap();
+        if history.position() != until || until.is_none() {
+            return Err(Status::failed_precondition("the hub is elsewhere"));
+        }
+        let mut pages: BTreeMap<u32, u64> = BTreeMap::new();
+        let (mut page_size, mut commit) = (0, 0);
+        for segment in history.segments.iter().filter(|s| s.range.max().get() > request.after_txid) {
+            let mut file = Decoder::new(&segment.bytes[..]).unwrap();
+            (page_size, commit) = (file.header().page_size.get(), file.header().commit);
+            let mut page = Vec::new();
+            while let Some(pgno) = file.next_page(&mut page).unwrap() {
+                pages.insert(pgno.get(), Checksum::of_page(pgno, &page).get());
             }
+            pages.retain(|pgno, _| *pgno <= commit);
+        }
+        let whole = request.after_txid == 0;
+        let table = PageTable { position: request.until, page_size, commit, whole };
+        let mut messages = vec![Checksums::Table(table)];
+        let pages: Vec<(u32, u64)> = pages.into_iter().collect();
+        for batch in pages.chunks(50) {
+            let (numbers, checksums): (Vec<u32>, Vec<u64>) = batch.iter().copied().unzip();
+            messages.push(match whole {
+                true => Checksums::Run(PageRun { first: numbers[0], checksums }),
+                false => Checksums::List(PageList { pages: numbers, checksums }),
+            });
         }
         let (out, answers) = mpsc::channel(4);
         let connections = lock(&self.state).connections.clone();
         connections.spawn(async move {
             for message in messages {
-                if out.send(Ok(RestoreResponse { message: Some(message) })).await.is_err() {
+                if out.send(Ok(PageChecksumsResponse { message: Some(message) })).await.is_err() {
                     return;
                 }
             }

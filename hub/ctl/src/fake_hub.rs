@@ -189,6 +189,15 @@ impl RestoreService for Service {
         Ok(Response::new(plan(checksum())))
     }
 
+    type PageChecksumsStream = ReceiverStream<Result<v1::PageChecksumsResponse, Status>>;
+
+    async fn page_checksums(
+        &self,
+        _: Request<v1::PageChecksumsRequest>,
+    ) -> Result<Response<Self::PageChecksumsStream>, Status> {
+        Err(Status::unimplemented("not asked for by hubctl"))
+    }
+
     type RestoreStream = ReceiverStream<Result<v1::RestoreResponse, Status>>;
 
     async fn restore(

@@ -1,5 +1,6 @@
 //! The gRPC face of the hub: convert, ask the handle, convert back. No decisions but one: who may ask ([`peer`]).
 
+mod checksums;
 mod fleet;
 mod listen;
 mod peer;

@@ -1,7 +1,7 @@
-//! `RestoreService`: plans, and the bytes of a plan.
+//! `RestoreService`: plans, the bytes of a plan, and the page checksums of a database.
 
 use super::peer::Peer;
-use super::{Handles, status};
+use super::{Handles, checksums, status};
 use crate::restore::Request as Asked;
 use futures_util::{Stream, StreamExt};
 use std::pin::Pin;
@@ -14,7 +14,9 @@ use walhub_proto::convert;
 use walhub_proto::v1::restore_request::Target as WireTarget;
 use walhub_proto::v1::restore_response::Message;
 use walhub_proto::v1::restore_service_server::RestoreService;
-use walhub_proto::v1::{FileInfo, Position, RestorePlan, RestoreRequest, RestoreResponse};
+use walhub_proto::v1::{
+    FileInfo, PageChecksumsRequest, Position, RestorePlan, RestoreRequest, RestoreResponse,
+};
 use walhub_store::restore::source::BUFFER;
 use walhub_store::restore::{DynSource, Piece, PlannedFile, Prepared, SourceName, Target};
 
@@ -115,6 +117,16 @@ fn message(message: Message) -> RestoreResponse {
 
 #[tonic::async_trait]
 impl RestoreService for Service {
+    type PageChecksumsStream = checksums::Answers;
+
+    async fn page_checksums(
+        &self,
+        request: Request<PageChecksumsRequest>,
+    ) -> Result<Response<Self::PageChecksumsStream>, Status> {
+        let peer = Peer::of(request.extensions())?.clone();
+        checksums::serve(&self.handles, &peer, request.get_ref()).await.map(Response::new)
+    }
+
     type RestoreStream = Pin<Box<dyn Stream<Item = Result<RestoreResponse, Status>> + Send>>;
 
     async fn plan_restore(&self, request: Request<RestoreRequest>) -> Result<Response<RestorePlan>, Status> {

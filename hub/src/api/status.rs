@@ -1,7 +1,7 @@
 //! Every error of the hub as a gRPC status: the only place that makes one.
 
 use crate::ingest::SessionError;
-use crate::restore::{PrepareError, UnknownSource};
+use crate::restore::{ChecksumsError, FoldError, PrepareError, UnknownSource};
 use std::fmt::Display;
 use tonic::{Code, Status};
 use walhub_common::AgentName;
@@ -69,6 +69,21 @@ pub(super) fn prepare(error: &PrepareError) -> Status {
             Status::data_loss(error.to_string())
         }
         PrepareError::Short { .. } => Status::unavailable(error.to_string()),
+    }
+}
+
+/// Why there are no page checksums.
+pub(super) fn checksums(error: &ChecksumsError) -> Status {
+    match error {
+        ChecksumsError::Prepare(error) => prepare(error),
+        ChecksumsError::Source(error) => source(error),
+        ChecksumsError::Fold { error: FoldError::Elsewhere { .. }, .. } => {
+            Status::failed_precondition(error.to_string())
+        }
+        ChecksumsError::Fold { .. } => Status::data_loss(error.to_string()),
+        ChecksumsError::NothingNew(_) => Status::invalid_argument(error.to_string()),
+        ChecksumsError::TooMany(_) => Status::resource_exhausted(error.to_string()),
+        ChecksumsError::Internal(_) => Status::internal(error.to_string()),
     }
 }
 

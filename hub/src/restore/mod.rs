@@ -1,4 +1,5 @@
-//! Gives databases back: plans over the buffer and all destinations, and streams the chosen LTX files.
+//! Gives databases back: plans over the buffer and all destinations, and streams the chosen LTX files, or the checksums of
+//! the pages in them.
 //!
 //! # Invariants
 //! - The buffer is asked first (it holds every recent transaction), then folders, then buckets.
@@ -10,6 +11,11 @@
 //! Non-goals: applying files, deciding who may ask.
 
 mod buffer_source;
+mod checksums;
+mod fold;
+
+pub use checksums::{ChecksumsError, Table};
+pub use fold::{Batch, FoldError};
 
 use crate::buffer::WalBuffer;
 use buffer_source::BufferSource;
@@ -74,6 +80,7 @@ pub enum PrepareError {
 pub struct Restores {
     buffer: Arc<dyn WalBuffer>,
     sources: Vec<DynSource>,
+    turns: Arc<checksums::Turns>,
     shutdown: CancellationToken,
 }
 
@@ -88,7 +95,7 @@ impl Restores {
         let mut destinations = destinations.to_vec();
         destinations.sort_by_key(|destination| destination.kind() != "file");
         sources.extend(destinations.into_iter().map(|d| Arc::new(DestinationSource(d)) as DynSource));
-        Self { buffer, sources, shutdown }
+        Self { buffer, sources, turns: Arc::default(), shutdown }
     }
 
     /// All sources, or the one that was asked for.

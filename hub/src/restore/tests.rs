@@ -1,15 +1,16 @@
 //! Restores over the buffer's twin in memory and a real folder: what is reached, from where, and what is said when it
 //! cannot be.
 
-use super::{PrepareError, Request, Restores};
+use super::{Batch, ChecksumsError, FoldError, PrepareError, Request, Restores, Table};
 use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::{Chunk, DatabaseId, SegmentMeta, WalBuffer};
 use crate::testutil::{Image, Segment};
 use futures_util::StreamExt;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::restore::Applier;
-use walhub_common::{DatabaseKey, DestinationName, Level, Txid};
+use walhub_common::{Checksum, DatabaseKey, DestinationName, Level, Pgno, Pos, Txid};
 use walhub_store::destinations::config::FileConfig;
 use walhub_store::destinations::faulty::{Faults, Faulty};
 use walhub_store::destinations::file::FileDestination;
@@ -213,4 +214,67 @@ async fn a_restore_never_ends_short_because_a_source_is_away_or_has_lost_files()
         let short = bench.restores.prepare(&only_disk, &bench.ask(target, 0, None)).await.unwrap_err();
         assert!(matches!(&short, PrepareError::Short { reached, .. } if reached.get() == 5), "{short}");
     }
+}
+
+fn all_checksums(image: &Image) -> BTreeMap<u32, u64> {
+    let sum = |(page, bytes): (u32, &[u8])| (page, Checksum::of_page(Pgno::new(page).unwrap(), bytes).get());
+    (1..).zip(image.bytes().chunks(512)).map(sum).collect()
+}
+
+fn taken(table: &Table) -> BTreeMap<u32, u64> {
+    let (mut all, mut from) = (BTreeMap::new(), 1);
+    while let Some((batch, next)) = table.pages.batch(from, 4) {
+        match batch {
+            Batch::Run(first, sums) => all.extend((first..).zip(sums)),
+            Batch::List(pages, sums) => all.extend(pages.into_iter().zip(sums)),
+        }
+        from = next;
+    }
+    all
+}
+
+#[tokio::test]
+async fn page_checksums_are_those_of_the_source_wherever_the_files_lie() {
+    let mut bench = Bench::new().await;
+    let first = bench.append(5).await;
+    bench.copy(&first).await;
+    bench.forget(5).await;
+    for txid in [3, bench.image.txid()] {
+        let image = bench.states[txid as usize - 1].clone();
+        let until = Pos { txid: Txid::new(txid).unwrap(), checksum: image.checksum() };
+        let table = bench.restores.checksums(&key(), None, until).await.unwrap();
+        assert!(table.pages.whole());
+        assert_eq!(taken(&table), all_checksums(&image));
+        drop(table);
+        let part = bench.restores.checksums(&key(), Txid::new(2), until).await.unwrap();
+        assert!(!part.pages.whole());
+        let mut followed = all_checksums(&bench.states[1]);
+        followed.extend(taken(&part));
+        assert_eq!(followed, all_checksums(&image));
+        let forged = Pos { checksum: Checksum::EMPTY, ..until };
+        for after in [None, Txid::new(2)] {
+            let error = bench.restores.checksums(&key(), after, forged).await.unwrap_err();
+            assert!(
+                matches!(error, ChecksumsError::Fold { error: FoldError::Elsewhere { .. }, .. }),
+                "{error}"
+            );
+        }
+        let all = bench.restores.checksums(&key(), Some(until.txid), until).await.unwrap_err();
+        assert!(matches!(all, ChecksumsError::NothingNew(_)));
+    }
+}
+
+#[tokio::test]
+async fn one_agent_cannot_take_all_turns_and_a_dropped_table_gives_its_own_back() {
+    let mut bench = Bench::new().await;
+    bench.append(2).await;
+    let until = Pos { txid: Txid::new(2).unwrap(), checksum: bench.image.checksum() };
+    let mut tables = Vec::new();
+    for _ in 0..4 {
+        tables.push(bench.restores.checksums(&key(), None, until).await.unwrap());
+    }
+    let refused = bench.restores.checksums(&key(), None, until).await.unwrap_err();
+    assert!(matches!(refused, ChecksumsError::TooMany(_)), "{refused}");
+    tables.pop();
+    bench.restores.checksums(&key(), None, until).await.unwrap();
 }
