@@ -81,14 +81,15 @@ fn lock(agents: &Mutex<HashMap<AgentName, usize>>) -> MutexGuard<'_, HashMap<Age
 }
 
 impl Turns {
-    fn share(&self, agent: &AgentName) -> Result<Share, ChecksumsError> {
+    /// `None` when the agent has as many as it may.
+    fn share(&self, agent: &AgentName) -> Option<Share> {
         let mut agents = lock(&self.agents);
         let under_way = agents.entry(agent.clone()).or_default();
         if *under_way >= PER_AGENT {
-            return Err(ChecksumsError::TooMany(agent.clone()));
+            return None;
         }
         *under_way += 1;
-        Ok(Share { agents: self.agents.clone(), agent: agent.clone() })
+        Some(Share { agents: self.agents.clone(), agent: agent.clone() })
     }
 }
 
@@ -116,7 +117,8 @@ impl Restores {
         if let Some(after) = after.filter(|after| *after >= until.txid) {
             return Err(ChecksumsError::NothingNew(after));
         }
-        let share = self.turns.share(&database.agent)?;
+        let share = self.turns.share(&database.agent);
+        let share = share.ok_or_else(|| ChecksumsError::TooMany(database.agent.clone()))?;
         let turn = self.turns.turns.clone().acquire_owned().await;
         let turn = turn.map_err(|closed| ChecksumsError::Internal(closed.to_string()))?;
         let target = Target::Txid(until.txid);
