@@ -14,6 +14,10 @@ pub const MAX_DATABASES_PER_AGENT: usize = 20_000;
 pub const MAX_INFLIGHT_BYTES_PER_AGENT: usize = 16 * 1024 * 1024;
 /// Unacked segment bytes that one agent keeps in memory for a resend, all databases together.
 pub const MAX_WINDOW_BYTES: usize = 8 * 1024 * 1024;
+/// Page bytes, before compression, in one part of a first snapshot.
+pub const MAX_PART_BYTES: usize = 8 * 1024 * 1024;
+/// An LTX file of so many page bytes that do not compress.
+pub const MAX_PART_FILE_BYTES: u64 = 2 * MAX_PART_BYTES as u64;
 /// Bytes of an LTX page index that a reader will hold.
 pub const MAX_INDEX_BYTES: usize = 1 << 30;
 /// A TLS or HTTP/2 handshake.

@@ -13,6 +13,7 @@ use crate::fanout::{Fanout, LaneConfig};
 use crate::fleet::{Epochs, Fleet, Registry};
 use crate::ingest::Ingest;
 use crate::restore::Restores;
+use crate::staging::{self, Staging};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use walhub_common::clock;
 use walhub_common::task::TaskGroup;
 use walhub_common::tls::{Acceptor, LoadError};
@@ -29,6 +31,8 @@ use walhub_store::destinations::{DestinationError, DynDestination};
 const SESSIONS_DEADLINE: Duration = Duration::from_secs(10);
 /// How long current puts may take to end.
 const PUTS_DEADLINE: Duration = Duration::from_secs(15);
+/// Time between two looks for parts of first snapshots that nobody continues.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(3600);
 /// Folder of files in the making, inside the data folder.
 const TMP: &str = "tmp";
 
@@ -79,6 +83,7 @@ pub struct App {
     buffer: Arc<dyn WalBuffer>,
     destinations: Vec<DynDestination>,
     epochs: Epochs,
+    staging: Arc<Staging>,
     listener: TcpListener,
     address: SocketAddr,
     acceptor: Arc<Acceptor>,
@@ -103,15 +108,27 @@ impl App {
         let address = listener.local_addr().map_err(refused)?;
         let path = config.data_dir.clone();
         let options = Options::new(&path, config.buffer_bytes);
-        let (buffer, epochs) = tokio::task::spawn_blocking(move || {
+        let staging_bytes = config.buffer_bytes;
+        let (buffer, epochs, staging) = tokio::task::spawn_blocking(move || {
             let buffer = DiskBuffer::open(options)
                 .map_err(|source| AppError::Buffer { path: path.clone(), source })?;
-            let epochs = Epochs::open(&path).map_err(|source| AppError::Data { path, source })?;
-            Ok::<_, AppError>((buffer, epochs))
+            let data = |source| AppError::Data { path: path.clone(), source };
+            let epochs = Epochs::open(&path).map_err(data)?;
+            let staging = Staging::open(&path, staging_bytes).map_err(data)?;
+            Ok::<_, AppError>((buffer, epochs, Arc::new(staging)))
         })
         .await
         .map_err(|e| AppError::Serve(e.to_string()))??;
-        Ok(App { config, buffer: Arc::new(buffer), destinations, epochs, listener, address, acceptor })
+        Ok(App {
+            config,
+            buffer: Arc::new(buffer),
+            destinations,
+            epochs,
+            staging,
+            listener,
+            address,
+            acceptor,
+        })
     }
 
     /// The address it listens on, with the real port.
@@ -121,14 +138,22 @@ impl App {
 
     /// Works until `stop` is ready, then goes down in order. Everything acknowledged is on disk when it returns.
     pub async fn serve(self, stop: impl Future<Output = ()> + Send) -> Result<(), AppError> {
-        let App { config, buffer, destinations, epochs, listener, address, acceptor } = self;
+        let App { config, buffer, destinations, epochs, staging, listener, address, acceptor } = self;
         let board = Arc::new(Board::new(config.policy, lane_facts(&config, &destinations)));
         let fleet = Arc::new(Fleet { epochs, registry: Registry::default(), board: board.clone() });
         let fanout = start_fanout(&config, &buffer, &board, &destinations)
             .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
+        let seals = TaskGroup::new("first snapshots");
+        seals.spawn(expire(staging.clone(), seals.token().clone()));
         let handles = Handles {
-            ingest: Ingest::new(buffer.clone(), fleet.clone(), sessions.token().clone()),
+            ingest: Ingest::new(
+                buffer.clone(),
+                fleet.clone(),
+                staging.clone(),
+                seals.clone(),
+                sessions.token().clone(),
+            ),
             restores: Restores::new(buffer.clone(), &destinations, sessions.token().clone()),
             fleet,
             buffer: buffer.clone(),
@@ -164,6 +189,8 @@ impl App {
             }
         };
         tokio::join!(ended, drained);
+        // A snapshot that is being put together is given up: its parts stay, and the node asks for it again.
+        seals.shutdown(SESSIONS_DEADLINE).await;
         tracing::info!(elapsed = ?started.elapsed(), "sessions ended");
         fanout.shutdown(PUTS_DEADLINE).await;
         tracing::info!(elapsed = ?started.elapsed(), "lanes ended");
@@ -171,6 +198,27 @@ impl App {
         tracing::info!(elapsed = ?started.elapsed(), "buffer closed");
         closed.map_err(|source| AppError::Buffer { path: config.data_dir, source })?;
         served
+    }
+}
+
+/// Drops parts of first snapshots whose database does not come back.
+async fn expire(staging: Arc<Staging>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(EXPIRE_INTERVAL);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let from = staging.clone();
+        match tokio::task::spawn_blocking(move || from.expire(staging::MAX_AGE)).await {
+            Ok(Ok(gone)) => {
+                for database in gone {
+                    tracing::warn!(%database, "dropped the parts of a first snapshot that nobody continued for a week");
+                }
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "old parts of first snapshots could not be removed"),
+            Err(error) => tracing::error!(%error, "a bug ended the removal of old parts"),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ pub mod fanout;
 pub mod fleet;
 pub mod ingest;
 pub mod restore;
+pub mod staging;
 
 #[cfg(any(test, feature = "testutil"))]
 pub mod testutil;

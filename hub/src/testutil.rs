@@ -110,9 +110,20 @@ impl Image {
         self.segment(count, Some(pre), numbers)
     }
 
+    /// A part of a first snapshot: these pages as they are now.
+    pub fn part(&self, number: u32, numbers: &[u32]) -> Segment {
+        let range = TxidRange::from_raw(number.into(), number.into()).expect("parts are numbered from 2");
+        self.file(range, None, numbers)
+    }
+
     fn segment(&mut self, count: u64, pre: Option<Checksum>, numbers: &[u32]) -> Segment {
         let range = TxidRange::from_raw(self.txid + 1, self.txid + count).expect("count is not 0");
         self.txid += count;
+        let provenance = Some(Provenance { pre, post: self.checksum });
+        self.file(range, provenance, numbers)
+    }
+
+    fn file(&self, range: TxidRange, provenance: Option<Provenance>, numbers: &[u32]) -> Segment {
         let header = Header {
             page_size: PAGE,
             commit: self.pages.len() as u32,
@@ -122,9 +133,10 @@ impl Image {
             wal_size: 0,
             wal_salts: [0, 0],
             node_id: 0,
-            provenance: Some(Provenance { pre, post: self.checksum }),
+            provenance,
         };
         let pages = numbers.iter().map(|n| (pgno(*n), self.pages[pgno(*n).index()].clone())).collect();
+        let pre = provenance.and_then(|p| p.pre);
         let mut segment = Segment { range, pre, post: self.checksum, ltx: Bytes::new(), header, pages };
         segment.encode();
         segment
@@ -173,6 +185,26 @@ pub fn chunks(handle: u32, segment: &Segment, size: usize) -> Vec<SegmentChunk> 
             chunk: n as u32,
             last: n + 1 == pieces,
             data: segment.ltx.slice(n * size..segment.ltx.len().min((n + 1) * size)),
+            ..SegmentChunk::default()
         })
         .collect()
+}
+
+/// The messages that carry a part of a first snapshot.
+pub fn part_chunks(handle: u32, part: &Segment, size: usize) -> Vec<SegmentChunk> {
+    let mut chunks = chunks(handle, part, size);
+    for chunk in &mut chunks {
+        (chunk.staged, chunk.pre_checksum, chunk.post_checksum) = (true, 0, 0);
+    }
+    chunks
+}
+
+/// The messages that carry the part which completes a first snapshot of `range`.
+pub fn seal_chunks(handle: u32, part: &Segment, range: TxidRange, size: usize) -> Vec<SegmentChunk> {
+    let mut chunks = chunks(handle, part, size);
+    for chunk in &mut chunks {
+        (chunk.uses_staged, chunk.pre_checksum) = (true, 0);
+        chunk.range = Some(convert::range_to_wire(range));
+    }
+    chunks
 }

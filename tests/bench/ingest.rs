@@ -241,6 +241,7 @@ impl History {
             chunk: 0,
             last: true,
             data: data.into(),
+            ..SegmentChunk::default()
         }
     }
 }

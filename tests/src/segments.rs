@@ -206,6 +206,7 @@ pub fn chunk(handle: u32, segment: &Segment, number: u32, last: bool, data: Vec<
         chunk: number,
         last,
         data: data.into(),
+        ..v1::SegmentChunk::default()
     }
 }
 

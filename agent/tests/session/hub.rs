@@ -354,6 +354,7 @@ impl Stream {
                             lineage: history.lineage,
                             position: Some(position_to_wire(history.position())),
                             durable_txid: 0,
+                            staging: None,
                         }
                     };
                     position_from_wire(open.position.as_ref()).unwrap();

@@ -38,6 +38,15 @@ pub(crate) const fn max_block_bytes(page_bytes: usize) -> usize {
     lz4_flex::block::get_maximum_output_size(page_bytes)
 }
 
+/// Expands the LZ4 block of one page, as [`Decoder::block`] gave it, into `page`.
+pub fn expand(block: &[u8], page_size: crate::PageSize, page: &mut Vec<u8>) -> Result<(), LtxError> {
+    page.resize(page_size.bytes(), 0);
+    match lz4_flex::block::decompress_into(block, page) {
+        Ok(written) if written == page.len() => Ok(()),
+        _ => Err(LtxError::Page { pgno: 0, reason: "damaged LZ4 block" }),
+    }
+}
+
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

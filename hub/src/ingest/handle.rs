@@ -3,6 +3,7 @@
 use super::assemble::{Assembly, Facts};
 use super::dedup::{Decision, decide};
 use super::error::Refusal;
+use super::session::Stage;
 use crate::buffer::{DatabaseId, Registered};
 use walhub_common::{DatabaseKey, Pos, Txid, clock};
 use walhub_proto::v1::SegmentChunk;
@@ -70,6 +71,8 @@ pub(super) struct Handle {
     /// Operations of the buffer that have not ended.
     pub(super) under_way: usize,
     pub(super) incoming: Incoming,
+    /// Parts of a first snapshot.
+    pub(super) stage: Stage,
     /// The buffer may hold chunks of a segment that will not be finished.
     pub(super) leftover: bool,
 }
@@ -85,6 +88,7 @@ impl Handle {
             buffered: None,
             under_way: 0,
             incoming: Incoming::Nothing,
+            stage: Stage::default(),
             leftover: false,
         }
     }

@@ -22,11 +22,13 @@ pub use error::{Refusal, SessionError};
 
 use crate::buffer::{BufferError, DatabaseId, WalBuffer};
 use crate::fleet::Fleet;
+use crate::staging::Staging;
 use futures_util::Stream;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use walhub_common::AgentName;
+use walhub_common::task::TaskGroup;
 use walhub_proto::v1::{ReplicateRequest, ReplicateResponse};
 
 /// Segment bytes of all agents together that wait for their fsync.
@@ -39,6 +41,9 @@ const BUDGET_UNIT: usize = 1024;
 pub struct Ingest {
     buffer: Arc<dyn WalBuffer>,
     fleet: Arc<Fleet>,
+    staging: Arc<Staging>,
+    /// Snapshots being put together: they outlive the session that sent the last part.
+    seals: TaskGroup,
     budget: Arc<Semaphore>,
     shutdown: CancellationToken,
     broken: CancellationToken,
@@ -46,9 +51,15 @@ pub struct Ingest {
 
 impl Ingest {
     /// Sessions end with [`SessionError::Shutdown`] when `shutdown` is cancelled.
-    pub fn new(buffer: Arc<dyn WalBuffer>, fleet: Arc<Fleet>, shutdown: CancellationToken) -> Self {
+    pub fn new(
+        buffer: Arc<dyn WalBuffer>,
+        fleet: Arc<Fleet>,
+        staging: Arc<Staging>,
+        seals: TaskGroup,
+        shutdown: CancellationToken,
+    ) -> Self {
         let budget = Arc::new(Semaphore::new(MAX_INFLIGHT_BYTES / BUDGET_UNIT));
-        Self { buffer, fleet, budget, shutdown, broken: CancellationToken::new() }
+        Self { buffer, fleet, staging, seals, budget, shutdown, broken: CancellationToken::new() }
     }
 
     /// Drives one agent's stream to its end. `Ok` when the agent closed it.

@@ -3,6 +3,7 @@
 
 mod opening;
 mod segments;
+mod staged;
 
 use super::Ingest;
 use super::error::SessionError;
@@ -11,9 +12,12 @@ use super::outbox::Outbox;
 use crate::buffer::{BufferError, DatabaseId, Registered};
 use crate::copies::board::Inbox;
 use crate::fleet::registry::Seat;
+use crate::staging::{Held, StagingError};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
+pub(super) use staged::Stage;
+use staged::{Claim, Unsealed};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -38,6 +42,9 @@ enum Done {
     Appended { handle: u32, bytes: usize, end: Option<Pos>, result: Result<(), BufferError> },
     Abandoned { handle: u32, result: Result<(), BufferError> },
     Registered { handle: u32, result: Result<Registered, BufferError> },
+    Looked { handle: u32, result: Result<Option<Held>, StagingError> },
+    Staged { handle: u32, result: Result<u32, StagingError>, claim: Option<Claim> },
+    Sealed { handle: u32, end: Pos, time_ms: i64, result: Result<(), Unsealed> },
 }
 
 struct Session<'a, S> {
@@ -219,6 +226,14 @@ where
             if let Some(handle) = self.ids.get(&database) {
                 self.outbox.ack(*handle, AckLevel::Durable, txid);
             }
+        }
+    }
+
+    /// Waits until one operation under way has ended.
+    async fn one_done(&mut self) -> Result<(), SessionError> {
+        match self.under_way.next().await {
+            Some(done) => self.done(done),
+            None => Ok(()),
         }
     }
 

@@ -4,12 +4,13 @@ use super::super::error::{Refusal, SessionError};
 use super::super::handle::{Handle, Incoming, Phase};
 use super::{Done, MAX_PATH_CHARS, Session};
 use crate::buffer::Registered;
+use crate::staging::Held;
 use futures_util::{Stream, StreamExt};
 use walhub_common::limits::MAX_DATABASES_PER_AGENT;
 use walhub_common::{DatabaseKey, DatabaseName, Pos};
 use walhub_proto::convert;
 use walhub_proto::v1::replicate_response::Message as Response;
-use walhub_proto::v1::{DatabaseOpened, OpenDatabase, Refused, ReplicateRequest};
+use walhub_proto::v1::{DatabaseOpened, OpenDatabase, Refused, ReplicateRequest, Staging as Parts};
 
 impl<S> Session<'_, S>
 where
@@ -70,6 +71,18 @@ where
     }
 
     pub(super) fn opened(&mut self, handle: u32, held: &Registered) {
+        if !self.look(handle, held) {
+            self.open_with(handle, held, None);
+        }
+    }
+
+    /// Answers an opening, with the parts of an unfinished first snapshot.
+    pub(super) fn open_with(&mut self, handle: u32, held: &Registered, staged: Option<Held>) {
+        if self.hub.staging.is_sealing(&held.key) {
+            let refusal =
+                Refusal::busy("its first snapshot is being put together; open it again in a moment");
+            return self.refuse(handle, refusal);
+        }
         let state = self.handles.get_mut(&handle).expect("BUG: an opened handle is known");
         self.ids.insert(held.id, handle);
         let durable = self.hub.fleet.board.open(held.id, self.inbox.clone());
@@ -79,6 +92,11 @@ where
                 lineage: held.lineage,
                 position: Some(convert::position_to_wire(held.position)),
                 durable_txid: durable.map_or(0, |txid| txid.get()),
+                staging: staged.map(|staged| Parts {
+                    next_part: staged.next.into(),
+                    pages: staged.pages,
+                    page_size: staged.page_size.get(),
+                }),
             })),
             Err(refusal) => self.refuse(handle, refusal),
         }
@@ -88,6 +106,7 @@ where
         if let Some(state) = self.handles.get_mut(&handle) {
             state.phase = Phase::Closing;
             state.incoming = Incoming::Nothing;
+            state.stage.leave();
             self.settle(handle);
         }
     }
@@ -96,6 +115,7 @@ where
         if let Some(state) = self.handles.get_mut(&handle) {
             tracing::warn!(database = %state.key, code = refusal.code.as_str_name(), reason = %refusal, "segment refused");
             state.incoming = Incoming::Nothing;
+            state.stage.leave();
             state.phase = Phase::Refusing(refusal);
             self.settle(handle);
         }

@@ -24,7 +24,13 @@ where
             self.say_refused(handle, &refusal, None);
             return Ok(());
         };
+        if chunk.staged || chunk.uses_staged {
+            return self.staged(chunk).await;
+        }
         let step = match state.phase {
+            Phase::Taking if state.stage.is_busy() => {
+                Err(Refusal::busy("a segment came before the first snapshot was complete"))
+            }
             Phase::Taking => state.chunk(&chunk, self.max_segment_bytes),
             Phase::Opening { .. } => Err(Refusal::malformed("a segment came before the database was opened")),
             Phase::Refusing(_) | Phase::Refused | Phase::Closing => return Ok(()),
@@ -124,6 +130,11 @@ where
                 self.ended(handle);
                 (handle, result.err().map(failure).transpose()?)
             }
+            Done::Looked { handle, result } => (handle, self.looked(handle, result)),
+            Done::Staged { handle, result, claim } => (handle, self.part_done(handle, result, claim)),
+            Done::Sealed { handle, end, time_ms, result } => {
+                (handle, self.seal_done(handle, end, time_ms, result)?)
+            }
             Done::Registered { handle, result } => {
                 self.ended(handle);
                 match result {
@@ -184,7 +195,7 @@ where
 }
 
 /// A failure of the buffer that concerns one database, as a refusal; one that concerns all, as the stream's end.
-fn failure(error: BufferError) -> Result<Refusal, SessionError> {
+pub(super) fn failure(error: BufferError) -> Result<Refusal, SessionError> {
     match error {
         BufferError::Full { .. } => {
             Ok(Refusal::busy(format!("{error}; the hub takes more when a destination has caught up")))

@@ -2,6 +2,7 @@
 //! disturbed by it.
 
 mod segments;
+mod staged;
 mod streams;
 
 use super::{Ingest, SessionError};
@@ -11,6 +12,7 @@ use crate::copies::Board;
 use crate::copies::board::LaneFacts;
 use crate::copies::policy::{Policy, Site};
 use crate::fleet::{Epochs, Fleet, Registry};
+use crate::staging::Staging;
 use crate::testutil::{Image, Segment, chunks};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +33,7 @@ struct Hub {
     ingest: Ingest,
     buffer: Arc<MemoryBuffer>,
     fleet: Arc<Fleet>,
+    staging: Arc<Staging>,
     tasks: TaskGroup,
     _dir: tempfile::TempDir,
 }
@@ -54,8 +57,11 @@ impl Hub {
             board: Arc::new(Board::new(Policy::default(), vec![lane])),
         });
         let buffer = Arc::new(buffer);
-        let ingest = Ingest::new(buffer.clone(), fleet.clone(), CancellationToken::new());
-        Self { ingest, buffer, fleet, tasks: TaskGroup::new("test"), _dir: dir }
+        let staging = Arc::new(Staging::open(dir.path(), 64 << 20).unwrap());
+        let tasks = TaskGroup::new("test");
+        let shutdown = CancellationToken::new();
+        let ingest = Ingest::new(buffer.clone(), fleet.clone(), staging.clone(), tasks.clone(), shutdown);
+        Self { ingest, buffer, fleet, staging, tasks, _dir: dir }
     }
 
     fn connect(&self, agent: &str) -> Client {
