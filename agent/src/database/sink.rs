@@ -49,6 +49,8 @@ impl Chunker {
             chunk,
             last,
             data,
+            staged: false,
+            uses_staged: false,
         })
     }
 }

@@ -312,7 +312,7 @@ impl Session {
         match AckLevel::try_from(ack.level) {
             Ok(AckLevel::Buffered) => self.post(ack.handle, |m| m.buffered = m.buffered.max(txid)),
             Ok(AckLevel::Durable) => self.post(ack.handle, |m| m.durable = m.durable.max(txid)),
-            Ok(AckLevel::Unspecified) | Err(_) => {}
+            Ok(AckLevel::Staged | AckLevel::Unspecified) | Err(_) => {}
         }
     }
 
