@@ -5,6 +5,7 @@ use super::header::Header;
 use super::image::{page_size_of, place};
 use super::ledger::{Ledger, Point};
 use super::maintain::Upkeep;
+use super::tail::ReadAhead;
 use super::vfs::{Files, Unlocked};
 use super::{Capture, Cursor, Options, Standing, Tracked};
 use crate::disk::{self, Disk};
@@ -51,6 +52,7 @@ impl Capture {
             tracked: None,
             cursor: None,
             kept: VecDeque::new(),
+            read_ahead: ReadAhead::default(),
             seen: None,
             upkeep: Upkeep::default(),
             yielded: false,

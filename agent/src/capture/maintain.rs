@@ -155,6 +155,18 @@ impl Capture {
         self.cursor.is_some_and(|c| c.anchored && c.wal.salts == header.salts)
     }
 
+    /// True when [`Capture::maintain`] would do something now.
+    pub(super) fn upkeep_is_due(&self, header: &Header) -> bool {
+        let by_mark = match self.upkeep.mark {
+            Some(mark) => {
+                self.is_captured(mark) || self.may_settle(mark) || mark.since.elapsed() >= MARK_PATIENCE
+            }
+            None => self.backfill_is_due(header),
+        };
+        let overdue = || self.upkeep.complete_at.is_some_and(|at| header.last > at);
+        self.is_current(header) && (by_mark || overdue() || self.fence_comes_first(header))
+    }
+
     fn backfill_is_due(&self, header: &Header) -> bool {
         let new = header.last.get().saturating_sub(self.upkeep.last_try.get());
         header.backfilled < header.last && new >= self.options.checkpoint_frames.max(1)
@@ -178,18 +190,25 @@ impl Capture {
         Ok(Some(mark))
     }
 
-    fn finish_backfill(&mut self, mark: Mark) -> Result<Maintained, CaptureError> {
-        let read = self.cursor.is_some_and(|c| c.wal.frame >= mark.frame);
-        if read
+    /// True when everything up to the mark is captured.
+    fn is_captured(&self, mark: Mark) -> bool {
+        let captured = self.tracked.as_ref().and_then(|t| t.ledger.captured().wal);
+        captured.is_some_and(|c| Some(c.salts) == self.cursor.map(|c| c.wal.salts) && c.frame >= mark.frame)
+    }
+
+    /// True when acks are no longer waited for: everything up to the mark was read, and the log grows long.
+    fn may_settle(&self, mark: Mark) -> bool {
+        self.cursor.is_some_and(|c| c.wal.frame >= mark.frame)
             && self.wal_bytes() > self.options.wal_limit_bytes / 4
+    }
+
+    fn finish_backfill(&mut self, mark: Mark) -> Result<Maintained, CaptureError> {
+        if self.may_settle(mark)
             && let Some(tracked) = &mut self.tracked
         {
             tracked.ledger.settle_all();
         }
-        let captured = self.tracked.as_ref().and_then(|t| t.ledger.captured().wal);
-        let all = captured
-            .is_some_and(|c| Some(c.salts) == self.cursor.map(|c| c.wal.salts) && c.frame >= mark.frame);
-        if !all {
+        if !self.is_captured(mark) {
             if mark.since.elapsed() >= MARK_PATIENCE {
                 self.unmark();
                 return Ok(Maintained::Nothing);

@@ -56,6 +56,7 @@ pub use fence::{Checkpointed, NoCheckpoint};
 pub use maintain::Maintained;
 pub use roll::HubPages;
 pub use segment::{SegmentMeta, Sink};
+pub use tail::AT_HAND_BYTES;
 
 use crate::page_map::store::{Anchor, Store};
 use crate::page_map::{Change, PageMap};
@@ -134,6 +135,8 @@ pub struct Capture {
     cursor: Option<Cursor>,
     /// Transactions that FENCE took into memory; they follow the last one handed out.
     kept: VecDeque<Kept>,
+    /// Frames read from the log; empty when the log was read to its end.
+    read_ahead: tail::ReadAhead,
     /// Words of the last header of which nothing is left to do.
     seen: Option<[u32; header::WAL_INDEX_WORDS]>,
     upkeep: Upkeep,
@@ -268,6 +271,7 @@ impl Capture {
     fn let_go(&mut self) {
         self.cursor = None;
         self.kept.clear();
+        self.read_ahead = tail::ReadAhead::default();
         self.upkeep = Upkeep::default();
         self.files.release();
         if self.standing == Standing::Aligned {

@@ -2,19 +2,21 @@
 
 use super::error::{Broken, CaptureError};
 use super::header::Header;
-use super::image::{Image, RUN_BYTES, place};
+use super::image::{Image, place};
 use super::segment::{self, Origin, SegmentMeta, Sink};
 use super::{Capture, Cursor, Next, Standing, Tracked};
 use crate::page_map::Change;
 use std::iter;
 use walhub_common::clock::now_ms;
-use walhub_common::wal::{FRAME_HEADER_BYTES, FrameNo, Grouper, Transaction, WalPosition, WalReader};
+use walhub_common::wal::{FRAME_HEADER_BYTES, FrameNo, Grouper, Salts, Transaction, WalPosition, WalReader};
 use walhub_common::{Checksum, PageSize, Pgno, Pos, TxidRange};
 
 /// Frames of a transaction are kept in memory up to here; those of a larger one are read twice.
 const HELD_BYTES: usize = 4 * 1024 * 1024;
-/// Most transactions are this small.
-const FIRST_READ_FRAMES: usize = 4;
+/// Log that is read at once. Below the size from which the allocator maps memory for each buffer anew.
+const READ_BYTES: usize = 120 * 1024;
+/// What is at hand ([`Capture::is_at_hand`]) is at most this much log.
+pub const AT_HAND_BYTES: u64 = 256 * 1024;
 
 /// Beyond every page.
 const END: Pgno = Pgno::new(u32::MAX).expect("BUG: not zero");
@@ -39,6 +41,22 @@ impl Capture {
         self.settle(result)
     }
 
+    /// True when [`Capture::next`], called until it has nothing more, takes no longer than reading and encoding
+    /// [`AT_HAND_BYTES`] that were just written: no lock is taken, nothing is written, and no checkpoint is due.
+    pub fn is_at_hand(&self) -> bool {
+        let Some(cursor) = self.cursor.filter(|_| self.kept.is_empty() && !self.yielded) else {
+            return false;
+        };
+        let Some(header) = self.files.header().verify() else { return false };
+        let at = cursor.wal.frame;
+        let ahead = header.last.end(cursor.page_size).saturating_sub(at.end(cursor.page_size));
+        cursor.anchored
+            && header.salts == cursor.wal.salts
+            && header.last >= at
+            && ahead <= AT_HAND_BYTES
+            && !self.upkeep_is_due(&header)
+    }
+
     /// Squash mode: moves the page map over everything committed without handing it out. The frames count as captured,
     /// the transactions keep their TXIDs and become one delta later. Says how many restore points were given up.
     pub fn skip(&mut self) -> Result<u64, CaptureError> {
@@ -61,6 +79,7 @@ impl Capture {
         match self.ahead(&header)? {
             Ahead::Nothing => {
                 self.seen = Some(header.words);
+                self.read_ahead = ReadAhead::default();
                 Ok(Next::UpToDate)
             }
             Ahead::Transaction(cursor) => self.advance(&header, cursor, Some(sink)),
@@ -201,9 +220,9 @@ impl Capture {
             segment::write(sink, &meta, origin, |put| {
                 for ((pgno, checksum), source) in changes.iter().zip(&sources) {
                     match source {
-                        Source::Frame(frame) => match read.held(*frame, cursor.page_size) {
-                            Some(held) => put(*pgno, held)?,
-                            None => {
+                        Source::Frame(frame) => match self.read_ahead.page(*frame) {
+                            Some(held) if read.held => put(*pgno, held)?,
+                            _ => {
                                 page.resize(cursor.page_size.bytes(), 0);
                                 self.files.read_wal(frame.page_offset(cursor.page_size), &mut page)?;
                                 put(*pgno, same(*pgno, &page, *checksum)?)?;
@@ -220,42 +239,41 @@ impl Capture {
     }
 
     /// I4: frames up to the first commit, verified, none beyond the published end.
-    fn read_transaction(&self, header: &Header, cursor: &Cursor) -> Result<ReadTransaction, CaptureError> {
+    fn read_transaction(
+        &mut self,
+        header: &Header,
+        cursor: &Cursor,
+    ) -> Result<ReadTransaction, CaptureError> {
         let mut reader = WalReader::resume(cursor.page_size, cursor.big_endian, cursor.wal);
         let mut grouper = Grouper::new(cursor.page_size);
         let frame_bytes = reader.frame_bytes();
+        let ahead = &mut self.read_ahead;
+        let first = cursor.wal.frame.next();
+        ahead.begin(header.salts, first, frame_bytes);
         let mut checksums = Vec::new();
-        let mut buffer: Vec<u8> = Vec::new();
-        let (mut held, mut at, mut wanted) = (true, 0, FIRST_READ_FRAMES);
+        let mut held = true;
         while reader.position().frame < header.last {
-            let left = (header.last.get() - reader.position().frame.get()) as usize;
-            let bytes = left.min(wanted) * frame_bytes;
-            wanted = (wanted * 4).min((RUN_BYTES / frame_bytes).max(1));
-            if held && at + bytes > HELD_BYTES.max(frame_bytes) {
-                held = false;
-                buffer = Vec::new();
-            }
-            if !held {
-                at = 0;
-            }
-            buffer.resize(at + bytes, 0);
-            if !self.files.read_wal(reader.offset(), &mut buffer[at..])? {
-                return Err(Broken::NoCommit(header.last).into());
-            }
-            for frame_bytes in buffer[at..].chunks_exact(frame_bytes) {
-                let (number, frame) = reader.push(frame_bytes)?;
-                checksums.push(Checksum::of_page(frame.pgno, &frame_bytes[FRAME_HEADER_BYTES..]));
-                let Some(transaction) = grouper.push(number, frame) else {
-                    continue;
-                };
-                let end = reader.position();
-                if end.frame == header.last && end.checksum != header.checksum {
-                    return Err(Broken::Published(end.frame).into());
+            let next = reader.position().frame.next();
+            if ahead.frame(next).is_none() {
+                let left = (header.last.get() - reader.position().frame.get()) as usize;
+                let bytes = left.min((READ_BYTES / frame_bytes).max(1)) * frame_bytes;
+                held &= ahead.make_room(bytes, if held { first } else { next });
+                let offset = reader.offset();
+                if !ahead.read(bytes, |out| self.files.read_wal(offset, out))? {
+                    return Err(Broken::NoCommit(header.last).into());
                 }
-                let frames = held.then_some(buffer);
-                return Ok(ReadTransaction { transaction, end, checksums, frames });
             }
-            at += bytes;
+            let frame_bytes = ahead.frame(next).expect("BUG: the frame was just read");
+            let (number, frame) = reader.push(frame_bytes)?;
+            checksums.push(Checksum::of_page(frame.pgno, &frame_bytes[FRAME_HEADER_BYTES..]));
+            let Some(transaction) = grouper.push(number, frame) else {
+                continue;
+            };
+            let end = reader.position();
+            if end.frame == header.last && end.checksum != header.checksum {
+                return Err(Broken::Published(end.frame).into());
+            }
+            return Ok(ReadTransaction { transaction, end, checksums, held });
         }
         Err(Broken::NoCommit(header.last).into())
     }
@@ -311,15 +329,66 @@ struct ReadTransaction {
     end: WalPosition,
     /// Page checksum of every frame, from the first.
     checksums: Vec<Checksum>,
-    /// The frames themselves, when they are few.
-    frames: Option<Vec<u8>>,
+    /// True when all its frames lie in the read-ahead.
+    held: bool,
 }
 
-impl ReadTransaction {
-    fn held(&self, frame: FrameNo, page_size: PageSize) -> Option<&[u8]> {
-        let nth = (frame.get() - self.transaction.first.get()) as usize;
-        let start = nth * (FRAME_HEADER_BYTES + page_size.bytes()) + FRAME_HEADER_BYTES;
-        Some(&self.frames.as_ref()?[start..start + page_size.bytes()])
+/// Frames that were read from the log and are published, so nobody may change them: many transactions are read at once.
+#[derive(Debug, Default)]
+pub(super) struct ReadAhead {
+    salts: Option<Salts>,
+    /// Number of the first frame in `bytes`.
+    first: FrameNo,
+    frame_bytes: usize,
+    bytes: Vec<u8>,
+}
+
+impl ReadAhead {
+    /// Reading goes on at `next`; what was read of another place is forgotten.
+    fn begin(&mut self, salts: Salts, next: FrameNo, frame_bytes: usize) {
+        let known =
+            self.salts == Some(salts) && self.frame_bytes == frame_bytes && self.frame(next).is_some();
+        if !known {
+            self.bytes.clear();
+            (self.salts, self.first, self.frame_bytes) = (Some(salts), next, frame_bytes);
+        }
+    }
+
+    /// Makes room behind the last frame, which is the one before the next that is read. Frames before `from` go; when
+    /// those from there on are more than [`HELD_BYTES`] together with the new ones, they go as well, and `false` says so.
+    fn make_room(&mut self, bytes: usize, from: FrameNo) -> bool {
+        let end = self.first.get() + (self.bytes.len() / self.frame_bytes) as u32;
+        let gone = (from.get().min(end) - self.first.get()) as usize * self.frame_bytes;
+        self.bytes.drain(..gone);
+        self.first = FrameNo(from.get().min(end));
+        if !self.bytes.is_empty() && self.bytes.len() + bytes > HELD_BYTES {
+            self.bytes.clear();
+            self.first = FrameNo(end);
+            return false;
+        }
+        true
+    }
+
+    /// Appends what `read` fills; nothing when it fails or says that the log ends before.
+    fn read<E>(&mut self, bytes: usize, read: impl FnOnce(&mut [u8]) -> Result<bool, E>) -> Result<bool, E> {
+        let had = self.bytes.len();
+        self.bytes.resize(had + bytes, 0);
+        let done = read(&mut self.bytes[had..]);
+        if !matches!(done, Ok(true)) {
+            self.bytes.truncate(had);
+        }
+        done
+    }
+
+    /// A frame, header and page.
+    fn frame(&self, frame: FrameNo) -> Option<&[u8]> {
+        let nth = frame.get().checked_sub(self.first.get())? as usize;
+        self.bytes.get(nth * self.frame_bytes..(nth + 1) * self.frame_bytes)
+    }
+
+    /// The page of a frame.
+    fn page(&self, frame: FrameNo) -> Option<&[u8]> {
+        self.frame(frame).map(|bytes| &bytes[FRAME_HEADER_BYTES..])
     }
 }
 

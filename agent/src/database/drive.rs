@@ -2,7 +2,8 @@
 //! decides what every kind of end means.
 
 use super::follower::{Follower, Target};
-use super::{Database, FileId, State};
+use super::pace::Pace;
+use super::{Attached, Database, FileId, State, WalWatch};
 use crate::capture::{CaptureError, Standing};
 use crate::ship::inbox::{Mail, Opened, Refusal};
 use crate::ship::link::{Closed, Link};
@@ -92,10 +93,14 @@ pub(super) struct Driver<'a> {
     reopen: Backoff,
     /// A write that no commit was seen for yet.
     pub(super) unexplained: Option<Instant>,
+    /// How often the log is read.
+    pub(super) pace: Pace,
+    pub(super) wal_watch: WalWatch,
 }
 
 impl<'a> Driver<'a> {
-    pub(super) fn new(db: &'a Database, follower: Follower, id: FileId) -> Self {
+    pub(super) fn new(db: &'a Database, attached: Attached) -> Self {
+        let Attached { follower, id, wal_watch } = attached;
         Self {
             db,
             follower: Some(follower),
@@ -108,6 +113,8 @@ impl<'a> Driver<'a> {
             following: false,
             reopen: Backoff::new(REOPEN_MIN, REOPEN_MAX),
             unexplained: None,
+            pace: Pace::new(Instant::now()),
+            wal_watch,
         }
     }
 
@@ -334,8 +341,7 @@ impl<'a> Driver<'a> {
     }
 
     pub(super) fn acked(&mut self, txid: Txid) {
-        let home = self.follower.as_mut().expect("BUG: the follower is at home");
-        home.acked(txid);
+        self.home_mut().acked(txid);
         self.buffered = self.buffered.max(Some(txid));
         self.reopen.reset();
         self.db.report.buffered(self.buffered);
@@ -401,6 +407,11 @@ impl<'a> Driver<'a> {
     /// The follower, while no blocking work has it.
     pub(super) fn home(&self) -> &Follower {
         self.follower.as_ref().expect("BUG: the follower is at home")
+    }
+
+    /// As [`Driver::home`], to work with it.
+    pub(super) fn home_mut(&mut self) -> &mut Follower {
+        self.follower.as_mut().expect("BUG: the follower is at home")
     }
 
     /// Runs blocking work with the follower.

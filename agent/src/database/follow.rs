@@ -4,38 +4,46 @@
 //! without news the header is looked at again: three times within a millisecond by the blocking thread, then by timers
 //! whose distance grows with the time since the write. Without a write nothing runs but the slow poll.
 //!
-//! A commit after a pause is read at once; under a steady stream of them the log is read every [`PACE`], with all that
-//! gathered: every wake costs several context switches on the node, and the next commits come anyway.
+//! A commit after a pause is read at once, a steady stream of them every [`STREAM_PACE`] with all that gathered ([`super::pace`]).
+//! A stream needs no file events, so the watch is taken off the file meanwhile: it costs the application something with
+//! every write.
 
 use super::drive::{Driver, End, failed, sleep_until};
 use super::follower::{Pumped, Target};
+use super::pace::{LONE_PACE, STREAM_PACE};
 use crate::capture::State as CaptureState;
 use crate::database::State;
-use crate::ship::inbox::LAST_PASS;
+use crate::ship::inbox::{LAST_PASS, Mail};
 use crate::ship::link::Link;
 use std::time::Duration;
 use tokio::time::Instant;
+use walhub_common::Pos;
 
 /// The first timed look after a write that brought no news; later ones follow as the time since has grown by a quarter.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
-/// Least time between two readings of one log.
-const PACE: Duration = Duration::from_millis(4);
 
 impl Driver<'_> {
     /// Sends each transaction as it commits. `Ok` when the positions must be compared again.
     pub(super) async fn follow(&mut self, to: &Target) -> Result<(), End> {
+        let followed = self.each(to).await;
+        // Every other state waits for events.
+        let watched = self.wal_watch.start(&self.db.shared.watcher, &self.db.inbox).map_err(End::Failed);
+        followed.and(watched)
+    }
+
+    async fn each(&mut self, to: &Target) -> Result<(), End> {
         self.db.report.enter(State::Following);
         self.following = true;
         let mut glance = false;
         loop {
             let begun = Instant::now();
             let before = self.home().capture.position();
-            let (target, wants_glance) = (to.clone(), std::mem::take(&mut glance));
-            let pumped = self.blocking(move |f| f.pump(&target, wants_glance)).await?;
-            let pumped = self.sent(pumped, &to.link)?;
+            let pumped = self.pump(to, std::mem::take(&mut glance)).await?;
             self.hub = self.home().capture.position();
             if self.hub != before {
                 self.unexplained = None;
+                let txid = |at: Option<Pos>| at.map_or(0, |at| at.txid.get());
+                self.pace.read(txid(self.hub).saturating_sub(txid(before)), begun);
             }
             self.account();
             match pumped {
@@ -47,11 +55,49 @@ impl Driver<'_> {
                     }
                 }
                 Pumped::UpToDate => {
+                    if self.stream(&to.link, begun).await? {
+                        continue;
+                    }
                     glance = self.news(&to.link, begun).await?;
-                    tokio::time::sleep_until(begun + PACE).await;
+                    tokio::time::sleep_until(begun + LONE_PACE).await;
                 }
             }
         }
+    }
+
+    /// Reads what there is: right here when that takes no time, else on a blocking thread.
+    async fn pump(&mut self, to: &Target, glance: bool) -> Result<Pumped, End> {
+        if !glance {
+            let pumped = self.home_mut().pump_at_hand(to);
+            if let Some(pumped) = self.sent(pumped, &to.link)? {
+                return Ok(pumped);
+            }
+        }
+        let target = to.clone();
+        let pumped = self.blocking(move |f| f.pump(&target, glance)).await?;
+        self.sent(pumped, &to.link)
+    }
+
+    /// Waits for the next window of a stream, given when the log was read last. False when there is no stream (any more).
+    async fn stream(&mut self, link: &Link, read: Instant) -> Result<bool, End> {
+        if !self.pace.streams() {
+            return Ok(false);
+        }
+        self.wal_watch.stop();
+        let window = tokio::time::sleep_until(read + STREAM_PACE);
+        tokio::pin!(window);
+        loop {
+            tokio::select! {
+                () = &mut window => break,
+                mail = self.mail_on(link) => self.upkeep(&mail?).await?,
+            }
+        }
+        if self.home().capture.header_moved() {
+            return Ok(true);
+        }
+        self.pace.silent();
+        self.wal_watch.start(&self.db.shared.watcher, &self.db.inbox).map_err(End::Failed)?;
+        Ok(false)
     }
 
     /// Waits until there may be a new commit, given when the log was read last. True when it should be looked for closely.
@@ -68,16 +114,21 @@ impl Driver<'_> {
             if mail.wal {
                 self.unexplained = Some(Instant::now());
                 // Soon after a reading this is most likely a write that was read already: the timed looks are enough.
-                if read.elapsed() >= PACE {
+                if read.elapsed() >= LONE_PACE {
                     return Ok(!self.home().capture.header_moved());
                 }
             }
-            // A checkpoint that waits for acks; with nothing to checkpoint no thread is woken.
-            let due = mail.buffered.is_some() || mail.poll;
-            if due && self.home().capture.state() == CaptureState::Backfill {
-                self.blocking(|f| f.capture.maintain()).await?.map_err(failed)?;
-            }
+            self.upkeep(&mail).await?;
         }
+    }
+
+    /// Goes on with a checkpoint that waits for acks; with nothing to checkpoint no thread is woken.
+    async fn upkeep(&mut self, mail: &Mail) -> Result<(), End> {
+        let due = mail.buffered.is_some() || mail.poll;
+        if due && self.home().capture.state() == CaptureState::Backfill {
+            self.blocking(|f| f.capture.maintain()).await?.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// When to look again after a write that was no commit yet: soon at first, then ever more rarely.

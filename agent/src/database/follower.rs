@@ -1,15 +1,23 @@
 //! The blocking half of a database: everything that reads the file. It travels into a blocking thread for each call and
 //! back, so one owner holds it at any time.
 
-use super::sink::{Discard, LinkSink};
-use crate::capture::{Capture, CaptureError, Next, SegmentMeta};
+use super::sink::{Discard, GatherSink, LinkSink};
+use crate::capture::{AT_HAND_BYTES, Capture, CaptureError, Next, SegmentMeta};
 use crate::ship::inbox::{Inbox, Patience};
-use crate::ship::link::Link;
+use crate::ship::link::{Link, MESSAGE_BYTES};
 use crate::ship::window::{Budget, Keep, Window};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use walhub_common::{Pos, Txid};
+use walhub_proto::v1::replicate_request::Message;
 
+/// Room on the link for what is at hand: LZ4 makes a page longer by a hundredth at worst, and every segment has a header
+/// and an index.
+const AT_HAND_ROOM: usize = 2 * AT_HAND_BYTES as usize + AT_HAND_BYTES as usize / 512 * MESSAGE_BYTES;
+/// A hub that takes smaller chunks than this gets them one by one.
+const AT_HAND_CHUNK: usize = 16 * 1024;
+/// Reading at hand goes on for this long at most.
+const AT_HAND_TIME: Duration = Duration::from_millis(2);
 /// Acks are looked at after this much reading.
 const SLICE: Duration = Duration::from_millis(10);
 /// IN_MODIFY comes before the commit is visible; these are the first looks after it.
@@ -73,6 +81,45 @@ impl Follower {
                 // Under writers that never pause the log is never read to its end, and must still be checkpointed.
                 self.capture.maintain()?;
                 return Ok(Pumped::Slice);
+            }
+        }
+    }
+
+    /// As [`Follower::pump`], when everything is at hand: little to read, room on the link for all of it, no checkpoint
+    /// due. Then no thread need be woken for it, and the messages leave together. `None`: not now.
+    pub(super) fn pump_at_hand(&mut self, to: &Target) -> Result<Option<Pumped>, CaptureError> {
+        if to.link.max_chunk < AT_HAND_CHUNK || !self.capture.is_at_hand() {
+            return Ok(None);
+        }
+        let Some(slot) = to.link.try_slot(AT_HAND_ROOM) else { return Ok(None) };
+        let mut messages = Vec::new();
+        let pumped = self.gather(to, &mut messages);
+        // What was read before an error is in the window, and must be on the link as well.
+        if !messages.is_empty() {
+            slot.send(messages);
+        }
+        pumped
+    }
+
+    fn gather(&mut self, to: &Target, messages: &mut Vec<Message>) -> Result<Option<Pumped>, CaptureError> {
+        let begun = Instant::now();
+        let mut bytes = 0;
+        loop {
+            if !to.budget.has_room() {
+                return Ok(Some(Pumped::NoRoom));
+            }
+            let mut sink = GatherSink::new(to, messages);
+            match self.capture.next(&mut sink)? {
+                Next::Sent(meta) => {
+                    let entry = sink.entry(&meta);
+                    bytes += entry.total_bytes();
+                    self.window.push(entry);
+                }
+                Next::UpToDate => return Ok(Some(Pumped::UpToDate)),
+                Next::Lost(_) => return Ok(Some(Pumped::Lost)),
+            }
+            if bytes >= AT_HAND_BYTES / 2 || begun.elapsed() >= AT_HAND_TIME || !self.capture.is_at_hand() {
+                return Ok(Some(Pumped::Slice));
             }
         }
     }

@@ -20,6 +20,7 @@ mod drive;
 mod fetch;
 mod follow;
 mod follower;
+mod pace;
 mod report;
 mod sink;
 mod steps;
@@ -112,7 +113,33 @@ pub struct Database {
 struct Attached {
     follower: Follower,
     id: FileId,
-    wal_watch: Guard,
+    wal_watch: WalWatch,
+}
+
+/// The watch on a `-wal` file, on and off.
+struct WalWatch {
+    wal: PathBuf,
+    guard: Option<Guard>,
+}
+
+impl WalWatch {
+    /// Takes it off the file.
+    fn stop(&mut self) {
+        self.guard = None;
+    }
+
+    /// Puts it on the file if it is not; what was written before is not told.
+    fn start(&mut self, watcher: &Watcher, inbox: &Arc<Inbox>) -> Result<(), String> {
+        if self.guard.is_none() {
+            let watch = watcher.wal(&self.wal, inbox.clone()).map_err(|e| {
+                format!(
+                    "its -wal file cannot be watched: {e}; raise fs.inotify.max_user_watches if that is the limit"
+                )
+            })?;
+            self.guard = Some(watch);
+        }
+        Ok(())
+    }
 }
 
 /// Why a file was not taken hold of.
@@ -132,12 +159,11 @@ impl Database {
         let mut retry = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             let Some(attached) = self.attached(&mut folder_watch, &mut retry).await else { break };
-            let Attached { follower, id, wal_watch } = attached;
-            tracing::debug!(database = %self.name, capture = ?follower.capture, "attached");
+            tracing::debug!(database = %self.name, capture = ?attached.follower.capture, "attached");
             let since = Instant::now();
-            let mut driver = Driver::new(&self, follower, id);
+            let mut driver = Driver::new(&self, attached);
             let end = driver.run().await;
-            drop(wal_watch);
+            driver.wal_watch.stop();
             if since.elapsed() > RETRY_MAX {
                 retry.reset();
             }
@@ -262,7 +288,7 @@ impl Database {
     }
 
     /// The watch on the `-wal` file, when the file is still the one that was there before the attach.
-    fn watch_wal(&self, before: Option<FileId>) -> Result<(FileId, Guard), String> {
+    fn watch_wal(&self, before: Option<FileId>) -> Result<(FileId, WalWatch), String> {
         let id = FileId::of(&self.path).map_err(|e| format!("the file went away: {e}"))?;
         if before != Some(id) {
             return Err("the file was replaced while it was opened".into());
@@ -270,11 +296,8 @@ impl Database {
         // SQLite follows links, and its files lie beside the real one.
         let mut wal = std::fs::canonicalize(&self.path).map_err(|e| e.to_string())?.into_os_string();
         wal.push("-wal");
-        let watch = self.shared.watcher.wal(Path::new(&wal), self.inbox.clone()).map_err(|e| {
-            format!(
-                "its -wal file cannot be watched: {e}; raise fs.inotify.max_user_watches if that is the limit"
-            )
-        })?;
+        let mut watch = WalWatch { wal: wal.into(), guard: None };
+        watch.start(&self.shared.watcher, &self.inbox)?;
         Ok((id, watch))
     }
 

@@ -97,6 +97,40 @@ impl Sink for LinkSink<'_> {
     }
 }
 
+/// Gathers the messages of small segments, to be queued together.
+#[derive(Debug)]
+pub(super) struct GatherSink<'a> {
+    to: &'a Target,
+    keep: Keep,
+    chunker: Option<Chunker>,
+    messages: &'a mut Vec<Message>,
+}
+
+impl<'a> GatherSink<'a> {
+    pub(super) fn new(to: &'a Target, messages: &'a mut Vec<Message>) -> Self {
+        Self { to, keep: Keep::new(&to.budget), chunker: None, messages }
+    }
+
+    /// The window's entry for a segment that was gathered to its end.
+    pub(super) fn entry(self, meta: &SegmentMeta) -> Entry {
+        Entry::new(*meta, self.keep)
+    }
+}
+
+impl Sink for GatherSink<'_> {
+    fn begin(&mut self, meta: &SegmentMeta) -> io::Result<()> {
+        self.chunker = Some(Chunker::new(self.to.handle, *meta, self.to.link.max_chunk));
+        Ok(())
+    }
+
+    fn chunk(&mut self, data: Bytes, last: bool) -> io::Result<()> {
+        self.keep.chunk(&data);
+        let chunker = self.chunker.as_mut().ok_or_else(|| io::Error::other("chunk before begin"))?;
+        self.messages.extend(chunker.cut(data, last));
+        Ok(())
+    }
+}
+
 /// Takes what the hub has already.
 #[derive(Debug)]
 pub(super) struct Discard;

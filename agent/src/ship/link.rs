@@ -1,7 +1,7 @@
 //! One open stream to the hub, as the database tasks see it: a bounded way out.
 //!
-//! Invariants: at most [`OUTBOX_BYTES`] wait in the queue, whatever the number of databases; a message that was queued is
-//! either taken by the stream or lost with the link, and then the link is closed for everybody.
+//! Invariants: at most [`OUTBOX_BYTES`] wait in the queue, whatever the number of databases; what was queued is either
+//! taken by the stream or lost with the link, and then the link is closed for everybody.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ const OUTBOX_BYTES: usize = 2 * MAX_CHUNK_BYTES;
 /// Messages that may wait.
 const OUTBOX_MESSAGES: usize = 1024;
 /// What a message costs beside its payload.
-const MESSAGE_BYTES: usize = 128;
+pub const MESSAGE_BYTES: usize = 128;
 
 /// A blocked sender looks up this often whether it should give up.
 const LOOK_UP: Duration = Duration::from_millis(50);
@@ -36,11 +36,37 @@ pub enum Unsent {
     GivenUp,
 }
 
-/// A message with the room it takes; the room is given back when the stream takes the message.
+/// Messages with the room they take; the room is given back when the stream takes them.
 #[derive(Debug)]
 pub(super) struct Queued {
-    pub(super) request: ReplicateRequest,
+    pub(super) messages: Vec<ReplicateRequest>,
     _room: OwnedSemaphorePermit,
+}
+
+impl Queued {
+    fn one(message: Message, room: OwnedSemaphorePermit) -> Self {
+        Self { messages: vec![ReplicateRequest { message: Some(message) }], _room: room }
+    }
+}
+
+/// Room in the queue that somebody has.
+#[derive(Debug)]
+pub struct Slot {
+    room: OwnedSemaphorePermit,
+    place: mpsc::OwnedPermit<Queued>,
+}
+
+impl Slot {
+    /// Queues the messages together: the stream takes them at once. They must fit.
+    pub fn send(mut self, messages: Vec<Message>) {
+        let used: usize = messages.iter().map(|message| cost(message) as usize).sum();
+        let spare =
+            self.room.num_permits().checked_sub(used).expect("BUG: more messages than were announced");
+        drop(self.room.split(spare));
+        let messages =
+            messages.into_iter().map(|message| ReplicateRequest { message: Some(message) }).collect();
+        self.place.send(Queued { messages, _room: self.room });
+    }
 }
 
 /// An open stream.
@@ -92,8 +118,15 @@ impl Link {
     /// Queues a message when there is room for it right now.
     pub fn try_send(&self, message: Message) -> Result<(), Closed> {
         let room = self.room.clone().try_acquire_many_owned(cost(&message)).map_err(|_| Closed)?;
-        let queued = Queued { request: ReplicateRequest { message: Some(message) }, _room: room };
-        self.queue.try_send(queued).map_err(|_| Closed)
+        self.queue.try_send(Queued::one(message, room)).map_err(|_| Closed)
+    }
+
+    /// Room for messages of `bytes` together, when there is so much right now: whoever has it need not wait any more.
+    pub fn try_slot(&self, bytes: usize) -> Option<Slot> {
+        let room = u32::try_from(bytes).ok()?;
+        let room = self.room.clone().try_acquire_many_owned(room).ok()?;
+        let place = self.queue.clone().try_reserve_owned().ok()?;
+        Some(Slot { room, place })
     }
 
     /// Queues a message from a blocking thread; waits for room, unless `gives_up` says otherwise meanwhile.
@@ -107,13 +140,15 @@ impl Link {
         let Ok(room) = self.room.clone().try_acquire_many_owned(cost(&message)) else {
             return self.wait_blocking(message, gives_up);
         };
-        let queued = Queued { request: ReplicateRequest { message: Some(message) }, _room: room };
-        match self.queue.try_send(queued) {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(Unsent::Closed),
-            Err(mpsc::error::TrySendError::Full(Queued { request, _room })) => {
-                drop(_room);
-                self.wait_blocking(request.message.expect("BUG: a queued message"), gives_up)
+        match self.queue.try_reserve() {
+            Ok(place) => {
+                place.send(Queued::one(message, room));
+                Ok(())
+            }
+            Err(mpsc::error::TrySendError::Closed(())) => Err(Unsent::Closed),
+            Err(mpsc::error::TrySendError::Full(())) => {
+                drop(room);
+                self.wait_blocking(message, gives_up)
             }
         }
     }
@@ -163,8 +198,7 @@ async fn queue(
     message: Message,
     room: OwnedSemaphorePermit,
 ) -> Result<(), Closed> {
-    let queued = Queued { request: ReplicateRequest { message: Some(message) }, _room: room };
-    tx.send(queued).await.map_err(|_| Closed)
+    tx.send(Queued::one(message, room)).await.map_err(|_| Closed)
 }
 
 fn cost(message: &Message) -> u32 {

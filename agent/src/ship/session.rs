@@ -11,11 +11,11 @@ use super::connect::{DialError, HubAddress, status_reason};
 use super::inbox::{Inbox, Opened, Refusal};
 use super::link::{Link, greet};
 use crate::state_dir::StateDir;
+use futures_util::stream::{self, StreamExt};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
@@ -232,9 +232,9 @@ impl Session {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
         let opening = async {
-            // Taking a message from the queue gives its room back.
-            let mut answers =
-                client.replicate(ReceiverStream::new(rx).map(|queued| queued.request)).await?.into_inner();
+            // Taking messages from the queue gives their room back.
+            let said = ReceiverStream::new(rx).flat_map(|queued| stream::iter(queued.messages));
+            let mut answers = client.replicate(said).await?.into_inner();
             match answers.message().await?.and_then(|m| m.message) {
                 Some(Response::Welcome(welcome)) => Ok((welcome, answers)),
                 Some(_) => Err(SessionError::Protocol("no welcome first".into())),
