@@ -123,6 +123,7 @@ pub async fn suite(subject: &mut dyn Subject) {
     order_is_kept(subject).await;
     unfinished_segments_do_not_exist(subject).await;
     many_appends_may_be_under_way(subject).await;
+    positions_are_adopted(subject).await;
     cursors_move_and_survive_a_clean_restart(subject).await;
     closed_buffers_say_so(subject).await;
 }
@@ -271,6 +272,46 @@ async fn many_appends_may_be_under_way(subject: &mut dyn Subject) {
         let registered = buffer.find(&key(name)).unwrap();
         assert_eq!(registered.position, position);
         assert_eq!(buffer.read(registered.id, None, u64::MAX).unwrap().len(), 200);
+    }
+}
+
+async fn positions_are_adopted(subject: &mut dyn Subject) {
+    let buffer = subject.buffer();
+    let id = register(&*buffer, "adopts").await.id;
+    let at = |n: u64| Pos { txid: txid(n), checksum: Checksum::new(1 << 63 | n).expect("bit 63 is set") };
+    assert!(matches!(buffer.adopt(DatabaseId(999), at(3), 5).await, Err(BufferError::UnknownDatabase(_))));
+    let mut changed = buffer.changed();
+    let adopted = buffer.adopt(id, at(3), 5).await.unwrap();
+    assert_eq!((adopted.position, adopted.time_ms), (Some(at(3)), 5));
+    assert!(changed.has_changed().unwrap());
+    changed.mark_unchanged();
+    assert!(matches!(buffer.read(id, None, 1), Err(BufferError::Trimmed { .. })));
+    assert_eq!(buffer.read(id, Some(txid(3)), 1).unwrap(), []);
+    for back in [3, 2] {
+        assert!(matches!(buffer.adopt(id, at(back), 5).await, Err(BufferError::OutOfOrder { .. })));
+    }
+    let made = fill(&*buffer, id, adopted.position, 5).await;
+    let next = segment(made[1].position(), 6, &[5, 6], 0);
+    buffer.append(next.chunk(id, 0)).await.unwrap();
+    assert!(matches!(buffer.adopt(id, at(9), 5).await, Err(BufferError::OutOfOrder { .. })));
+    buffer.abandon(id).await.unwrap();
+    buffer.adopt(id, at(9), 7).await.unwrap();
+    fill(&*buffer, id, Some(at(9)), 10).await;
+    for _ in 0..2 {
+        let buffer = subject.buffer();
+        let held = buffer.find(&key("adopts")).unwrap();
+        assert_eq!(held.position.unwrap().txid, txid(10));
+        let ranges = |found: Vec<SegmentRef>| -> Vec<u64> {
+            found.iter().map(|segment| segment.meta.range.min().get()).collect()
+        };
+        assert_eq!(ranges(buffer.list(id, None, 9).unwrap()), [4, 5, 10]);
+        assert_eq!(ranges(buffer.read(id, Some(txid(3)), 1 << 20).unwrap()), [4, 5], "the hole ends a run");
+        assert!(matches!(
+            buffer.read(id, Some(txid(5)), 1),
+            Err(BufferError::Trimmed { txid: missing, .. }) if missing == txid(6)
+        ));
+        assert_eq!(ranges(buffer.read(id, Some(txid(9)), 1).unwrap()), [10]);
+        subject.reopen().await;
     }
 }
 

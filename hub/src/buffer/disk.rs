@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 use tokio::sync::watch;
-use walhub_common::{DatabaseKey, DestinationName, Txid};
+use walhub_common::{DatabaseKey, DestinationName, Pos, Txid};
 
 /// Largest log file.
 const FILE_BYTES: u64 = 64 * 1024 * 1024;
@@ -212,6 +212,15 @@ impl WalBuffer for DiskBuffer {
         path: &str,
     ) -> Result<Registered, BufferError> {
         self.inner.flusher.register(key, lineage_for(lineage), path).await
+    }
+
+    async fn adopt(
+        &self,
+        database: DatabaseId,
+        position: Pos,
+        time_ms: i64,
+    ) -> Result<Registered, BufferError> {
+        self.inner.flusher.adopt(database, position, time_ms).await
     }
 
     fn find(&self, key: &DatabaseKey) -> Option<Registered> {

@@ -22,7 +22,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
-use walhub_common::{DatabaseKey, limits};
+use walhub_common::{DatabaseKey, Pos, limits};
 
 /// Bytes that may wait for the writer.
 const QUEUE_BYTES: u32 = 32 * 1024 * 1024;
@@ -69,6 +69,7 @@ enum Health {
 enum Waiting {
     Chunk { chunk: Chunk, payload: Payload, permit: OwnedSemaphorePermit, reply: Option<Reply<()>> },
     Database { head: DatabaseHead, reply: Reply<Registered> },
+    Adopt { head: DatabaseHead, position: Pos, time_ms: i64, reply: Reply<Registered> },
     Abandon(DatabaseId),
 }
 
@@ -77,6 +78,7 @@ impl Waiting {
         match self {
             Waiting::Chunk { chunk, payload, .. } => Item::Chunk(chunk, *payload),
             Waiting::Database { head, .. } => Item::Database(head),
+            Waiting::Adopt { head, position, time_ms, .. } => Item::Adopt(head, *position, *time_ms),
             Waiting::Abandon(id) => Item::Abandon(*id),
         }
     }
@@ -84,7 +86,7 @@ impl Waiting {
     fn waits_for_sync(&self) -> bool {
         match self {
             Waiting::Chunk { reply, .. } => reply.is_some(),
-            Waiting::Database { .. } => true,
+            Waiting::Database { .. } | Waiting::Adopt { .. } => true,
             Waiting::Abandon(_) => false,
         }
     }
@@ -92,7 +94,9 @@ impl Waiting {
     fn fail(self, failure: &Failure) {
         match self {
             Waiting::Chunk { reply: Some(reply), .. } => drop(reply.send(Err(failure.to_error()))),
-            Waiting::Database { reply, .. } => drop(reply.send(Err(failure.to_error()))),
+            Waiting::Database { reply, .. } | Waiting::Adopt { reply, .. } => {
+                drop(reply.send(Err(failure.to_error())));
+            }
             Waiting::Chunk { reply: None, .. } | Waiting::Abandon(_) => {}
         }
     }
@@ -229,6 +233,25 @@ impl Flusher {
         durable.await.unwrap_or(Err(BufferError::Closed))
     }
 
+    /// Moves a database to a position from elsewhere, durably.
+    pub(super) async fn adopt(
+        &self,
+        id: DatabaseId,
+        position: Pos,
+        time_ms: i64,
+    ) -> Result<Registered, BufferError> {
+        let durable = {
+            let mut queue = self.lock();
+            queue.takes_anything()?;
+            let head = queue.registry.adopt(id, position)?;
+            let (reply, durable) = oneshot::channel();
+            queue.push(Waiting::Adopt { head, position, time_ms, reply });
+            durable
+        };
+        self.work.notify_one();
+        durable.await.unwrap_or(Err(BufferError::Closed))
+    }
+
     /// Gives up an unfinished segment.
     pub(super) fn abandon(&self, id: DatabaseId) -> Result<(), BufferError> {
         let mut queue = self.lock();
@@ -292,14 +315,21 @@ impl Flusher {
 
     fn complete(&self, group: Vec<Waiting>, done: &[(DatabaseId, SegmentRef)]) {
         let mut registered = Vec::new();
+        let mut news = done.len() as u64;
         let mut queue = self.lock();
+        // A position is adopted while nothing of its database waits, so segments in the same group come after it.
+        for waiting in &group {
+            match waiting {
+                Waiting::Database { head, .. } => registered.push(queue.registry.registered(head)),
+                Waiting::Adopt { head, position, time_ms, .. } => {
+                    registered.push(queue.registry.adopted(head.id, *position, *time_ms));
+                    news += 1;
+                }
+                Waiting::Chunk { .. } | Waiting::Abandon(_) => {}
+            }
+        }
         for (id, segment) in done {
             queue.registry.completed(*id, &segment.meta);
-        }
-        for waiting in &group {
-            if let Waiting::Database { head, .. } = waiting {
-                registered.push(queue.registry.registered(head));
-            }
         }
         drop(queue);
         self.segments.fetch_add(done.len() as u64, Ordering::Relaxed);
@@ -312,15 +342,15 @@ impl Flusher {
                     drop(permit);
                     let _ = reply.send(Ok(()));
                 }
-                Waiting::Database { reply, .. } => {
+                Waiting::Database { reply, .. } | Waiting::Adopt { reply, .. } => {
                     let registered = registered.next().expect("BUG: one for each registration");
                     let _ = reply.send(Ok(registered));
                 }
                 Waiting::Chunk { reply: None, .. } | Waiting::Abandon(_) => {}
             }
         }
-        if !done.is_empty() {
-            self.changed.send_modify(|count| *count += done.len() as u64);
+        if news > 0 {
+            self.changed.send_modify(|count| *count += news);
         }
     }
 

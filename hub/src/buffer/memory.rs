@@ -1,7 +1,7 @@
 //! The buffer's twin in memory: the same contract without a disk. It is the model that the real one is compared with,
 //! and the buffer of other modules' tests.
 
-use super::tail::{Tail, wanted};
+use super::tail::{Tail, check_adoption, wanted};
 use super::{
     BufferError, Chunk, DatabaseId, Place, Registered, SegmentMeta, SegmentRef, Usage, WalBuffer, lineage_for,
 };
@@ -12,7 +12,7 @@ use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
-use walhub_common::{DatabaseKey, DestinationName, Txid};
+use walhub_common::{DatabaseKey, DestinationName, Pos, Txid};
 
 /// A buffer that lives as long as its last handle.
 #[derive(Debug)]
@@ -155,6 +155,18 @@ impl WalBuffer for MemoryBuffer {
         Ok(registered)
     }
 
+    async fn adopt(&self, id: DatabaseId, position: Pos, time_ms: i64) -> Result<Registered, BufferError> {
+        let mut state = self.open_state()?;
+        let database = state.databases.get_mut(&id).ok_or(BufferError::UnknownDatabase(id))?;
+        check_adoption(&database.tail, &database.registered, position)?;
+        database.tail = Tail::at(Some(position));
+        database.registered.position = Some(position);
+        database.registered.time_ms = time_ms;
+        let registered = database.registered.clone();
+        self.changed.send_modify(|count| *count += 1);
+        Ok(registered)
+    }
+
     fn find(&self, key: &DatabaseKey) -> Option<Registered> {
         let state = self.lock();
         let id = state.ids.get(key)?;
@@ -225,12 +237,14 @@ impl WalBuffer for MemoryBuffer {
             return Err(BufferError::Trimmed { database: id, txid: next });
         }
         let mut found: Vec<SegmentRef> = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut expected) = (0, next);
         for segment in database.segments.range(next..).map(|(_, s)| s) {
             bytes += segment.bytes();
-            if !found.is_empty() && bytes > max_bytes {
+            let follows = segment.meta.range.min() == expected;
+            if !follows || (!found.is_empty() && bytes > max_bytes) {
                 break;
             }
+            expected = segment.meta.range.max().next();
             found.push(segment.to_ref());
         }
         Ok(found)

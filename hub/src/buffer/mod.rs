@@ -6,6 +6,8 @@
 //! - Segments of one database are contiguous: the caller ([`crate::ingest`]) decides next/duplicate/gap/fork; the buffer
 //!   checks `pre` and `min` once more against its own position and refuses a violation as a bug.
 //! - What was appended is readable in order, until it is trimmed; trimming never passes a cursor.
+//! - A database moves forward by its segments, or by a position that is adopted from a destination: a hub that lost its
+//!   disk, or came back with an old one, goes on where its copies end.
 //! - After a crash at any instant the buffer reopens with every acknowledged segment, and no half of an unfinished one.
 //!
 //! Non-goals: no knowledge of destinations beyond the names of cursors; no LTX parsing.
@@ -199,6 +201,16 @@ pub trait WalBuffer: Send + Sync {
         key: &DatabaseKey,
         lineage: Option<u64>,
         path: &str,
+    ) -> Result<Registered, BufferError>;
+
+    /// Moves a database forward to a position that a destination holds, without the segments that lead there: what is
+    /// read and listed of it has a hole then. Durable when it returns. Refused as [`BufferError::OutOfOrder`] when the
+    /// database stands there or further, or while anything of it is under way.
+    async fn adopt(
+        &self,
+        database: DatabaseId,
+        position: Pos,
+        time_ms: i64,
     ) -> Result<Registered, BufferError>;
 
     /// One database by name.

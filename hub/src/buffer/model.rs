@@ -4,7 +4,7 @@ use super::contract::{Made, Subject, bytes_of, key, lane, segment, txid};
 use super::{BufferError, DatabaseId, SegmentRef, WalBuffer};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use walhub_common::{DestinationName, Txid, TxidRange};
+use walhub_common::{Checksum, DestinationName, Pos, Txid, TxidRange};
 
 /// Does the same random things to both, and demands the same answers. Neither may reach its bound.
 pub async fn compare(left: &mut dyn Subject, right: &mut dyn Subject, seed: u64, steps: usize) {
@@ -49,10 +49,17 @@ pub async fn compare(left: &mut dyn Subject, right: &mut dyn Subject, seed: u64,
                 l.abandon(known.id).await.unwrap();
                 r.abandon(known.id).await.unwrap();
             }
-            76..84 => {
+            76..82 => {
                 let (lane, to) = (&lanes[rng.random_range(0..2)], txid(rng.random_range(1..40)));
                 l.set_cursor(lane, known.id, to).unwrap();
                 r.set_cursor(lane, known.id, to).unwrap();
+            }
+            82..84 => {
+                let checksum = Checksum::new(1 << 63 | rng.random::<u64>()).unwrap();
+                let beyond = known.position.map_or(0, |p| p.txid.get()) + rng.random_range(0..4);
+                let to = Pos { txid: txid(beyond.max(1)), checksum };
+                let (a, b) = (l.adopt(known.id, to, 7).await, r.adopt(known.id, to, 7).await);
+                assert_eq!(a.is_ok(), b.is_ok(), "{at}: {a:?} {b:?}");
             }
             84..88 => {
                 let path = format!("/path/{}", rng.random_range(0..3));

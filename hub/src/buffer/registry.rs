@@ -3,12 +3,12 @@
 use super::failure::Failure;
 use super::log::head::{DatabaseHead, MAX_PATH_BYTES};
 use super::log::snapshot::{Cursors, DatabaseState, State};
-use super::tail::{Tail, position_after};
+use super::tail::{Tail, check_adoption, position_after};
 use super::{BufferError, Chunk, DatabaseId, Registered, SegmentMeta};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::Mutex as Gate;
-use walhub_common::DatabaseKey;
+use walhub_common::{DatabaseKey, Pos};
 
 /// All databases.
 #[derive(Debug)]
@@ -142,6 +142,24 @@ impl Registry {
         let database = self.databases.get_mut(&head.id).expect("BUG: just inserted");
         database.durable = true;
         database.registered.path.clone_from(&head.path);
+        database.registered.clone()
+    }
+
+    /// Accepts a position from elsewhere; the database that has it then.
+    pub(super) fn adopt(&mut self, id: DatabaseId, position: Pos) -> Result<DatabaseHead, BufferError> {
+        let database = self.databases.get_mut(&id).filter(|d| d.durable);
+        let database = database.ok_or(BufferError::UnknownDatabase(id))?;
+        check_adoption(&database.tail, &database.registered, position)?;
+        database.thrown_back = None;
+        database.tail = Tail::at(Some(position));
+        let Registered { key, lineage, path, .. } = database.registered.clone();
+        Ok(DatabaseHead { id, lineage, key, path })
+    }
+
+    /// A position from elsewhere is on disk.
+    pub(super) fn adopted(&mut self, id: DatabaseId, position: Pos, time_ms: i64) -> Registered {
+        let database = self.databases.get_mut(&id).expect("BUG: position of no database");
+        (database.registered.position, database.registered.time_ms) = (Some(position), time_ms);
         database.registered.clone()
     }
 

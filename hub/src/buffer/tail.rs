@@ -1,7 +1,7 @@
 //! Which chunk may come next: the one place that knows the order rules of a database's segments. Pure.
 
-use super::{BufferError, Chunk, SegmentMeta};
-use walhub_common::{Pos, Txid, limits};
+use super::{BufferError, Chunk, Registered, SegmentMeta};
+use walhub_common::{Pos, Txid, TxidRange, limits};
 
 /// A segment of which some chunks have come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +39,19 @@ pub(super) fn wanted(after: Option<Txid>, position: Option<Pos>) -> Option<Txid>
         Some(after) if after >= end => None,
         after => Some(Txid::following(after)),
     }
+}
+
+/// Refuses to move a database to `position` when it stands there or further, or while anything of it is under way.
+pub(super) fn check_adoption(tail: &Tail, registered: &Registered, position: Pos) -> Result<(), BufferError> {
+    let idle = *tail == Tail::at(registered.position);
+    if idle && registered.position.is_none_or(|held| held.txid < position.txid) {
+        return Ok(());
+    }
+    Err(BufferError::OutOfOrder {
+        database: registered.id,
+        range: TxidRange::single(position.txid),
+        position: tail.position,
+    })
 }
 
 impl Tail {

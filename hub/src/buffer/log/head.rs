@@ -63,7 +63,8 @@ pub(in crate::buffer) enum Head {
     Chunk(ChunkHead),
     /// A database was registered, or its path changed.
     Database(DatabaseHead),
-    /// Snapshot: a database and where it stood when the file was begun.
+    /// A database and where it stands: in the snapshot, when the file was begun; behind it, a position that was adopted
+    /// from a destination.
     State {
         /// The database.
         database: DatabaseHead,

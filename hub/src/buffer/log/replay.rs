@@ -88,6 +88,10 @@ impl Replay {
             Head::State { database, position, time_ms } => {
                 let state = DatabaseState { head: database.clone(), position: *position, time_ms: *time_ms };
                 self.state.databases.insert(database.id, state);
+                let known = self.positions.entry(database.id).or_default();
+                if position.map(|p| p.txid) > known.0.map(|p| p.txid) {
+                    *known = (*position, *time_ms);
+                }
             }
             Head::Cursors { .. } => {}
             Head::SnapshotEnd { next_id } => {
@@ -217,6 +221,27 @@ mod tests {
         let (state, oddities) = replay.finish();
         assert_eq!(oddities.gaps, 2);
         assert_eq!(state.databases[&DatabaseId(1)].position.unwrap().txid.get(), 3);
+    }
+
+    fn state_at(txid: u64) -> Head {
+        let position = Pos { txid: Txid::new(txid).unwrap(), checksum: checksum(txid) };
+        let database =
+            DatabaseHead { id: DatabaseId(1), lineage: 3, key: "a/b".parse().unwrap(), path: String::new() };
+        Head::State { database, position: Some(position), time_ms: 9 }
+    }
+
+    #[test]
+    fn a_state_moves_a_database_forward_and_never_back() {
+        let mut replay = replay_with_a_database(1);
+        assert!(replay.apply(&chunk(meta(1, 1), 0, true, None), 5, (1, 300)).is_some());
+        replay.apply(&state_at(4), 0, (1, 500));
+        assert!(replay.apply(&chunk(meta(5, 5), 0, true, None), 5, (1, 700)).is_some());
+        replay.apply(&state_at(5), 0, (2, 64));
+        assert!(replay.apply(&chunk(meta(6, 6), 0, true, None), 5, (2, 300)).is_some());
+        replay.apply(&state_at(2), 0, (2, 500));
+        let (state, oddities) = replay.finish();
+        assert_eq!(oddities, Oddities::default());
+        assert_eq!(state.databases[&DatabaseId(1)].position.unwrap().txid.get(), 6);
     }
 
     #[test]

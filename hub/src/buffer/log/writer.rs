@@ -14,7 +14,7 @@ use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use walhub_common::clock;
+use walhub_common::{Pos, clock};
 
 /// Slices that one write call takes.
 const MAX_SLICES: usize = 1024;
@@ -28,6 +28,8 @@ pub(in crate::buffer) enum Item<'a> {
     Chunk(&'a Chunk, Payload),
     /// A registration.
     Database(&'a DatabaseHead),
+    /// A position from elsewhere, and its hub time.
+    Adopt(&'a DatabaseHead, Pos, i64),
     /// Whatever of a segment of this database has been written is given up.
     Abandon(DatabaseId),
 }
@@ -37,7 +39,7 @@ impl Item<'_> {
     pub(in crate::buffer) fn bytes(&self) -> usize {
         match self {
             Item::Chunk(chunk, _) => chunk_bytes(chunk.data.len()),
-            Item::Database(head) => record_bytes(700 + head.path.len(), 0),
+            Item::Database(head) | Item::Adopt(head, ..) => record_bytes(724 + head.path.len(), 0),
             Item::Abandon(_) => 0,
         }
     }
@@ -198,6 +200,12 @@ impl Writer {
                 }
                 Item::Database(head) => {
                     let head = Head::Database((*head).clone());
+                    encode(&mut copied, &head, Payload::of(b""), active.salt, active.synced);
+                    push_copied(&mut pieces, start..copied.len());
+                }
+                Item::Adopt(head, position, time_ms) => {
+                    let (database, position) = ((*head).clone(), Some(*position));
+                    let head = Head::State { database, position, time_ms: *time_ms };
                     encode(&mut copied, &head, Payload::of(b""), active.salt, active.synced);
                     push_copied(&mut pieces, start..copied.len());
                 }
