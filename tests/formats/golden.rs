@@ -1,7 +1,7 @@
 //! Files that litestream 0.5.17 wrote: a database with one table, replicated, and one row inserted; and the same by
 //! 0.5.15, which wrote the older form of pages, with a second row that does not compress. Kept as hex text.
 
-use walhub_common::ltx::{Decoder, Encoder, Header, LtxError, Verifier, merge};
+use walhub_common::ltx::{Decoder, Encoder, Header, LtxError, Stamp, Verifier, merge};
 use walhub_common::restore::{Applier, Proof};
 use walhub_tests::oracle::{integrity, observer};
 use walhub_tests::scratch::Scratch;
@@ -91,7 +91,7 @@ fn the_older_form_restores_and_becomes_the_newer_one_when_merged() {
     let files = [bytes(OLD_SNAPSHOT), bytes(OLD_DELTA)];
     let inputs = files.iter().map(|file| Decoder::new(&file[..]).unwrap()).collect();
     let mut merged = Vec::new();
-    merge(inputs, 0, &mut merged).unwrap();
+    merge(inputs, Stamp::default(), &mut merged).unwrap();
     let mut verifier = Verifier::new(100_000);
     verifier.push(&merged).unwrap();
     assert_eq!(verifier.finish().unwrap().pages, 4);

@@ -4,7 +4,7 @@ use crate::follower::Follower;
 use rusqlite::Connection;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use walhub_common::ltx::{Decoder, merge};
+use walhub_common::ltx::{Decoder, Stamp, merge};
 use walhub_common::restore::{Applier, Proof, Report};
 use walhub_tests::Image;
 use walhub_tests::oracle::{integrity, observer};
@@ -72,7 +72,7 @@ fn restore(files: &[Vec<u8>], to: &Path) -> Report {
 fn merge_all(files: &[Vec<u8>]) -> Vec<u8> {
     let inputs = files.iter().map(|file| Decoder::new(&file[..]).unwrap()).collect();
     let mut merged = Vec::new();
-    merge(inputs, 0, &mut merged).unwrap();
+    merge(inputs, Stamp::default(), &mut merged).unwrap();
     merged
 }
 

@@ -38,7 +38,8 @@ pub struct Header {
     pub wal_size: u64,
     /// Salts of that WAL.
     pub wal_salts: [u32; 2],
-    /// Any value; 0 from Litestream and from us.
+    /// Any value; 0 from Litestream and from agents. In files that a hub put into a destination: the lineage of the
+    /// database, so that a hub without memory knows whose history it is.
     pub node_id: u64,
     /// Our own checksums; `None` in files that walhub did not write.
     pub provenance: Option<Provenance>,

@@ -15,23 +15,28 @@ pub struct Merged {
     pub pages: u32,
 }
 
+/// What the hub adds to a file.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Stamp {
+    /// Time of the newest transaction, Unix ms.
+    pub timestamp_ms: i64,
+    /// See [`Header::node_id`].
+    pub node_id: u64,
+}
+
 /// One input and the page it stands at.
 struct Input<R> {
     file: Decoder<R>,
     page: Vec<u8>,
 }
 
-/// Merges `inputs`, given in TXID order, into one file stamped `timestamp_ms`. Every input is read to its end and
+/// Merges `inputs`, given in TXID order, into one file with this stamp. Every input is read to its end and
 /// verified before this returns; on an error what was written to `out` is worthless. LZ4 blocks are copied, not
 /// compressed again. Memory: two pages per input and the index of the result.
 ///
 /// Level 0 of a bucket wants a WAL offset of at least 32 (stock `replicate` takes over only then): the result says 32/0.
-pub fn merge<R: Read, W: Write>(
-    inputs: Vec<Decoder<R>>,
-    timestamp_ms: i64,
-    out: W,
-) -> Result<Merged, LtxError> {
-    let header = plan(&inputs, timestamp_ms)?;
+pub fn merge<R: Read, W: Write>(inputs: Vec<Decoder<R>>, stamp: Stamp, out: W) -> Result<Merged, LtxError> {
+    let header = plan(&inputs, stamp)?;
     let mut encoder = Encoder::new(out, header)?;
     let mut inputs: Vec<Input<R>> = inputs.into_iter().map(|file| Input { file, page: Vec::new() }).collect();
     // Smallest page first; of equal pages the newest input first.
@@ -65,7 +70,7 @@ pub fn merge<R: Read, W: Write>(
 }
 
 /// Checks that the inputs form one run of one database; the header of the result.
-fn plan<R: Read>(inputs: &[Decoder<R>], timestamp_ms: i64) -> Result<Header, LtxError> {
+fn plan<R: Read>(inputs: &[Decoder<R>], stamp: Stamp) -> Result<Header, LtxError> {
     let (Some(first), Some(last)) = (inputs.first(), inputs.last()) else {
         return Err(LtxError::Encode { pgno: None, reason: "nothing to merge" });
     };
@@ -96,11 +101,11 @@ fn plan<R: Read>(inputs: &[Decoder<R>], timestamp_ms: i64) -> Result<Header, Ltx
         page_size: last.page_size,
         commit: last.commit,
         range,
-        timestamp_ms,
+        timestamp_ms: stamp.timestamp_ms,
         wal_offset: 32,
         wal_size: 0,
         wal_salts: [0, 0],
-        node_id: 0,
+        node_id: stamp.node_id,
         provenance,
     })
 }

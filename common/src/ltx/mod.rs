@@ -30,7 +30,7 @@ pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use error::LtxError;
 pub use header::{HEADER_BYTES, Header, Provenance, TRAILER_BYTES, Trailer};
-pub use merge::{Merged, merge};
+pub use merge::{Merged, Stamp, merge};
 pub use verifier::{Verified, Verifier};
 
 /// Largest LZ4 block of one page of `page_bytes` that is written or read: what the compressor may need at worst.

@@ -133,7 +133,7 @@ fn model_file(history: &[Change], first: usize, last: usize) -> Vec<u8> {
 fn merge_all(files: &[Vec<u8>]) -> Vec<u8> {
     let inputs = files.iter().map(|file| Decoder::new(&file[..]).unwrap()).collect();
     let mut out = Vec::new();
-    merge(inputs, 0, &mut out).unwrap();
+    merge(inputs, Stamp::default(), &mut out).unwrap();
     out
 }
 
@@ -261,7 +261,7 @@ proptest! {
         let at = at.index(files.len() - 1);
         let outcome = |files: &[Vec<u8>]| {
             let inputs = files.iter().map(|file| Decoder::new(&file[..]).unwrap()).collect();
-            merge(inputs, 0, std::io::sink()).map(|merged| merged.header.range)
+            merge(inputs, Stamp::default(), std::io::sink()).map(|merged| merged.header.range)
         };
         files.swap(at, at + 1);
         prop_assert!(matches!(outcome(&files), Err(LtxError::Merge { .. })), "swapped");

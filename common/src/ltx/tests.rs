@@ -126,12 +126,12 @@ fn a_merge_keeps_the_newest_page_and_drops_what_lies_beyond_the_end() {
     let shrink = encode(header(3, 4, 3), &[(1, 10), (3, 30)]);
     let inputs = [&base, &grow, &shrink].map(|b| Decoder::new(&b[..]).unwrap());
     let mut out = Vec::new();
-    let merged = merge(inputs.into(), 77, &mut out).unwrap();
-    assert_eq!((merged.pages, merged.header.timestamp_ms), (3, 77));
+    let merged = merge(inputs.into(), Stamp { timestamp_ms: 77, node_id: 9 }, &mut out).unwrap();
+    assert_eq!((merged.pages, merged.header.timestamp_ms, merged.header.node_id), (3, 77, 9));
     assert_eq!(merged.header.range, TxidRange::from_raw(1, 4).unwrap());
     assert_eq!(decode(&out).unwrap(), vec![(1, page(10)), (2, page(20)), (3, page(30))]);
     let gap = [&base, &shrink].map(|b| Decoder::new(&b[..]).unwrap());
-    assert!(matches!(merge(gap.into(), 0, Vec::new()), Err(LtxError::Merge { .. })));
+    assert!(matches!(merge(gap.into(), Stamp::default(), Vec::new()), Err(LtxError::Merge { .. })));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use walhub_common::ltx::{self, Decoder, LtxError, Provenance};
+use walhub_common::ltx::{self, Decoder, LtxError, Provenance, Stamp};
 use walhub_common::{DestinationName, Txid, TxidRange};
 use walhub_store::destinations::{Body, PutMeta};
 
@@ -40,14 +40,15 @@ impl Drop for Built {
     }
 }
 
-/// Builds the next file of `database` after `after`; `None` when nothing is waiting.
+/// Builds the next file of `database` (its number and its lineage) after `after`; `None` when nothing is waiting.
 pub(super) fn build(
     buffer: &dyn WalBuffer,
     lane: &DestinationName,
-    database: DatabaseId,
+    database: (DatabaseId, u64),
     after: Option<Txid>,
     tmp: &Path,
 ) -> Result<Option<Built>, TurnError> {
+    let (database, lineage) = database;
     let mut segments = buffer.read(database, after, MAX_FILE_BYTES)?;
     segments.truncate(MAX_SEGMENTS);
     let (Some(first), Some(last)) = (segments.first(), segments.last()) else { return Ok(None) };
@@ -55,18 +56,19 @@ pub(super) fn build(
         .ok_or_else(|| TurnError::Internal("segments out of order".to_owned()))?;
     let provenance = Provenance { pre: first.meta.pre, post: last.meta.post };
     let time_ms = last.meta.time_ms;
+    let stamp = Stamp { timestamp_ms: time_ms, node_id: lineage };
     let more = !buffer.read(database, Some(range.max()), 1)?.is_empty();
     let read: u64 = segments.iter().map(|segment| segment.bytes).sum();
     let (body, bytes) = if read <= MAX_FILE_BYTES {
         let mut out = Vec::with_capacity(read as usize);
-        check(&merge(buffer, database, &segments, time_ms, &mut out)?, range, provenance)?;
+        check(&merge(buffer, database, &segments, stamp, &mut out)?, range, provenance)?;
         let bytes = out.len() as u64;
         (Body::Bytes(Bytes::from(out)), bytes)
     } else {
         let path = tmp.join(format!("{lane}-{}-{range}.ltx", database.0));
         let temp = Temp(Some(path.clone()));
         let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
-        check(&merge(buffer, database, &segments, time_ms, &mut out)?, range, provenance)?;
+        check(&merge(buffer, database, &segments, stamp, &mut out)?, range, provenance)?;
         let file = out.into_inner().map_err(|e| TurnError::Temp(e.into_error()))?;
         (Body::File(temp.keep()), file.metadata()?.len())
     };
@@ -103,7 +105,7 @@ fn merge(
     buffer: &dyn WalBuffer,
     database: DatabaseId,
     segments: &[SegmentRef],
-    time_ms: i64,
+    stamp: Stamp,
     out: impl Write,
 ) -> Result<ltx::Merged, TurnError> {
     let mut groups: Vec<Vec<u8>> = Vec::new();
@@ -113,14 +115,14 @@ fn merge(
     };
     if segments.len() <= FAN_IN {
         let inputs = segments.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        return Ok(ltx::merge(inputs, time_ms, out)?);
+        return Ok(ltx::merge(inputs, stamp, out)?);
     }
     for group in segments.chunks(FAN_IN) {
         let inputs = group.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let mut merged = Vec::new();
-        ltx::merge(inputs, time_ms, &mut merged)?;
+        ltx::merge(inputs, stamp, &mut merged)?;
         groups.push(merged);
     }
     let inputs = groups.iter().map(|group| Decoder::new(&group[..])).collect::<Result<Vec<_>, LtxError>>()?;
-    Ok(ltx::merge(inputs, time_ms, out)?)
+    Ok(ltx::merge(inputs, stamp, out)?)
 }

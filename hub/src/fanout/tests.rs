@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::Decoder;
 use walhub_common::restore::Applier;
-use walhub_common::{DatabaseKey, DestinationName, Level, Txid};
+use walhub_common::{DatabaseKey, DestinationName, Level, Pos, Txid};
 use walhub_store::destinations::config::FileConfig;
 use walhub_store::destinations::error::Operation;
 use walhub_store::destinations::faulty::{Faults, Faulty};
@@ -344,6 +344,77 @@ async fn another_history_stops_one_database_at_one_destination_only() {
     assert!(bench.board.health()[1].healthy);
     bench.append(other, &other_image.commit(&[2])).await;
     bench.reaches(1, other, 2).await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_hub_with_an_old_disk_puts_the_segment_in_whose_middle_a_destination_ends() {
+    let mut bench = Bench::reliable(2);
+    bench.start();
+    let lineage = bench.buffer.register(&key("db"), None, "").await.unwrap().lineage;
+    let id = bench.register("db").await;
+    let mut image = Image::new(8);
+    bench.append(id, &image.first()).await;
+    let old = image.clone();
+    for page in [2, 3, 4] {
+        bench.append(id, &image.commit(&[page])).await;
+    }
+    bench.reaches(0, id, 4).await;
+    bench.reaches(1, id, 4).await;
+    bench.stop().await;
+    // The disk of before comes back; the agent sends everything since as one segment.
+    for (name, lineage, goes_on) in [("old", lineage, true), ("foreign", lineage ^ 1, false)] {
+        bench.buffer = Arc::new(MemoryBuffer::new(64 << 20));
+        let id = bench.buffer.register(&key("db"), Some(lineage), "").await.unwrap().id;
+        let mut image = old.clone();
+        let mut first = Image::new(8);
+        bench.append(id, &first.first()).await;
+        bench.append(id, &image.commit_run(9, &[2, 3, 4, 7])).await;
+        bench.restart().await;
+        if goes_on {
+            bench.reaches(0, id, 10).await;
+            bench.reaches(1, id, 10).await;
+            bench.assert_restores(0, "db", &image);
+            bench.assert_restores(1, "db", &image);
+        } else {
+            eventually("the lineage is refused", || {
+                bench.board.row(id).faults[0].as_deref().is_some_and(|fault| fault.contains("lineage"))
+            })
+            .await;
+        }
+        bench.stop().await;
+        assert_eq!(bench.files(0, "db").len(), bench.files(1, "db").len(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn behind_an_adopted_position_lanes_go_on_and_laggards_ask_their_siblings() {
+    let mut bench = Bench::reliable(2);
+    bench.start();
+    let id = bench.register("db").await;
+    let lineage = bench.buffer.find(&key("db")).unwrap().lineage;
+    let mut image = Image::new(8);
+    bench.append(id, &image.first()).await;
+    bench.reaches(1, id, 1).await;
+    bench.destinations[1].set_down(true);
+    for page in [2, 3, 4] {
+        bench.append(id, &image.commit(&[page])).await;
+    }
+    bench.reaches(0, id, 4).await;
+    bench.stop().await;
+    // The hub's disk is gone.
+    bench.buffer = Arc::new(MemoryBuffer::new(64 << 20));
+    let id = bench.buffer.register(&key("db"), Some(lineage), "").await.unwrap().id;
+    let position = Pos { txid: Txid::new(4).unwrap(), checksum: image.checksum() };
+    bench.buffer.adopt(id, position, 5).await.unwrap();
+    bench.destinations[1].set_down(false);
+    bench.restart().await;
+    bench.reaches(0, id, 4).await;
+    bench.append(id, &image.commit(&[5])).await;
+    bench.reaches(0, id, 5).await;
+    bench.reaches(1, id, 5).await;
+    bench.assert_restores(0, "db", &image);
+    bench.assert_restores(1, "db", &image);
     bench.stop().await;
 }
 

@@ -9,9 +9,12 @@ use super::error::TurnError;
 use crate::buffer::{BufferError, DatabaseId, WalBuffer};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use walhub_common::ltx::{HEADER_BYTES, Header};
-use walhub_common::{Checksum, DatabaseKey, Level, Pos, Txid};
+use walhub_common::ltx::{HEADER_BYTES, Header, Provenance};
+use walhub_common::{Checksum, DatabaseKey, Level, Pos, Txid, TxidRange};
 use walhub_store::destinations::{DynDestination, FileKey, Listed, Put};
+
+/// Segments listed at once.
+const PAGE: usize = 1024;
 
 /// Where a lane stands with a database.
 #[derive(Debug)]
@@ -102,8 +105,10 @@ impl Venue<'_> {
 
     async fn build(&self, progress: &Progress) -> Result<Option<Built>, TurnError> {
         let (buffer, tmp) = (self.buffer().clone(), self.shared.tmp.clone());
-        let (lane, id, cursor) = (self.destination().name().clone(), progress.id, progress.cursor);
-        tokio::task::spawn_blocking(move || build(&*buffer, &lane, id, cursor, &tmp))
+        let (lane, cursor) = (self.destination().name().clone(), progress.cursor);
+        let lineage = buffer.find(&progress.key).map_or(0, |held| held.lineage);
+        let database = (progress.id, lineage);
+        tokio::task::spawn_blocking(move || build(&*buffer, &lane, database, cursor, &tmp))
             .await
             .map_err(|e| TurnError::Internal(e.to_string()))?
     }
@@ -157,15 +162,16 @@ impl Venue<'_> {
             levels.pop();
         }
         let reach = coverage::reach(files).cloned();
-        if let Some(last) = &reach {
-            self.same_history(progress, last).await?;
-        }
+        let go_on = match &reach {
+            Some(last) => self.same_history(progress, last).await?,
+            None => None,
+        };
         let found = reach.map(|file| file.range.max());
         if found < progress.cursor {
             let (database, destination) = (&progress.key, self.destination().name());
             tracing::warn!(%database, %destination, ?found, expected = ?progress.cursor, "files are missing at a destination, they are put again");
         }
-        match found {
+        match go_on {
             Some(txid) => self.advance(progress, txid)?,
             None => {
                 progress.cursor = None;
@@ -176,52 +182,80 @@ impl Venue<'_> {
         Ok(())
     }
 
-    /// Refuses to go on behind files that are not of our history.
-    async fn same_history(&self, progress: &Progress, last: &Listed) -> Result<(), TurnError> {
-        let position = self.buffer().find(&progress.key).and_then(|held| held.position);
+    /// Refuses to go on behind files that are not of our history. Where to go on: after the last one, or before the
+    /// segment in the middle of which it ends. That one is put whole; it changes every page that differs from any state
+    /// since its beginning, so it may follow each of them.
+    async fn same_history(&self, progress: &Progress, last: &Listed) -> Result<Option<Txid>, TurnError> {
+        let other = |text| Err(TurnError::History(text));
+        let held = self.buffer().find(&progress.key);
+        let (lineage, position) = held.map_or((0, None), |held| (held.lineage, held.position));
         let txid = last.range.max();
         let Some(position) = position.filter(|pos| pos.txid >= txid) else {
             let held = position.map_or(0, |pos| pos.txid.get());
-            return Err(TurnError::History(format!(
-                "its files reach to {}, the hub's to {held}",
-                txid.get()
-            )));
-        };
-        let Some(expected) = self.checksum_at(progress.id, txid, position)? else {
-            // The transaction has left the buffer; our own record of the cursor is all there is.
-            return Ok(());
+            return other(format!("its files reach to {}, the hub's to {held}", txid.get()));
         };
         let key = FileKey { database: progress.key.clone(), level: last.level, range: last.range };
         let start = self.destination().read_start(&key, HEADER_BYTES, &self.shared.abort).await;
-        let header = Header::decode(&start.map_err(TurnError::Destination)?)
-            .map_err(|e| TurnError::History(format!("{}: {e}", last.range)))?;
-        match header.provenance {
-            Some(provenance) if provenance.post == expected => Ok(()),
-            Some(provenance) => Err(TurnError::History(format!(
-                "at {} its checksum is {}, the hub's {expected}",
-                txid.get(),
-                provenance.post
-            ))),
-            None => Err(TurnError::History(format!("{} was not written by walhub", last.range))),
+        let header = Header::decode(&start.map_err(TurnError::Destination)?);
+        let header = header.map_err(|e| TurnError::History(format!("{}: {e}", last.range)))?;
+        if header.node_id != 0 && header.node_id != lineage {
+            return other(format!(
+                "its files are of lineage {:016x}, the hub's {lineage:016x}",
+                header.node_id
+            ));
+        }
+        let Some(Provenance { post, .. }) = header.provenance else {
+            return other(format!("{} was not written by walhub", last.range));
+        };
+        match self.place_of(progress.id, txid, position)? {
+            // Our own record of the cursor is all there is.
+            Place::Gone => Ok(Some(txid)),
+            Place::End(expected) if post == expected => Ok(Some(txid)),
+            Place::End(expected) => {
+                other(format!("at {} its checksum is {post}, the hub's {expected}", txid.get()))
+            }
+            Place::Inside(range) if header.node_id == lineage => {
+                let (database, destination) = (&progress.key, self.destination().name());
+                tracing::info!(%database, %destination, %txid, segment = %range, "a destination ends in the middle of a segment, which is put whole");
+                Ok(Txid::new(range.min().get() - 1))
+            }
+            Place::Inside(range) => {
+                other(format!("its files end at {}, in the middle of our segment {range}", txid.get()))
+            }
         }
     }
 
-    /// Database checksum of our history at `txid`; `None` when the buffer no longer knows.
-    fn checksum_at(&self, id: DatabaseId, txid: Txid, position: Pos) -> Result<Option<Checksum>, TurnError> {
+    /// What our history knows of `txid`.
+    fn place_of(&self, id: DatabaseId, txid: Txid, position: Pos) -> Result<Place, TurnError> {
         if position.txid == txid {
-            return Ok(Some(position.checksum));
+            return Ok(Place::End(position.checksum));
         }
         let next = self.buffer().list(id, Some(txid), 1)?.into_iter().next();
-        if let Some(next) = next.filter(|next| next.meta.range.follows(Some(txid))) {
-            return Ok(next.meta.pre);
+        let follows = next.filter(|next| next.meta.range.follows(Some(txid)));
+        if let Some(expected) = follows.and_then(|next| next.meta.pre) {
+            return Ok(Place::End(expected));
         }
-        let oldest = self.buffer().list(id, None, 1)?.into_iter().next();
-        match oldest {
-            Some(oldest) if oldest.meta.range.min() <= txid => Err(TurnError::History(format!(
-                "its files end at {}, in the middle of a segment of ours",
-                txid.get()
-            ))),
-            _ => Ok(None),
+        let mut after = None;
+        loop {
+            let page = self.buffer().list(id, after, PAGE)?;
+            let Some(last) = page.last() else { return Ok(Place::Gone) };
+            after = Some(last.meta.range.max());
+            let Some(found) = page.iter().find(|segment| segment.meta.range.max() >= txid) else { continue };
+            return Ok(match found.meta.range {
+                range if range.max() == txid => Place::End(found.meta.post),
+                range if range.min() <= txid => Place::Inside(range),
+                _ => Place::Gone,
+            });
         }
     }
+}
+
+/// Where a transaction lies in the buffer's history.
+enum Place {
+    /// A segment ends with it; the database checksum there.
+    End(Checksum),
+    /// Inside of this segment.
+    Inside(TxidRange),
+    /// It has left the buffer, or never lay in it.
+    Gone,
 }
