@@ -11,7 +11,7 @@ use crate::copies::Board;
 use crate::copies::board::LaneFacts;
 use crate::fanout::{Fanout, LaneConfig};
 use crate::fleet::{Epochs, Fleet, Registry};
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, Origins};
 use crate::restore::Restores;
 use crate::staging::{self, Staging};
 use std::future::Future;
@@ -144,6 +144,7 @@ impl App {
         let fanout = start_fanout(&config, &buffer, &board, &destinations)
             .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
+        let origins = Origins::new(&destinations, sessions.token().clone());
         let seals = TaskGroup::new("first snapshots");
         seals.spawn(expire(staging.clone(), seals.token().clone()));
         let handles = Handles {
@@ -152,6 +153,7 @@ impl App {
                 fleet.clone(),
                 staging.clone(),
                 seals.clone(),
+                origins,
                 sessions.token().clone(),
             ),
             restores: Restores::new(buffer.clone(), &destinations, sessions.token().clone()),

@@ -9,16 +9,18 @@
 //! - Memory is bounded: bytes per agent, bytes per hub, operations per agent; a session at its bound stops reading, and
 //!   HTTP/2 flow control carries that to the agent.
 //!
-//! Non-goals: no destination, no knowledge of gRPC beyond the messages.
+//! Non-goals: no copying to destinations, no knowledge of gRPC beyond the messages.
 
 pub mod assemble;
 pub mod dedup;
 pub mod error;
 mod handle;
+mod origin;
 mod outbox;
 mod session;
 
 pub use error::{Refusal, SessionError};
+pub use origin::Origins;
 
 use crate::buffer::{BufferError, DatabaseId, WalBuffer};
 use crate::fleet::Fleet;
@@ -44,6 +46,7 @@ pub struct Ingest {
     staging: Arc<Staging>,
     /// Snapshots being put together: they outlive the session that sent the last part.
     seals: TaskGroup,
+    origins: Arc<Origins>,
     budget: Arc<Semaphore>,
     shutdown: CancellationToken,
     broken: CancellationToken,
@@ -56,10 +59,12 @@ impl Ingest {
         fleet: Arc<Fleet>,
         staging: Arc<Staging>,
         seals: TaskGroup,
+        origins: Origins,
         shutdown: CancellationToken,
     ) -> Self {
         let budget = Arc::new(Semaphore::new(MAX_INFLIGHT_BYTES / BUDGET_UNIT));
-        Self { buffer, fleet, staging, seals, budget, shutdown, broken: CancellationToken::new() }
+        let origins = Arc::new(origins);
+        Self { buffer, fleet, staging, seals, origins, budget, shutdown, broken: CancellationToken::new() }
     }
 
     /// Drives one agent's stream to its end. `Ok` when the agent closed it.

@@ -8,6 +8,7 @@ mod staged;
 use super::Ingest;
 use super::error::SessionError;
 use super::handle::Handle;
+use super::origin::OpenError;
 use super::outbox::Outbox;
 use crate::buffer::{BufferError, DatabaseId, Registered};
 use crate::copies::board::Inbox;
@@ -41,7 +42,7 @@ const MAX_PATH_CHARS: usize = 4096;
 enum Done {
     Appended { handle: u32, bytes: usize, end: Option<Pos>, result: Result<(), BufferError> },
     Abandoned { handle: u32, result: Result<(), BufferError> },
-    Registered { handle: u32, result: Result<Registered, BufferError> },
+    Registered { handle: u32, result: Result<Registered, OpenError> },
     Looked { handle: u32, result: Result<Option<Held>, StagingError> },
     Staged { handle: u32, result: Result<u32, StagingError>, claim: Option<Claim> },
     Sealed { handle: u32, end: Pos, time_ms: i64, result: Result<(), Unsealed> },

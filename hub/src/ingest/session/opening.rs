@@ -2,6 +2,7 @@
 
 use super::super::error::{Refusal, SessionError};
 use super::super::handle::{Handle, Incoming, Phase};
+use super::super::origin::Announced;
 use super::{Done, MAX_PATH_CHARS, Session};
 use crate::buffer::Registered;
 use crate::staging::Held;
@@ -57,12 +58,16 @@ where
         let state = Handle::opening(key.clone(), open.lineage, position);
         let state = self.handles.entry(open.handle).or_insert(state);
         match held {
-            Some(held) if held.path == path => self.opened(open.handle, &held),
+            Some(held) if held.path == path && !self.hub.origins.must_look(Some(&held), position) => {
+                self.opened(open.handle, &held);
+            }
             _ => {
                 state.under_way += 1;
-                let (buffer, handle, lineage) = (self.hub.buffer.clone(), open.handle, open.lineage);
+                let (buffer, origins, handle) =
+                    (self.hub.buffer.clone(), self.hub.origins.clone(), open.handle);
+                let announced = Announced { key, lineage: open.lineage, position, path };
                 self.under_way.push(Box::pin(async move {
-                    let result = buffer.register(&key, (lineage != 0).then_some(lineage), &path).await;
+                    let result = origins.register(&*buffer, &announced).await;
                     Done::Registered { handle, result }
                 }));
             }

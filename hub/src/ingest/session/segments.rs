@@ -4,6 +4,7 @@ use super::super::BUDGET_UNIT;
 use super::super::assemble::{Assembly, Facts};
 use super::super::error::{Refusal, SessionError};
 use super::super::handle::{Incoming, Phase, Step};
+use super::super::origin::OpenError;
 use super::{Done, INLINE_BYTES, Session};
 use crate::buffer::{BufferError, Chunk, SegmentMeta};
 use bytes::Bytes;
@@ -145,7 +146,8 @@ where
                         }
                         (handle, None)
                     }
-                    Err(error) => (handle, Some(failure(error)?)),
+                    Err(OpenError::Buffer(error)) => (handle, Some(failure(error)?)),
+                    Err(OpenError::Refused(refusal)) => (handle, Some(refusal)),
                 }
             }
         };

@@ -5,7 +5,7 @@ mod segments;
 mod staged;
 mod streams;
 
-use super::{Ingest, SessionError};
+use super::{Ingest, Origins, SessionError};
 use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::{Chunk, WalBuffer};
 use crate::copies::Board;
@@ -60,7 +60,9 @@ impl Hub {
         let staging = Arc::new(Staging::open(dir.path(), 64 << 20).unwrap());
         let tasks = TaskGroup::new("test");
         let shutdown = CancellationToken::new();
-        let ingest = Ingest::new(buffer.clone(), fleet.clone(), staging.clone(), tasks.clone(), shutdown);
+        let origins = Origins::new(&[], shutdown.clone());
+        let ingest =
+            Ingest::new(buffer.clone(), fleet.clone(), staging.clone(), tasks.clone(), origins, shutdown);
         Self { ingest, buffer, fleet, staging, tasks, _dir: dir }
     }
 

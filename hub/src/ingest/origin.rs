@@ -1,0 +1,222 @@
+//! Where a history goes on that this hub does not know, or knows less of than its destinations do: the hub lost its disk,
+//! or came back with an old image of it.
+//!
+//! At the first opening of a database since the start, when the hub holds nothing of it or the agent names another
+//! position, the destinations are asked. What they hold beyond the hub's position is adopted: the agent then sends one
+//! delta since there, and the lanes find their files continued.
+//!
+//! # Invariants
+//! - A second history is never begun by mistake: a database that had one is not taken as new while a destination that may
+//!   hold it does not answer, and nothing is taken as new when no destination answers.
+//! - A hub that knows the database needs no answer: a destination that is away holds up nobody.
+//! - Only a position of the same lineage is adopted.
+//! - Bounded: [`LOOKS`] databases at a time, [`PATIENCE`] for each.
+//!
+//! Non-goals: destinations that were away when it was asked; their lanes put the segment in whose middle they end.
+
+use super::error::Refusal;
+use crate::buffer::{BufferError, DatabaseId, Registered, WalBuffer};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use walhub_common::{DatabaseKey, Pos};
+use walhub_store::destinations::{DestinationError, DynDestination};
+use walhub_store::restore::{self, DestinationSource, DynSource, PlanError, RestoreError, Target};
+
+/// Databases looked for at a time.
+const LOOKS: usize = 32;
+/// How long the destinations may take for one database.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The destinations as a memory.
+pub struct Origins {
+    sources: Vec<DynSource>,
+    looks: Semaphore,
+    settled: Mutex<HashSet<DatabaseId>>,
+    shutdown: CancellationToken,
+}
+
+/// What an agent says of a database that it opens.
+#[derive(Clone, Debug)]
+pub(super) struct Announced {
+    pub(super) key: DatabaseKey,
+    pub(super) lineage: u64,
+    pub(super) position: Option<Pos>,
+    pub(super) path: String,
+}
+
+/// Why a database was not opened.
+#[derive(Debug)]
+pub(super) enum OpenError {
+    /// The buffer failed.
+    Buffer(BufferError),
+    /// It is refused.
+    Refused(Refusal),
+}
+
+impl From<BufferError> for OpenError {
+    fn from(error: BufferError) -> Self {
+        OpenError::Buffer(error)
+    }
+}
+
+impl From<Refusal> for OpenError {
+    fn from(refusal: Refusal) -> Self {
+        OpenError::Refused(refusal)
+    }
+}
+
+/// What the destinations say.
+struct Look {
+    found: Option<Found>,
+    /// There are files, but none that begins the history.
+    headless: bool,
+    /// What kept destinations from answering.
+    unanswered: Vec<String>,
+}
+
+/// The newest position that can be restored from the destinations.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    position: Pos,
+    time_ms: i64,
+    /// 0 when the file does not say.
+    lineage: u64,
+}
+
+impl Origins {
+    /// Over these destinations.
+    pub fn new(destinations: &[DynDestination], shutdown: CancellationToken) -> Self {
+        let sources = destinations.iter().map(|d| Arc::new(DestinationSource(d.clone())) as DynSource);
+        Self { sources: sources.collect(), looks: Semaphore::new(LOOKS), settled: Mutex::default(), shutdown }
+    }
+
+    fn settled(&self) -> MutexGuard<'_, HashSet<DatabaseId>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True when the destinations must be asked before the database is opened.
+    pub(super) fn must_look(&self, held: Option<&Registered>, position: Option<Pos>) -> bool {
+        let known = held.is_some_and(|held| held.position.is_some() && held.position == position);
+        !known && !self.sources.is_empty() && held.is_none_or(|held| !self.settled().contains(&held.id))
+    }
+
+    /// Registers the database, where the hub or its destinations hold it.
+    pub(super) async fn register(
+        &self,
+        buffer: &dyn WalBuffer,
+        announced: &Announced,
+    ) -> Result<Registered, OpenError> {
+        let Announced { key, lineage, position, path } = announced;
+        let held = buffer.find(key);
+        if !self.must_look(held.as_ref(), *position) {
+            return Ok(buffer.register(key, Some(*lineage).filter(|l| *l != 0), path).await?);
+        }
+        let look = self.look(key).await;
+        let held_position = held.as_ref().and_then(|held| held.position);
+        let mut found = look.found.filter(|found| Some(found.position.txid) > held_position.map(|p| p.txid));
+        if held_position.is_none() {
+            self.refuse_a_second_history(announced, &look)?;
+        }
+        if let (Some(at), Some(held)) = (&found, &held)
+            && at.lineage != 0
+            && at.lineage != held.lineage
+        {
+            // A stranger's files: its lane says so.
+            found = None;
+        }
+        let inherited = found.map_or(0, |found| found.lineage);
+        let lineage = [*lineage, inherited].into_iter().find(|lineage| *lineage != 0);
+        let mut registered = buffer.register(key, lineage, path).await?;
+        if let Some(Found { position, time_ms, .. }) = found {
+            registered = buffer.adopt(registered.id, position, time_ms).await?;
+            let (txid, had) = (position.txid.get(), held_position.map_or(0, |p| p.txid.get()));
+            tracing::warn!(database = %key, txid, had, "the destinations hold more than this hub: it goes on from there");
+        }
+        self.settled().insert(registered.id);
+        Ok(registered)
+    }
+
+    fn refuse_a_second_history(&self, announced: &Announced, look: &Look) -> Result<(), Refusal> {
+        let Announced { key, lineage, position, .. } = announced;
+        let fresh = *lineage == 0 && position.is_none();
+        if let Some(found) = &look.found {
+            if *lineage != 0 && found.lineage != 0 && *lineage != found.lineage {
+                return Err(Refusal::fork(format!(
+                    "this node follows history {lineage:016x} of {key}, the destinations hold history {:016x}; give the \
+                     database another name, or the hub another place at its destinations",
+                    found.lineage
+                )));
+            }
+            return match position.filter(|ours| ours.txid == found.position.txid && *ours != found.position) {
+                None => Ok(()),
+                Some(ours) => Err(Refusal::fork(format!(
+                    "the node has {key} at {ours}, the destinations have {}: two histories of one database",
+                    found.position
+                ))),
+            };
+        }
+        let nobody = look.unanswered.len() == self.sources.len();
+        if nobody || (!fresh && !look.unanswered.is_empty()) {
+            return Err(Refusal::busy(format!(
+                "the hub holds nothing of {key}, and cannot ask its destinations whether they do: {}; nothing is lost, \
+                 it is tried again",
+                look.unanswered.join("; ")
+            )));
+        }
+        if fresh && look.headless {
+            return Err(Refusal::fork(format!(
+                "the destinations hold files of {key}, but not its beginning; move them away, or give the database another name"
+            )));
+        }
+        Ok(())
+    }
+
+    async fn look(&self, key: &DatabaseKey) -> Look {
+        let nothing = |why: String| Look {
+            found: None,
+            headless: false,
+            unanswered: self.sources.iter().map(|source| format!("{}: {why}", source.name())).collect(),
+        };
+        let Ok(_turn) = self.looks.acquire().await else { return nothing("the hub is shutting down".into()) };
+        match tokio::time::timeout(PATIENCE, self.ask(key)).await {
+            Ok(Ok(look)) => look,
+            Ok(Err(error)) => nothing(error.to_string()),
+            Err(_) => nothing(format!("no answer within {} s", PATIENCE.as_secs())),
+        }
+    }
+
+    async fn ask(&self, key: &DatabaseKey) -> Result<Look, DestinationError> {
+        let (mut target, mut headless) = (Target::Latest, false);
+        loop {
+            let prepared = restore::prepare(&self.sources, key, None, target, &self.shutdown).await;
+            let (header, unanswered) = match prepared {
+                Ok(prepared) => (prepared.header, prepared.unanswered),
+                Err(RestoreError::Plan { error: PlanError::Hole { after: Some(after), .. }, .. })
+                    if target == Target::Latest =>
+                {
+                    target = Target::Txid(after);
+                    continue;
+                }
+                Err(RestoreError::Plan { error, unanswered, .. }) => {
+                    headless = matches!(error, PlanError::Hole { .. });
+                    (None, unanswered)
+                }
+                Err(RestoreError::Source(error)) => return Err(error),
+            };
+            let found = header.and_then(|header| {
+                let checksum = header.provenance?.post;
+                let position = Pos { txid: header.range.max(), checksum };
+                Some(Found { position, time_ms: header.timestamp_ms, lineage: header.node_id })
+            });
+            let unanswered = unanswered.iter().map(ToString::to_string).collect();
+            return Ok(Look { found, headless, unanswered });
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "origin_tests.rs"]
+mod tests;
