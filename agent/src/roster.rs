@@ -5,7 +5,7 @@
 //! - one task per name; a name is given to another file only after its old task has let go;
 //! - a file listed with `path:` keeps its task while it is missing, a file found in a folder does not.
 
-use crate::database::{Database, DatabaseStatus, Report, Shared};
+use crate::database::{Contact, Database, DatabaseStatus, Desk, Refused, Report, Shared};
 use crate::discover::{Fault, Found, Scan, Source, scan};
 use crate::ship::inbox::Inbox;
 use crate::watch::Guard;
@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use walhub_common::DatabaseName;
+use walhub_common::config::did_you_mean;
 use walhub_common::task::TaskGroup;
 
 /// Files often come in flocks: one scan for all that come within this time.
@@ -33,14 +34,28 @@ pub struct Public {
 
 #[derive(Debug, Default)]
 struct Listing {
-    reports: BTreeMap<DatabaseName, Arc<Report>>,
+    contacts: BTreeMap<DatabaseName, Contact>,
     faults: BTreeSet<Fault>,
 }
 
 impl Public {
     /// Every database, by name.
     pub fn databases(&self) -> Vec<DatabaseStatus> {
-        self.lock().reports.values().map(|report| report.status()).collect()
+        self.lock().contacts.values().map(|contact| contact.report.status()).collect()
+    }
+
+    /// The database with this name, or whose file this is.
+    pub fn find(&self, wanted: &str) -> Result<Contact, Refused> {
+        let listing = self.lock();
+        let by_name = DatabaseName::new(wanted).ok().and_then(|name| listing.contacts.get(&name));
+        let found = by_name
+            .or_else(|| listing.contacts.values().find(|contact| contact.path.as_os_str() == wanted))
+            .cloned();
+        found.ok_or_else(|| {
+            let near = did_you_mean(wanted, listing.contacts.keys().map(DatabaseName::as_str));
+            let message = format!("no database {wanted:?} is followed{}", near.unwrap_or_default());
+            Refused::new("unknown-database", message, "`walhub-agent status` lists them")
+        })
     }
 
     /// What is not followed, and why.
@@ -191,7 +206,15 @@ impl Roster {
         let inbox = Arc::new(Inbox::default());
         let report = Arc::new(Report::new(&name, path.clone()));
         self.shared.board.register(handle, inbox.clone());
-        self.public.lock().reports.insert(name.clone(), report.clone());
+        let desk = Arc::new(Desk::default());
+        let contact = Contact {
+            name: name.clone(),
+            path: path.clone(),
+            report: report.clone(),
+            inbox: inbox.clone(),
+            desk: desk.clone(),
+        };
+        self.public.lock().contacts.insert(name.clone(), contact);
         tracing::info!(database = %name, path = %path.display(), "following");
         let database = Database {
             shared: self.shared.clone(),
@@ -200,6 +223,7 @@ impl Roster {
             handle,
             inbox: inbox.clone(),
             report,
+            desk,
         };
         let changed = self.changed.clone();
         let task = self.tasks.spawn(async move {
@@ -217,5 +241,5 @@ async fn end(shared: &Shared, public: &Public, name: &DatabaseName, running: Run
         tracing::error!(database = %name, error = %died, "a bug ended a database task");
     }
     shared.board.unregister(running.handle);
-    public.lock().reports.remove(name);
+    public.lock().contacts.remove(name);
 }

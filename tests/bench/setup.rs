@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 use std::fmt::Write as _;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -100,11 +100,12 @@ pub(crate) struct Acks {
 impl Acks {
     /// Buffered TXID of a database.
     pub(crate) fn buffered(&self, database: &str) -> u64 {
-        let mut text = String::new();
         let mut stream = UnixStream::connect(&self.socket).expect("the agent's socket");
-        stream.read_to_string(&mut text).expect("the agent's answer");
+        stream.write_all(b"{\"op\":\"status\"}\n").expect("ask the agent");
+        let mut text = String::new();
+        BufReader::new(stream).read_line(&mut text).expect("the agent's answer");
         let answer: serde_json::Value = serde_json::from_str(&text).expect("JSON from the agent");
-        let databases = answer["databases"].as_array().expect("databases");
+        let databases = answer["result"]["databases"].as_array().expect("databases");
         let found = databases.iter().find(|d| d["name"] == database).expect("the database");
         found["buffered_txid"].as_u64().expect("a TXID")
     }

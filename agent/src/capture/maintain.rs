@@ -89,7 +89,7 @@ impl Upkeep {
     }
 
     fn was_held(&mut self) {
-        let (_, times) = self.held.get_or_insert((Instant::now(), 0));
+        let (_, times) = self.held.get_or_insert_with(|| (Instant::now(), 0));
         *times += 1;
     }
 

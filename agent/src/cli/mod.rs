@@ -1,14 +1,18 @@
 //! The command line: one file per command. Data goes to stdout, talk to stderr.
 //!
-//! Exit codes: 0 done (or nothing to do), 1 failed, 2 wrong usage, 64 bad configuration, 130 interrupted.
+//! Exit codes: 0 done (or nothing to do), 1 failed, 2 wrong usage, 64 bad configuration, 75 not in time, 130 interrupted.
 
 mod check_config;
+mod checkpoint;
 mod databases;
+mod local;
 mod output;
+mod pause;
 mod progress;
 mod restore;
 mod run;
 mod status;
+mod sync;
 
 use crate::config::{Certificates, Config};
 use clap::{Parser, Subcommand};
@@ -18,13 +22,16 @@ use walhub_common::config::Faults;
 
 /// Exit code of a bad configuration.
 const BAD_CONFIG: u8 = 64;
+/// Exit code of a wait that was over too soon; trying again may help.
+const NOT_IN_TIME: u8 = 75;
 
 /// Follow SQLite databases and stream their committed transactions to a walhub hub
 #[derive(Debug, Parser)]
 #[command(
     name = "walhub-agent",
     version,
-    after_help = "Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 64 bad configuration, 130 interrupted."
+    after_help = "Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage, 64 bad configuration, \
+                  75 not in time, 130 interrupted."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -37,6 +44,10 @@ enum Command {
     CheckConfig(check_config::Args),
     Databases(databases::Args),
     Status(status::Args),
+    Sync(sync::Args),
+    Checkpoint(checkpoint::Args),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
     Restore(restore::Args),
 }
 
@@ -84,6 +95,10 @@ impl Cli {
             Command::CheckConfig(args) => args.run(),
             Command::Databases(args) => args.run(),
             Command::Status(args) => args.run(),
+            Command::Sync(args) => args.run(),
+            Command::Checkpoint(args) => args.run(),
+            Command::Pause(args) => args.run(),
+            Command::Resume(args) => args.run(),
             Command::Restore(args) => args.run(),
         };
         match done {

@@ -2,8 +2,8 @@
 
 use super::{ConfigArgs, Failure, output};
 use crate::config::Certificates;
-use crate::database::{DatabaseStatus, State};
-use crate::local::client::ask;
+use crate::database::DatabaseStatus;
+use crate::local::client::Client;
 use crate::local::status::AgentStatus;
 use std::process::ExitCode;
 use walhub_common::clock;
@@ -15,7 +15,7 @@ The exit code is 0 when an agent answered, whatever it says.
 
 JSON: {\"agent\", \"version\", \"pid\", \"started_ms\", \"state_dir\", \"epoch\", \"hub\": {\"address\", \"connected\", \"since_ms\", \
 \"version\", \"last_error\"}, \"window_bytes\", \"databases\": [{\"name\", \"path\", \"state\", \"captured_txid\", \"buffered_txid\", \
-\"durable_txid\", \"lag_ms\", \"lag_bytes\", \"wal_bytes\", \"lost_restore_points\", \"error\", \"hint\"}], \"faults\": \
+\"durable_txid\", \"lag_ms\", \"lag_bytes\", \"wal_bytes\", \"restore_points_lost\", \"paused_until_ms\", \"last_error\", \"what_to_do\"}], \"faults\": \
 [{\"path\", \"reason\"}]}
 
 Example:
@@ -31,7 +31,7 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         let config = self.config.read(Certificates::Ignore)?;
-        let status = ask(&config.state_dir)?;
+        let status = Client::connect(&config.state_dir)?.status()?;
         if self.json {
             return Ok(output::json(&status)?);
         }
@@ -57,14 +57,14 @@ fn lines(status: &AgentStatus) -> Vec<String> {
     let rows: Vec<Vec<String>> = status.databases.iter().map(row).collect();
     lines.extend(output::table(&headings, &rows));
     for database in &status.databases {
-        if let Some(error) = &database.error {
+        if let Some(error) = &database.last_error {
             lines.push(format!("{}: {error}", database.name));
         }
-        if let Some(hint) = &database.hint {
+        if let Some(hint) = &database.what_to_do {
             lines.push(format!("  {hint}"));
         }
-        if database.lost_restore_points > 0 {
-            let n = database.lost_restore_points;
+        if database.restore_points_lost > 0 {
+            let n = database.restore_points_lost;
             lines.push(format!(
                 "{}: {n} restore points were given up since the start; no data is missing",
                 database.name
@@ -78,22 +78,9 @@ fn lines(status: &AgentStatus) -> Vec<String> {
 }
 
 fn row(database: &DatabaseStatus) -> Vec<String> {
-    let state = match database.state {
-        State::Starting => "starting",
-        State::Absent => "absent",
-        State::WaitingForHub => "waiting for hub",
-        State::Offline => "offline",
-        State::Opening => "opening",
-        State::CatchingUp => "catching up",
-        State::Following => "following",
-        State::Refused => "refused",
-        State::Forked => "forked",
-        State::Failed => "failed",
-        State::Stopped => "stopped",
-    };
     vec![
         database.name.clone(),
-        state.into(),
+        database.state.to_string(),
         database.captured_txid.to_string(),
         database.buffered_txid.to_string(),
         database.durable_txid.to_string(),
@@ -107,7 +94,7 @@ fn row(database: &DatabaseStatus) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::database::Report;
+    use crate::database::{Report, State};
     use crate::local::status::{FaultStatus, HubStatus};
     use walhub_common::DatabaseName;
 
@@ -115,7 +102,7 @@ mod tests {
     fn trouble_is_said_in_whole_sentences_below_the_table() {
         let mut database = Report::new(&DatabaseName::new("app.db").unwrap(), "/srv/app.db".into()).status();
         database.state = State::Absent;
-        database.error = Some("the file does not exist".into());
+        database.last_error = Some("the file does not exist".into());
         let status = AgentStatus {
             agent: "node".into(),
             version: "1".into(),

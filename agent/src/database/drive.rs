@@ -1,6 +1,7 @@
 //! An attached database between hub and file: opens it at the hub, takes the steps that `ship::resume` names, follows, and
 //! decides what every kind of end means.
 
+use super::desk::Call;
 use super::follower::{Follower, Target};
 use super::pace::Pace;
 use super::{Attached, Database, FileId, State, WalWatch};
@@ -8,6 +9,7 @@ use crate::capture::{CaptureError, Standing};
 use crate::ship::inbox::{Mail, Opened, Refusal};
 use crate::ship::link::{Closed, Link};
 use crate::ship::resume::{Situation, Step, decide};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,6 +98,10 @@ pub(super) struct Driver<'a> {
     /// How often the log is read.
     pub(super) pace: Pace,
     pub(super) wal_watch: WalWatch,
+    /// Calls that wait until the log was read to its end.
+    pub(super) asked: VecDeque<Call>,
+    /// End of the pause that an operator asked for.
+    pub(super) paused_until: Option<Instant>,
 }
 
 impl<'a> Driver<'a> {
@@ -115,6 +121,8 @@ impl<'a> Driver<'a> {
             unexplained: None,
             pace: Pace::new(Instant::now()),
             wal_watch,
+            asked: VecDeque::new(),
+            paused_until: None,
         }
     }
 
@@ -123,6 +131,7 @@ impl<'a> Driver<'a> {
         let mut not_before = None;
         loop {
             let ended = match self.link() {
+                _ if self.paused_until.is_some() => self.paused().await,
                 Some(link) if not_before.is_none() => self.online(&link).await,
                 _ => self.away(not_before).await,
             };
@@ -197,6 +206,7 @@ impl<'a> Driver<'a> {
                 return Err(End::Adrift);
             }
             self.limit_wal().await?;
+            self.answer_calls_away().await?;
             tokio::select! {
                 () = sleep_until(until) => return Err(End::Again),
                 // Others follow and need the memory that this one only holds.
@@ -306,7 +316,7 @@ impl<'a> Driver<'a> {
     }
 
     /// The next mail, with what concerns every state done. Cancel-safe.
-    async fn mail(&mut self) -> Result<Mail, End> {
+    pub(super) async fn mail(&mut self) -> Result<Mail, End> {
         self.db.inbox.wait().await;
         self.taken()
     }
@@ -380,7 +390,7 @@ impl<'a> Driver<'a> {
         Ok(delay.max(REFUSED_MIN))
     }
 
-    fn clear_window(&mut self) {
+    pub(super) fn clear_window(&mut self) {
         if let Some(home) = &mut self.follower {
             home.window.clear();
         }

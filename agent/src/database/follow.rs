@@ -38,6 +38,7 @@ impl Driver<'_> {
         loop {
             let begun = Instant::now();
             let before = self.home().capture.position();
+            self.asked.extend(self.db.desk.take());
             let pumped = self.pump(to, std::mem::take(&mut glance)).await?;
             self.hub = self.home().capture.position();
             if self.hub != before {
@@ -55,6 +56,7 @@ impl Driver<'_> {
                     }
                 }
                 Pumped::UpToDate => {
+                    self.answer_calls().await?;
                     if self.stream(&to.link, begun).await? {
                         continue;
                     }
@@ -89,7 +91,13 @@ impl Driver<'_> {
         loop {
             tokio::select! {
                 () = &mut window => break,
-                mail = self.mail_on(link) => self.upkeep(&mail?).await?,
+                mail = self.mail_on(link) => {
+                    let mail = mail?;
+                    if mail.asked {
+                        return Ok(true);
+                    }
+                    self.upkeep(&mail).await?;
+                }
             }
         }
         if self.home().capture.header_moved() {
@@ -111,6 +119,9 @@ impl Driver<'_> {
                 () = sleep_until(look_at) => continue,
                 mail = self.mail_on(link) => mail?,
             };
+            if mail.asked {
+                return Ok(false);
+            }
             if mail.wal {
                 self.unexplained = Some(Instant::now());
                 // Soon after a reading this is most likely a write that was read already: the timed looks are enough.

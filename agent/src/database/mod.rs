@@ -16,6 +16,8 @@
 //!
 //! Non-goals: how a WAL is read (`capture`), what the next step is (`ship::resume`).
 
+mod calls;
+mod desk;
 mod drive;
 mod fetch;
 mod follow;
@@ -25,7 +27,8 @@ mod report;
 mod sink;
 mod steps;
 
-pub use report::{DatabaseStatus, Report, State};
+pub use desk::{Ask, Call, Contact, Desk, Done, Refused};
+pub use report::{DatabaseStatus, Level, Report, State};
 
 use crate::capture::{Absent, AttachError, Capture, Options, Standing};
 use crate::ship::inbox::{Inbox, Mail};
@@ -107,6 +110,8 @@ pub struct Database {
     pub inbox: Arc<Inbox>,
     /// What it tells about itself.
     pub report: Arc<Report>,
+    /// What others on this node ask of it.
+    pub desk: Arc<Desk>,
 }
 
 /// A capture with its watch.
@@ -187,6 +192,7 @@ impl Database {
             }
         }
         self.report.enter(State::Stopped);
+        self.refuse_calls();
     }
 
     /// Waits until the file can be followed; `None` when the task must stop.
@@ -238,6 +244,7 @@ impl Database {
             if mail.stop.is_some() {
                 return None;
             }
+            self.refuse_calls();
             if wanted(&mail) {
                 return Some(mail);
             }
@@ -323,6 +330,15 @@ impl Database {
                 () = tokio::time::sleep_until(until) => return true,
                 () = self.inbox.wait() => if self.inbox.take().stop.is_some() { return false },
             }
+            self.refuse_calls();
         }
+    }
+
+    /// Answers those who call while the database is not followed.
+    fn refuse_calls(&self) {
+        let status = self.report.status();
+        let why = status.last_error.unwrap_or_else(|| "the hub must be reached first".into());
+        let message = format!("{} is not followed now: {why}", self.name);
+        self.desk.refuse(&Refused { code: "not-followed", message, what_to_do: status.what_to_do });
     }
 }

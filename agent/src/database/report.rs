@@ -1,9 +1,22 @@
 //! What a database task tells about itself: written by the task, read by `walhub-agent status` at any time.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 use walhub_common::{DatabaseName, Txid, clock};
+
+/// How safe a transaction is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// On the hub's disk.
+    #[default]
+    Buffered,
+    /// In as many destinations as the policy wants.
+    Durable,
+}
 
 /// What a database task is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -24,6 +37,8 @@ pub enum State {
     CatchingUp,
     /// Every transaction is sent as it commits.
     Following,
+    /// The application has its checkpoints back for a while; nothing is captured.
+    Paused,
     /// The hub takes nothing for now; tried again by itself.
     Refused,
     /// Two histories under one name; an operator decides.
@@ -32,6 +47,25 @@ pub enum State {
     Failed,
     /// Let go.
     Stopped,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Starting => "starting",
+            State::Absent => "absent",
+            State::WaitingForHub => "waiting for hub",
+            State::Offline => "offline",
+            State::Opening => "opening",
+            State::CatchingUp => "catching up",
+            State::Following => "following",
+            State::Paused => "paused",
+            State::Refused => "refused",
+            State::Forked => "forked",
+            State::Failed => "failed",
+            State::Stopped => "stopped",
+        })
+    }
 }
 
 /// One database, as `status --json` prints it. TXIDs are 0 when there is none yet.
@@ -56,11 +90,13 @@ pub struct DatabaseStatus {
     /// Bytes of the `-wal` file in use.
     pub wal_bytes: u64,
     /// Restore points given up since start, because the hub was away too long; no data is lost with them.
-    pub lost_restore_points: u64,
-    /// Why it is not followed, or what broke last.
-    pub error: Option<String>,
+    pub restore_points_lost: u64,
+    /// End of the pause, Unix milliseconds; `null` when it is not paused.
+    pub paused_until_ms: Option<i64>,
+    /// Why it is not followed, what broke last, or what is wrong around it.
+    pub last_error: Option<String>,
     /// What to do about it.
-    pub hint: Option<String>,
+    pub what_to_do: Option<String>,
 }
 
 #[derive(Debug)]
@@ -73,6 +109,8 @@ struct Facts {
 #[derive(Debug)]
 pub struct Report {
     facts: Mutex<Facts>,
+    /// Woken when the hub holds more, or the state is another one.
+    changed: Notify,
 }
 
 impl Report {
@@ -88,11 +126,12 @@ impl Report {
             lag_ms: 0,
             lag_bytes: 0,
             wal_bytes: 0,
-            lost_restore_points: 0,
-            error: None,
-            hint: None,
+            restore_points_lost: 0,
+            paused_until_ms: None,
+            last_error: None,
+            what_to_do: None,
         };
-        Self { facts: Mutex::new(Facts { status, waiting_since_ms: None }) }
+        Self { facts: Mutex::new(Facts { status, waiting_since_ms: None }), changed: Notify::new() }
     }
 
     /// The sheet as of now.
@@ -109,19 +148,30 @@ impl Report {
     pub(super) fn enter(&self, state: State) {
         let mut facts = self.lock();
         facts.status.state = state;
+        facts.status.paused_until_ms = None;
         if state == State::Following {
-            facts.status.error = None;
-            facts.status.hint = None;
+            facts.status.last_error = None;
+            facts.status.what_to_do = None;
         }
+    }
+
+    /// Enters a pause.
+    pub(super) fn pause(&self, until_ms: i64) {
+        let mut facts = self.lock();
+        facts.status.state = State::Paused;
+        facts.status.paused_until_ms = Some(until_ms);
+        facts.status.last_error = None;
+        facts.status.what_to_do = Some("the pause ends by itself, or with `walhub-agent resume`".into());
     }
 
     /// Enters a state with its reason. True when that is news: the same trouble after another try is not.
     pub(super) fn trouble(&self, state: State, error: &str, hint: Option<&str>) -> bool {
         let mut facts = self.lock();
-        let news = facts.status.error.as_deref() != Some(error);
+        let news = facts.status.last_error.as_deref() != Some(error);
         facts.status.state = state;
-        facts.status.error = Some(error.to_owned());
-        facts.status.hint = hint.map(str::to_owned);
+        facts.status.paused_until_ms = None;
+        facts.status.last_error = Some(error.to_owned());
+        facts.status.what_to_do = hint.map(str::to_owned);
         news
     }
 
@@ -146,16 +196,34 @@ impl Report {
     /// The hub holds this much.
     pub(super) fn buffered(&self, txid: Option<Txid>) {
         self.lock().status.buffered_txid = txid.map_or(0, Txid::get);
+        self.changed.notify_waiters();
     }
 
     /// The policy holds up to here.
     pub(super) fn durable(&self, txid: Option<Txid>) {
         self.lock().status.durable_txid = txid.map_or(0, Txid::get);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the hub holds a transaction at a level.
+    pub async fn reached(&self, txid: Txid, level: Level) {
+        loop {
+            let changed = self.changed.notified();
+            let status = self.lock().status.clone();
+            let held = match level {
+                Level::Buffered => status.buffered_txid,
+                Level::Durable => status.durable_txid,
+            };
+            if held >= txid.get() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Counts transactions that can no longer be restored one by one.
     pub(super) fn lost(&self, restore_points: u64) {
-        self.lock().status.lost_restore_points += restore_points;
+        self.lock().status.restore_points_lost += restore_points;
     }
 
     fn lock(&self) -> MutexGuard<'_, Facts> {

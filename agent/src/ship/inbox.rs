@@ -44,6 +44,8 @@ pub struct Mail {
     pub poll: bool,
     /// The link came or went.
     pub link: bool,
+    /// Somebody on this node called.
+    pub asked: bool,
     /// The database was opened at the hub.
     pub opened: Option<Opened>,
     /// The hub refused it.

@@ -3,6 +3,7 @@
 
 mod certs;
 mod hub;
+mod local;
 mod node;
 mod scenarios;
 mod torture;

@@ -41,7 +41,7 @@ fn every_commit_travels_as_its_own_segment() {
         assert_eq!(after.position().unwrap().txid.get(), before.position().unwrap().txid.get() + 20);
         eventually("the last ack is booked", || {
             let s = status(&agent, "app.db");
-            match (s.durable_txid == s.captured_txid, s.lag_ms, s.lag_bytes, s.error.is_none()) {
+            match (s.durable_txid == s.captured_txid, s.lag_ms, s.lag_bytes, s.last_error.is_none()) {
                 (true, 0, 0, true) => Ok(()),
                 _ => Err(format!("{s:?}")),
             }
@@ -93,7 +93,7 @@ fn no_restore_point_is_lost_while_the_hub_is_away_for_a_while() {
         node.settled(&agent, "app.db", &app).await;
         let history = node.hub.history("app.db");
         assert_eq!(history.segments.len() as u64, history.position().unwrap().txid.get());
-        assert_eq!(status(&agent, "app.db").lost_restore_points, 0);
+        assert_eq!(status(&agent, "app.db").restore_points_lost, 0);
         assert_eq!(node.hub.wrongs(), [""; 0]);
         assert!(agent.shutdown(DEADLINE).await);
     });
@@ -224,7 +224,7 @@ fn a_wal_past_its_limit_costs_restore_points_and_no_data() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         assert!(largest < 8 << 20, "the WAL grew to {largest}");
-        assert!(status(&agent, "app.db").lost_restore_points > 0);
+        assert!(status(&agent, "app.db").restore_points_lost > 0);
         let _hub = node.hub.listen().await;
         node.settled(&agent, "app.db", &app).await;
         assert!(agent.shutdown(DEADLINE).await);
@@ -252,7 +252,7 @@ fn a_hub_that_forgot_gets_one_delta_and_never_a_full_resend_when_it_has_the_base
         node.settled(&agent, "app.db", &app).await;
         let history = node.hub.history("app.db");
         assert_eq!(history.segments.len(), 4, "one delta");
-        assert_eq!(status(&agent, "app.db").lost_restore_points, 7);
+        assert_eq!(status(&agent, "app.db").restore_points_lost, 7);
         // And one that lost everything gets every page once.
         node.hub.replace("app.db", History::default());
         node.hub.hang_up().await;
@@ -281,7 +281,7 @@ fn a_fork_stops_its_database_only_and_overwrites_nothing() {
         node.hub.replace("app.db", foreign);
         node.hub.hang_up().await;
         let forked = reaches(&agent, "app.db", State::Forked).await;
-        assert!(forked.error.is_some() && forked.hint.unwrap().contains("hubctl restore"));
+        assert!(forked.last_error.is_some() && forked.what_to_do.unwrap().contains("hubctl restore"));
         other.insert(10, 100);
         node.settled(&agent, "other.db", &other).await;
         assert_eq!(node.hub.history("app.db").segments.len(), length);
@@ -415,9 +415,9 @@ fn what_cannot_be_followed_says_why_and_is_picked_up_later() {
         let agent = node.start();
         node.settled(&agent, "app.db", &app).await;
         let missing = reaches(&agent, "missing.db", State::Absent).await;
-        assert!(missing.error.unwrap().contains("does not exist"));
+        assert!(missing.last_error.unwrap().contains("does not exist"));
         let wrong_mode = reaches(&agent, "rollback.db", State::Absent).await;
-        assert!(wrong_mode.error.unwrap().contains("journal"));
+        assert!(wrong_mode.last_error.unwrap().contains("journal"));
         std::fs::create_dir(node.path("later")).unwrap();
         let later = Application::open(&node.path("later/missing.db"));
         later.insert(3, 100);

@@ -62,7 +62,7 @@ impl fmt::Display for Faults {
 impl std::error::Error for Faults {}
 
 /// `; did you mean "x"?` for the nearest of `known`, or nothing when none is near.
-pub(super) fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let plain = |text: &str| text.to_lowercase().replace(['_', ' '], "-");
     let word = plain(word);
     known

@@ -65,7 +65,7 @@ mod tree;
 pub mod value;
 
 pub use document::{Document, MAX_CONFIG_BYTES};
-pub use fault::{Fault, Faults};
+pub use fault::{Fault, Faults, did_you_mean};
 pub use section::Section;
 pub use tree::MAX_DEPTH;
 

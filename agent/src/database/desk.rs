@@ -1,0 +1,147 @@
+//! What people and programs on this node ask of one database: a small queue between the local socket and the database's
+//! task. A call is answered once; a call whose asker went away is dropped.
+
+use super::report::Report;
+use crate::capture::Checkpointed;
+use crate::ship::inbox::Inbox;
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use walhub_common::{DatabaseName, Txid};
+
+/// Calls that may wait for one database.
+const MAX_CALLS: usize = 64;
+
+/// What is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ask {
+    /// Read everything that is committed now, and say up to which transaction that is.
+    Sync,
+    /// Checkpoint now.
+    Checkpoint {
+        /// Also cut the log to nothing.
+        shrink: bool,
+    },
+    /// Give the application its checkpoints back for this time.
+    Pause(Duration),
+    /// Take them again.
+    Resume,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Done {
+    /// Everything that was committed when it was asked is in the transactions up to here; `None`: there is none.
+    Captured(Option<Txid>),
+    /// A checkpoint.
+    Checkpointed(Checkpointed),
+    /// Until then, Unix milliseconds.
+    Paused(i64),
+    /// It follows again.
+    Resumed {
+        /// False when it was not paused.
+        was_paused: bool,
+    },
+}
+
+/// Why nothing came of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refused {
+    /// For programs.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+    /// What to do.
+    pub what_to_do: Option<String>,
+}
+
+impl Refused {
+    /// A refusal.
+    pub fn new(code: &'static str, message: impl Into<String>, what_to_do: &str) -> Refused {
+        Refused { code, message: message.into(), what_to_do: Some(what_to_do.to_owned()) }
+    }
+}
+
+/// One call.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub ask: Ask,
+    reply: oneshot::Sender<Result<Done, Refused>>,
+}
+
+impl Call {
+    /// Answers it.
+    pub fn answer(self, answer: Result<Done, Refused>) {
+        // An asker that went away wants no answer.
+        let _ = self.reply.send(answer);
+    }
+
+    /// True when nobody waits for the answer.
+    pub fn is_dropped(&self) -> bool {
+        self.reply.is_closed()
+    }
+}
+
+/// The calls of one database.
+#[derive(Debug, Default)]
+pub struct Desk {
+    calls: Mutex<VecDeque<Call>>,
+}
+
+impl Desk {
+    /// Everything that waits, oldest first.
+    pub fn take(&self) -> VecDeque<Call> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// Refuses everything that waits.
+    pub fn refuse(&self, refused: &Refused) {
+        self.take().into_iter().for_each(|call| call.answer(Err(refused.clone())));
+    }
+
+    fn put(&self, call: Call) -> Result<(), Call> {
+        let mut calls = self.lock();
+        calls.retain(|call| !call.is_dropped());
+        if calls.len() >= MAX_CALLS {
+            return Err(call);
+        }
+        calls.push_back(call);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Call>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A database as others reach it.
+#[derive(Clone, Debug)]
+pub struct Contact {
+    /// Name at the hub.
+    pub name: DatabaseName,
+    /// The file.
+    pub path: PathBuf,
+    /// What it tells about itself.
+    pub report: Arc<Report>,
+    /// Its letters.
+    pub inbox: Arc<Inbox>,
+    /// Its calls.
+    pub desk: Arc<Desk>,
+}
+
+impl Contact {
+    /// Asks, and waits for the answer for as long as the caller wants to.
+    pub async fn ask(&self, ask: Ask) -> Result<Done, Refused> {
+        let (reply, answer) = oneshot::channel();
+        if self.desk.put(Call { ask, reply }).is_err() {
+            return Err(Refused::new("busy", "too many calls wait for this database", "try again later"));
+        }
+        self.inbox.post(|mail| mail.asked = true);
+        answer.await.unwrap_or_else(|_| {
+            Err(Refused::new("stopping", "the database was let go before it could answer", "try again"))
+        })
+    }
+}
