@@ -7,6 +7,7 @@ mod hostile_client;
 mod hubctl;
 mod identity;
 mod layering;
+mod local;
 mod phantom;
 mod point_in_time;
 mod real_input;
