@@ -38,6 +38,7 @@ pub struct Cluster {
 struct Node {
     databases: Vec<(String, PathBuf)>,
     extra: String,
+    environment: Vec<(String, PathBuf)>,
     tls: Option<Files>,
     process: Option<Process>,
 }
@@ -110,6 +111,13 @@ impl Cluster {
     /// Lines for the agent's configuration beside the usual ones.
     pub fn agent_lines(&mut self, name: &str, lines: &str) -> &mut Self {
         self.agents.entry(name.to_owned()).or_default().extra = lines.to_owned();
+        self
+    }
+
+    /// Environment of an agent's process.
+    pub fn agent_environment(&mut self, name: &str, variables: &[(&str, &Path)]) -> &mut Self {
+        let variables = variables.iter().map(|(key, value)| ((*key).to_owned(), value.to_path_buf()));
+        self.agents.entry(name.to_owned()).or_default().environment = variables.collect();
         self
     }
 
@@ -195,8 +203,10 @@ impl Cluster {
         let config = self.write_agent_config(name);
         let mut command = Command::new(program("walhub-agent"));
         command.arg("run").arg("--config").arg(&config);
-        let process = Process::spawn(name, command, &self.path(format!("logs/{name}.log")));
+        let log = self.path(format!("logs/{name}.log"));
         let node = self.agents.get_mut(name).expect("declared");
+        command.envs(node.environment.iter().map(|(key, value)| (key, value)));
+        let process = Process::spawn(name, command, &log);
         assert!(node.process.replace(process).is_none(), "{name} runs already");
     }
 

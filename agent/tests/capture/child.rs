@@ -1,6 +1,6 @@
 //! Other processes: this test binary again, told what to do line by line.
 
-use crate::{agents, raw, torture};
+use crate::{agents, raw};
 use rusqlite::Connection;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -62,7 +62,6 @@ fn writer() {
             "die-in-sync" => raw::die_in_wal_sync(db),
             "fail-in-sync" => raw::fail_in_wal_sync(db),
             "die-torn" => raw::die_between_headers(db),
-            "torture" => torture::write(db, rest),
             "close" => connection = None,
             other => return Err(format!("unknown command {other}")),
         }
@@ -127,10 +126,6 @@ impl Process {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-    }
-
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
     }
 
     /// Waits for a child that is about to die by itself.

@@ -1,0 +1,183 @@
+//! The product under torture: the real agent, streaming to a real hub. What the hub holds is read back transaction by
+//! transaction.
+
+use crate::plan::{Fault, Plan};
+use crate::replica::{self, Replica};
+use crate::tally::Tally;
+use crate::writers::built;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use walhub_common::{Checksum, PageSize};
+use walhub_proto::v1;
+use walhub_proto::v1::restore_response::Message;
+use walhub_tests::Cluster;
+use walhub_tests::process::tail;
+
+const NODE: &str = "node";
+const NAME: &str = "app.db";
+/// After a full disk the agent tries again with growing pauses.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Whatever follows a database.
+pub(crate) trait Subject {
+    /// Starts following. The database exists.
+    fn start(&mut self);
+    /// Lets something happen to it; it follows again when this returns.
+    fn suffer(&mut self, fault: Fault, tally: &Tally);
+    /// Returns when everything committed was captured, with all of it applied to `replica`. Nobody writes meanwhile.
+    fn catch_up(&mut self, live: &[u8], replica: &mut Replica, tally: &Tally) -> Result<(), String>;
+    /// Ends in order.
+    fn stop(&mut self);
+}
+
+pub(crate) struct Agent {
+    cluster: Cluster,
+    full: PathBuf,
+}
+
+impl Agent {
+    pub(crate) fn new(plan: &Plan, folder: &Path, database: &Path) -> Agent {
+        let mut cluster = Cluster::new("torture");
+        cluster.add_folder("near");
+        cluster.agent(NODE, &[(NAME, database)]);
+        let frames = plan.checkpoint_frames;
+        cluster.agent_lines(
+            NODE,
+            &format!("checkpoint-frames: {frames}\nwal-limit: 64MiB\npoll-interval: 500ms\n"),
+        );
+        let full = folder.join("disk-full");
+        let state = cluster.path(format!("{NODE}-state"));
+        cluster.agent_environment(
+            NODE,
+            &[
+                ("LD_PRELOAD", &built("full.so")),
+                ("WALHUB_TORTURE_STATE", &state),
+                ("WALHUB_TORTURE_FULL", &full),
+            ],
+        );
+        cluster.start_hub();
+        Agent { cluster, full }
+    }
+
+    fn position(&self) -> (u64, u64) {
+        self.cluster.buffered(NODE, NAME).unwrap_or_default()
+    }
+
+    /// Everything after the replica's TXID, up to `txid`.
+    fn fetch(&self, replica: &mut Replica, txid: u64, tally: &Tally) -> Result<(), String> {
+        if replica.txid >= txid {
+            return Ok(());
+        }
+        let request = v1::RestoreRequest {
+            database: Some(v1::DatabaseRef { agent: NODE.to_owned(), name: NAME.to_owned() }),
+            target: Some(v1::restore_request::Target::Txid(txid)),
+            after_txid: replica.txid,
+            source: "buffer".to_owned(),
+        };
+        let client = self.cluster.client();
+        let mut service = client.restore().max_decoding_message_size(1 << 30);
+        let mut file: Vec<u8> = Vec::new();
+        let mut apply = |file: &mut Vec<u8>| {
+            if !file.is_empty() {
+                replica.apply(file)?;
+                tally.add(&tally.txids, 1);
+                file.clear();
+            }
+            Ok::<(), String>(())
+        };
+        client.block_on(async {
+            let text = |status: tonic::Status| format!("reading back from the hub: {}", status.message());
+            let mut stream = service.restore(request).await.map_err(text)?.into_inner();
+            while let Some(response) = stream.message().await.map_err(text)? {
+                match response.message {
+                    Some(Message::File(_)) => apply(&mut file)?,
+                    Some(Message::Data(data)) => file.extend_from_slice(&data),
+                    Some(Message::Plan(_)) | None => {}
+                }
+            }
+            apply(&mut file)
+        })
+    }
+
+    fn refused(&self) -> u64 {
+        let counter = PathBuf::from(format!("{}.refused", self.full.display()));
+        std::fs::metadata(counter).map_or(0, |metadata| metadata.len())
+    }
+}
+
+impl Subject for Agent {
+    fn start(&mut self) {
+        self.cluster.start_agent(NODE);
+    }
+
+    fn suffer(&mut self, fault: Fault, tally: &Tally) {
+        match fault {
+            Fault::Kill { away_ms } => {
+                self.cluster.kill_agent(NODE);
+                tally.add(&tally.agent_kills, 1);
+                std::thread::sleep(Duration::from_millis(away_ms));
+                self.cluster.start_agent(NODE);
+            }
+            Fault::Freeze { ms } => {
+                let process = self.cluster.agent_process(NODE);
+                process.signal("STOP");
+                tally.add(&tally.agent_freezes, 1);
+                std::thread::sleep(Duration::from_millis(ms));
+                process.signal("CONT");
+            }
+            Fault::DiskFull { ms } => {
+                let before = self.refused();
+                std::fs::write(&self.full, b"").expect("a full disk");
+                tally.add(&tally.disks_full, 1);
+                std::thread::sleep(Duration::from_millis(ms));
+                std::fs::remove_file(&self.full).expect("room again");
+                tally.add(&tally.writes_refused, self.refused() - before);
+            }
+        }
+    }
+
+    fn catch_up(&mut self, live: &[u8], replica: &mut Replica, tally: &Tally) -> Result<(), String> {
+        let expected = image_checksum(live);
+        let begun = Instant::now();
+        let (mut pause, mut restarted) = (Duration::from_millis(1), false);
+        let (txid, sum) = loop {
+            if self.cluster.agent_process(NODE).ended().is_some() && !std::mem::replace(&mut restarted, true)
+            {
+                // It could not start while its disk was full: whoever supervises it starts it again.
+                self.cluster.kill_agent(NODE);
+                self.cluster.start_agent(NODE);
+            }
+            let (txid, sum) = self.position();
+            if sum == expected.get() || begun.elapsed() > PATIENCE {
+                break (txid, sum);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        };
+        self.fetch(replica, txid, tally)?;
+        if replica.sum().get() != sum {
+            return Err(format!("the hub is at {sum:016x}, what it gives back sums up to {}", replica.sum()));
+        }
+        if sum != expected.get() {
+            let log = tail(&self.cluster.agent_process(NODE).log(), 30);
+            return Err(format!(
+                "difference: after {PATIENCE:?} the hub is at TXID {txid} with {sum:016x}, the live database is {expected}; \
+                 pages differ: {:?}\nthe agent says:\n{log}",
+                replica.differing(live)
+            ));
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.cluster.stop_agent(NODE);
+        self.cluster.stop_hub();
+    }
+}
+
+/// Checksum of an image whose first page says the page size.
+fn image_checksum(image: &[u8]) -> Checksum {
+    let stored = image.get(16..18).map_or(0, |bytes| u32::from(u16::from_be_bytes([bytes[0], bytes[1]])));
+    let page_size = PageSize::new(if stored == 1 { 65536 } else { stored });
+    page_size.map_or(Checksum::EMPTY, |page_size| replica::checksum(image, page_size))
+}
