@@ -283,8 +283,8 @@ async fn positions_are_adopted(subject: &mut dyn Subject) {
     let mut changed = buffer.changed();
     let adopted = buffer.adopt(id, at(3), 5).await.unwrap();
     assert_eq!((adopted.position, adopted.time_ms), (Some(at(3)), 5));
-    assert!(changed.has_changed().unwrap());
-    changed.mark_unchanged();
+    // Watchers hear of it, soon after the caller.
+    changed.changed().await.unwrap();
     assert!(matches!(buffer.read(id, None, 1), Err(BufferError::Trimmed { .. })));
     assert_eq!(buffer.read(id, Some(txid(3)), 1).unwrap(), []);
     for back in [3, 2] {
