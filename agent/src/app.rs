@@ -72,6 +72,8 @@ impl App {
             agent: identity.agent.clone(),
             checkpoint_frames: config.checkpoint_frames,
             wal_limit: config.wal_limit,
+            snapshot_rate: config.snapshot_rate,
+            parts_above: config.parts_above,
             poll_interval: config.poll_interval,
             board: Arc::new(Switchboard::default()),
             budget: Budget::new(MAX_WINDOW_BYTES),

@@ -3,6 +3,7 @@
 //! What is a fault: a value that can never work. What is not: a database that is missing or unreadable right now; that
 //! is status, because it may become right while the agent runs.
 
+use crate::database::PARTS_ABOVE;
 use crate::discover::{Source, default_name};
 use crate::ship::connect::HubAddress;
 use glob::Pattern;
@@ -29,6 +30,7 @@ const ISSUE: &str = "`hubctl cert issue --agent NAME`";
 
 const CHECKPOINT_FRAMES: std::ops::RangeInclusive<u32> = 16..=1_000_000;
 const WAL_LIMIT: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 40);
+const SNAPSHOT_RATE: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 40);
 const POLL_INTERVAL: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
 
@@ -49,6 +51,10 @@ pub struct Config {
     pub checkpoint_frames: u32,
     /// Bytes of WAL past which restore points are given up while the hub is away.
     pub wal_limit: u64,
+    /// Bytes of a database read per second for its first snapshot; `None`: as fast as it may.
+    pub snapshot_rate: Option<u64>,
+    /// Page bytes above which a first snapshot is sent in parts. No key of the file: for tests.
+    pub parts_above: u64,
     /// Time between slow polls.
     pub poll_interval: Duration,
     /// Log lines.
@@ -122,6 +128,7 @@ fn parse(document: &Document, certificates: Certificates) -> Option<Config> {
     let checkpoint_frames = root
         .or("checkpoint-frames", DEFAULT_CHECKPOINT_FRAMES, |text| value::int_in(CHECKPOINT_FRAMES)(text));
     let wal_limit = root.or("wal-limit", DEFAULT_WAL_LIMIT, value::bytes_in(WAL_LIMIT));
+    let snapshot_rate = root.optional("snapshot-rate", value::bytes_in(SNAPSHOT_RATE));
     let poll_interval = root.or("poll-interval", DEFAULT_POLL_INTERVAL, value::duration_in(POLL_INTERVAL));
     let (log_level, log_format) = parts::log(root.section("log"));
     let sources = sources(&mut root);
@@ -134,6 +141,8 @@ fn parse(document: &Document, certificates: Certificates) -> Option<Config> {
         sources,
         checkpoint_frames,
         wal_limit,
+        snapshot_rate,
+        parts_above: PARTS_ABOVE,
         poll_interval,
         log_format,
         log_level,
@@ -234,6 +243,7 @@ mod tests {
         assert_eq!(config.checkpoint_frames, 1000);
         assert_eq!(config.poll_interval, Duration::from_secs(5));
         assert_eq!(config.wal_limit, 256 << 20);
+        assert_eq!((config.snapshot_rate, config.parts_above), (None, 64 << 20));
         let name = DatabaseName::new("app.db").unwrap();
         assert_eq!(config.sources, [Source::Path { path: "/data/app.db".into(), name }]);
     }
@@ -247,6 +257,7 @@ tls: {ca: a, cert: b, key: c}
 state-dir: /s
 checkpoint-frames: 50
 wal-limit: 64MiB
+snapshot-rate: 20MiB
 poll-interval: 500ms
 log: {level: debug, format: json}
 databases:
@@ -256,6 +267,7 @@ databases:
         let config = parse(text).unwrap();
         assert_eq!(config.server_name.as_deref(), Some("hub.example"));
         assert_eq!((config.wal_limit, config.checkpoint_frames), (64 << 20, 50));
+        assert_eq!(config.snapshot_rate, Some(20 << 20));
         assert_eq!((config.log_level.as_str(), config.log_format), ("debug", LogFormat::Json));
         let folder = Source::Folder {
             folder: "/tenants".into(),

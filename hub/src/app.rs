@@ -159,6 +159,7 @@ impl App {
             restores: Restores::new(buffer.clone(), &destinations, sessions.token().clone()),
             fleet,
             buffer: buffer.clone(),
+            staging,
             tasks: sessions.clone(),
             started_ms: clock::now_ms(),
         };

@@ -12,3 +12,4 @@ mod phantom;
 mod point_in_time;
 mod real_input;
 mod replicate;
+mod snapshot;

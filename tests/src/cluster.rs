@@ -39,6 +39,7 @@ struct Node {
     databases: Vec<(String, PathBuf)>,
     extra: String,
     environment: Vec<(String, PathBuf)>,
+    hub: Option<String>,
     tls: Option<Files>,
     process: Option<Process>,
 }
@@ -118,6 +119,12 @@ impl Cluster {
     pub fn agent_environment(&mut self, name: &str, variables: &[(&str, &Path)]) -> &mut Self {
         let variables = variables.iter().map(|(key, value)| ((*key).to_owned(), value.to_path_buf()));
         self.agents.entry(name.to_owned()).or_default().environment = variables.collect();
+        self
+    }
+
+    /// Lets an agent reach the hub by another address than the hub's own.
+    pub fn agent_hub(&mut self, name: &str, address: &str) -> &mut Self {
+        self.agents.entry(name.to_owned()).or_default().hub = Some(address.to_owned());
         self
     }
 
@@ -216,7 +223,8 @@ impl Cluster {
         let address = self.address();
         let node = self.agents.get_mut(name).unwrap_or_else(|| panic!("agent {name} is not declared"));
         let tls = node.tls.get_or_insert_with(|| self.authority.issue(Who::Agent(name)));
-        let text = agent_yml(&address, &state, tls, &node.databases, &node.extra);
+        let address = node.hub.as_ref().unwrap_or(&address);
+        let text = agent_yml(address, &state, tls, &node.databases, &node.extra);
         std::fs::write(&config, text).expect("agent.yml");
         config
     }

@@ -26,6 +26,7 @@ pub mod report;
 pub mod scratch;
 pub mod segments;
 pub mod services;
+pub mod wire;
 pub mod workload;
 
 pub use cluster::Cluster;

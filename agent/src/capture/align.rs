@@ -11,7 +11,7 @@ use super::image::Image;
 use super::ledger::{Ledger, Point};
 use super::segment::{self, Origin, SegmentMeta, Sink};
 use super::tail::same;
-use super::{Capture, Standing, Tracked};
+use super::{Capture, Cursor, Standing, Tracked};
 use crate::page_map::store::Anchor;
 use crate::page_map::{Builder, Change, PageMap};
 use walhub_common::clock::now_ms;
@@ -203,7 +203,6 @@ impl Capture {
     /// The page map becomes the live state, its place the header that was read; saved.
     fn adopt(&mut self, diff: Diff, position: Pos) -> Result<(), CaptureError> {
         let cursor = cursor_at(&self.files, &diff.header, diff.page_size)?;
-        let wal = cursor.anchored.then_some(cursor.wal);
         let untouched = !self.differs(&diff) && self.tracked.as_ref().is_some_and(|t| !t.rolled);
         let map = match (diff.differs, &mut self.tracked) {
             (Differs::Whole(map), _) => map.finish(position.txid).map_err(Broken::Growth)?,
@@ -213,9 +212,21 @@ impl Capture {
             }
             (Differs::Pages(_), None) => unreachable!("BUG: compared with no page map"),
         };
+        self.stand_at(map, cursor, position, untouched)
+    }
+
+    /// The page map is the state at `cursor`; saved. `untouched`: it is what is saved already.
+    pub(super) fn stand_at(
+        &mut self,
+        map: PageMap,
+        cursor: Cursor,
+        position: Pos,
+        untouched: bool,
+    ) -> Result<(), CaptureError> {
+        let wal = cursor.anchored.then_some(cursor.wal);
         self.kept.clear();
         self.standing = Standing::Gap;
-        let point = Point { position, wal, commit: diff.commit };
+        let point = Point { position, wal, commit: map.commit() };
         let anchor = Anchor { lineage: self.lineage(), position: Some(position), wal };
         let saved = if untouched && self.store.anchor() == &anchor {
             Ok(())

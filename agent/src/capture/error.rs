@@ -128,6 +128,9 @@ pub enum CaptureError {
     /// The sink refused; nothing moved, the same call gives the same segment again.
     #[error("sink: {0}")]
     Sink(#[source] io::Error),
+    /// The scratch file of a first snapshot.
+    #[error("the scratch file in the state folder: {0}")]
+    Staged(#[source] io::Error),
     /// A segment could not be encoded or read.
     #[error(transparent)]
     Ltx(LtxError),

@@ -78,6 +78,11 @@ pub(super) fn last_frame(words: &[u32; WAL_INDEX_WORDS]) -> u32 {
     words[4]
 }
 
+/// True when both are of one generation of the log; the words may be torn.
+pub(super) fn same_generation(a: &[u32; WAL_INDEX_WORDS], b: &[u32; WAL_INDEX_WORDS]) -> bool {
+    a[8..10] == b[8..10]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

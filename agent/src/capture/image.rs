@@ -32,11 +32,17 @@ pub(super) struct Image<'a> {
 impl<'a> Image<'a> {
     /// The state that `header` publishes.
     pub(super) fn published(files: &'a Files, header: &Header) -> Result<Image<'a>, CaptureError> {
+        let (page_size, commit) = Self::size(files, header)?;
+        Self::at(files, header, header.last, header.checksum, page_size, commit)
+    }
+
+    /// Bytes per page and pages of the state that `header` publishes.
+    pub(super) fn size(files: &Files, header: &Header) -> Result<(PageSize, u32), CaptureError> {
         let fallback = file_size(files)?;
         let page_size = header.page_size.unwrap_or(fallback.page_size);
         // A wal-index through which nothing was ever written does not know the size.
         let commit = if header.commit > 0 { header.commit } else { fallback.commit };
-        Self::at(files, header, header.last, header.checksum, page_size, commit)
+        Ok((page_size, commit))
     }
 
     /// The state after frame `end` of the published generation, whose running checksum is `checksum`.

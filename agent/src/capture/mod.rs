@@ -10,7 +10,7 @@
 //! - **ABSENT**: no [`Capture`] exists; [`Absent`] says why and what to do.
 //! - **ATTACH** ([`Capture::attach`]): a connection that stays open, then SQLite's checkpoint lock, exclusively.
 //! - **ALIGN**: [`Standing`] says whether the saved place is still in the WAL. If not, [`Capture::heal`] compares the live
-//!   pages with the page map, or [`Capture::snapshot`] sends them all.
+//!   pages with the page map, or [`Capture::snapshot`] sends them all ([`Capture::stage`] in parts, when they are many).
 //! - **TAIL** ([`Capture::next`]): committed transactions one by one. No read mark, no lock but the checkpoint lock.
 //! - **BACKFILL** and **FENCE** ([`Capture::maintain`]): the checkpoints that the application no longer does.
 //!
@@ -47,6 +47,8 @@ mod ledger;
 mod maintain;
 mod roll;
 mod segment;
+mod stage;
+mod staged;
 mod tail;
 mod vfs;
 mod yielding;
@@ -56,6 +58,8 @@ pub use fence::{Checkpointed, NoCheckpoint};
 pub use maintain::Maintained;
 pub use roll::HubPages;
 pub use segment::{SegmentMeta, Sink};
+pub use stage::{Pace, Parts, Walk};
+pub use staged::Staged;
 pub use tail::AT_HAND_BYTES;
 
 use crate::page_map::store::{Anchor, Store};

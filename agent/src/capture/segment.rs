@@ -72,11 +72,22 @@ pub(super) fn write(
     origin: Origin,
     fill: impl FnOnce(&mut Put<'_>) -> Result<(), CaptureError>,
 ) -> Result<(), CaptureError> {
+    write_as(sink, meta, meta.range, origin, fill)
+}
+
+/// As [`write()`], with a range of its own in the file: parts of a first snapshot are numbered there.
+pub(super) fn write_as(
+    sink: &mut dyn Sink,
+    meta: &SegmentMeta,
+    range: TxidRange,
+    origin: Origin,
+    fill: impl FnOnce(&mut Put<'_>) -> Result<(), CaptureError>,
+) -> Result<(), CaptureError> {
     sink.begin(meta).map_err(CaptureError::Sink)?;
     let header = Header {
         page_size: meta.page_size,
         commit: meta.commit,
-        range: meta.range,
+        range,
         timestamp_ms: meta.agent_time_ms,
         wal_offset: origin.offset,
         wal_size: origin.bytes,

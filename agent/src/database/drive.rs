@@ -6,7 +6,7 @@ use super::follower::{Follower, Target};
 use super::pace::Pace;
 use super::{Attached, Database, FileId, State, WalWatch};
 use crate::capture::{CaptureError, Standing};
-use crate::ship::inbox::{Mail, Opened, Refusal};
+use crate::ship::inbox::{Mail, Opened, Refusal, Staging};
 use crate::ship::link::{Closed, Link};
 use crate::ship::resume::{Situation, Step, decide};
 use std::collections::VecDeque;
@@ -71,7 +71,9 @@ pub(super) fn failed(error: CaptureError) -> End {
         | CaptureError::NoPageMap
         | CaptureError::RollForward { .. }
         | CaptureError::Sink(_) => End::Later(error.to_string()),
-        CaptureError::Sqlite(_) | CaptureError::State(_) => End::Failed(error.to_string()),
+        CaptureError::Sqlite(_) | CaptureError::State(_) | CaptureError::Staged(_) => {
+            End::Failed(error.to_string())
+        }
     }
 }
 
@@ -86,8 +88,10 @@ pub(super) struct Driver<'a> {
     pub(super) exhausted: bool,
     /// What the hub named when the database was opened, until both sides agree.
     named: Option<Txid>,
+    /// What the hub keeps of an unfinished first snapshot.
+    pub(super) staging: Option<Staging>,
     /// Newest buffered transaction that this task knows of.
-    buffered: Option<Txid>,
+    pub(super) buffered: Option<Txid>,
     /// The link that was tried last.
     pub(super) link_id: u64,
     /// Both sides agree, and the handle takes segments.
@@ -114,6 +118,7 @@ impl<'a> Driver<'a> {
             hub: None,
             exhausted: false,
             named: None,
+            staging: None,
             buffered: None,
             link_id: 0,
             following: false,
@@ -287,6 +292,7 @@ impl<'a> Driver<'a> {
         self.hub = opened.position;
         self.named = opened.position.map(|p| p.txid);
         self.buffered = self.named;
+        self.staging = opened.staging;
         self.db.report.buffered(self.buffered);
         self.db.report.durable(opened.durable);
         Ok(())

@@ -45,6 +45,7 @@ pub(super) async fn fetch(
         database: Some(DatabaseRef { agent: database.0.to_string(), name: database.1.to_string() }),
         after_txid: after.map_or(0, Txid::get),
         until: Some(position_to_wire(Some(until))),
+        staged: false,
     };
     let mut client = RestoreServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let answer = client.page_checksums(request).await.map_err(|s| status_reason(&s))?;
@@ -55,6 +56,53 @@ pub(super) async fn fetch(
     let (sender, batches) = mpsc::channel(QUEUE);
     let after = after.filter(|_| !table.whole);
     Ok((Fetch { messages, sender }, Fetched { position: until, page_size, commit, after, batches }))
+}
+
+/// Pages of an unfinished first snapshot that the hub keeps: the blocking end.
+pub(super) struct FetchedStaged {
+    batches: mpsc::Receiver<Batch>,
+}
+
+/// Asks for the pages that the hub keeps of an unfinished first snapshot.
+pub(super) async fn fetch_staged(
+    channel: Channel,
+    database: (&AgentName, &DatabaseName),
+) -> Result<(Fetch, FetchedStaged), String> {
+    let request = PageChecksumsRequest {
+        database: Some(DatabaseRef { agent: database.0.to_string(), name: database.1.to_string() }),
+        after_txid: 0,
+        until: None,
+        staged: true,
+    };
+    let mut client = RestoreServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let answer = client.page_checksums(request).await.map_err(|s| status_reason(&s))?;
+    let mut messages = answer.into_inner();
+    let first = messages.message().await.map_err(|s| status_reason(&s))?.and_then(|m| m.message);
+    let Some(Message::Table(_)) = first else { return Err("the answer has no beginning".into()) };
+    let (sender, batches) = mpsc::channel(QUEUE);
+    Ok((Fetch { messages, sender }, FetchedStaged { batches }))
+}
+
+impl FetchedStaged {
+    /// Hands everything to `take`, as it comes. Blocks. Pages that a database cannot have end it.
+    pub(super) fn read_staged(
+        mut self,
+        page_size: PageSize,
+        mut take: impl FnMut(&[Change]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut last = 0;
+        while let Some(batch) = self.batches.blocking_recv() {
+            let batch = batch.map_err(|text| io::Error::new(io::ErrorKind::ConnectionAborted, text))?;
+            for (pgno, _) in &batch {
+                if pgno.get() <= last || pgno.get() > MAX_PAGES || *pgno == page_size.lock_page() {
+                    return Err(io::Error::other(format!("page {pgno} came after page {last}")));
+                }
+                last = pgno.get();
+            }
+            take(&batch)?;
+        }
+        Ok(())
+    }
 }
 
 fn check(table: &PageTable, until: Pos) -> Result<(PageSize, u32), String> {

@@ -24,11 +24,14 @@ mod follow;
 mod follower;
 mod pace;
 mod report;
+mod rest;
 mod sink;
+mod snapshot;
 mod steps;
 
 pub use desk::{Ask, Call, Contact, Desk, Done, Refused};
-pub use report::{DatabaseStatus, Level, Report, State};
+pub use report::{DatabaseStatus, Level, Report, Snapshot, State};
+pub use snapshot::PARTS_ABOVE;
 
 use crate::capture::{Absent, AttachError, Capture, Options, Standing};
 use crate::ship::inbox::{Inbox, Mail};
@@ -64,6 +67,10 @@ pub struct Shared {
     pub checkpoint_frames: u32,
     /// Restore points are given up when a WAL grows past this while the hub takes nothing.
     pub wal_limit: u64,
+    /// Bytes of a database read per second for its first snapshot; `None`: as fast as it may.
+    pub snapshot_rate: Option<u64>,
+    /// Page bytes above which a first snapshot is sent in parts.
+    pub parts_above: u64,
     /// Time between slow polls.
     pub poll_interval: Duration,
     /// The link and the letter boxes.

@@ -68,6 +68,17 @@ impl fmt::Display for State {
     }
 }
 
+/// How far an unfinished first snapshot is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Pages of which the hub holds a version.
+    pub pages_done: u32,
+    /// Pages of the database.
+    pub pages: u32,
+    /// Bytes sent for it since this program started.
+    pub bytes_sent: u64,
+}
+
 /// One database, as `status --json` prints it. TXIDs are 0 when there is none yet.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DatabaseStatus {
@@ -91,6 +102,8 @@ pub struct DatabaseStatus {
     pub wal_bytes: u64,
     /// Restore points given up since start, because the hub was away too long; no data is lost with them.
     pub restore_points_lost: u64,
+    /// A first snapshot that is being sent in parts; `null` when none is.
+    pub snapshot: Option<Snapshot>,
     /// End of the pause, Unix milliseconds; `null` when it is not paused.
     pub paused_until_ms: Option<i64>,
     /// Why it is not followed, what broke last, or what is wrong around it.
@@ -127,6 +140,7 @@ impl Report {
             lag_bytes: 0,
             wal_bytes: 0,
             restore_points_lost: 0,
+            snapshot: None,
             paused_until_ms: None,
             last_error: None,
             what_to_do: None,
@@ -224,6 +238,20 @@ impl Report {
     /// Counts transactions that can no longer be restored one by one.
     pub(super) fn lost(&self, restore_points: u64) {
         self.lock().status.restore_points_lost += restore_points;
+    }
+
+    /// A first snapshot came so far and sent so many bytes more; how many it has sent so far.
+    pub(super) fn snapshot_sent(&self, more: Snapshot) -> u64 {
+        let mut facts = self.lock();
+        let before = facts.status.snapshot.map_or(0, |snapshot| snapshot.bytes_sent);
+        let bytes_sent = before + more.bytes_sent;
+        facts.status.snapshot = Some(Snapshot { bytes_sent, ..more });
+        bytes_sent
+    }
+
+    /// No first snapshot is being sent any more.
+    pub(super) fn snapshot_done(&self) {
+        self.lock().status.snapshot = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, Facts> {

@@ -12,18 +12,30 @@ use walhub_proto::convert::range_to_wire;
 use walhub_proto::v1::SegmentChunk;
 use walhub_proto::v1::replicate_request::Message;
 
+/// What a file is to the hub.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// A segment of its own.
+    Segment,
+    /// A part of a first snapshot.
+    Part,
+    /// The last file of a first snapshot.
+    Last,
+}
+
 /// Cuts one segment into messages the hub takes, and numbers them.
 #[derive(Debug)]
 pub(super) struct Chunker {
     handle: u32,
+    kind: Kind,
     meta: SegmentMeta,
     max_chunk: usize,
     next: u32,
 }
 
 impl Chunker {
-    pub(super) fn new(handle: u32, meta: SegmentMeta, max_chunk: usize) -> Self {
-        Self { handle, meta, max_chunk, next: 0 }
+    pub(super) fn new(handle: u32, kind: Kind, meta: SegmentMeta, max_chunk: usize) -> Self {
+        Self { handle, kind, meta, max_chunk, next: 0 }
     }
 
     /// The messages for one piece of the segment.
@@ -44,13 +56,13 @@ impl Chunker {
             handle: self.handle,
             range: Some(range_to_wire(self.meta.range)),
             pre_checksum: self.meta.pre.map_or(0, Checksum::get),
-            post_checksum: self.meta.post.get(),
+            post_checksum: if self.kind == Kind::Part { 0 } else { self.meta.post.get() },
             agent_time_ms: self.meta.agent_time_ms,
             chunk,
             last,
             data,
-            staged: false,
-            uses_staged: false,
+            staged: self.kind == Kind::Part,
+            uses_staged: self.kind == Kind::Last,
         })
     }
 }
@@ -60,6 +72,7 @@ impl Chunker {
 #[derive(Debug)]
 pub(super) struct LinkSink<'a> {
     to: &'a Target,
+    kind: Kind,
     patience: Patience,
     keep: Keep,
     chunker: Option<Chunker>,
@@ -67,7 +80,12 @@ pub(super) struct LinkSink<'a> {
 
 impl<'a> LinkSink<'a> {
     pub(super) fn new(to: &'a Target, patience: Patience, keep: Keep) -> Self {
-        Self { to, patience, keep, chunker: None }
+        Self { to, kind: Kind::Segment, patience, keep, chunker: None }
+    }
+
+    /// For a file of a first snapshot. Its bytes are not kept: they can be made again.
+    pub(super) fn staged(to: &'a Target, kind: Kind) -> Self {
+        Self { to, kind, patience: Patience::None, keep: Keep::nothing(&to.budget), chunker: None }
     }
 
     /// The window's entry for a segment that was sent to its end.
@@ -78,7 +96,7 @@ impl<'a> LinkSink<'a> {
 
 impl Sink for LinkSink<'_> {
     fn begin(&mut self, meta: &SegmentMeta) -> io::Result<()> {
-        self.chunker = Some(Chunker::new(self.to.handle, *meta, self.to.link.max_chunk));
+        self.chunker = Some(Chunker::new(self.to.handle, self.kind, *meta, self.to.link.max_chunk));
         Ok(())
     }
 
@@ -119,7 +137,7 @@ impl<'a> GatherSink<'a> {
 
 impl Sink for GatherSink<'_> {
     fn begin(&mut self, meta: &SegmentMeta) -> io::Result<()> {
-        self.chunker = Some(Chunker::new(self.to.handle, *meta, self.to.link.max_chunk));
+        self.chunker = Some(Chunker::new(self.to.handle, Kind::Segment, *meta, self.to.link.max_chunk));
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use super::drive::{Driver, End, failed};
 use super::fetch::fetch;
 use super::follower::{Pumped, Target};
-use super::sink::Chunker;
+use super::sink::{Chunker, Kind};
 use crate::ship::link::Link;
 use crate::ship::resume::Step;
 use tokio::sync::OwnedSemaphorePermit;
@@ -27,13 +27,14 @@ impl Driver<'_> {
                 self.exhausted = replayed.map_err(failed)? == Pumped::UpToDate;
                 self.look(&to.link)
             }
+            Step::Delta { since: None } => self.first_snapshot(to).await,
             Step::Delta { since } => self.delta(since, to).await,
             Step::RollForward { after, until } => self.roll_forward(&to.link, after, until).await,
             Step::Heal => self.heal(to).await,
         }
     }
 
-    async fn delta(&mut self, since: Option<Pos>, to: &Target) -> Result<(), End> {
+    pub(super) async fn delta(&mut self, since: Option<Pos>, to: &Target) -> Result<(), End> {
         let _turn = self.turn().await;
         let had = self.home().capture.position().is_some();
         let target = to.clone();
@@ -59,7 +60,7 @@ impl Driver<'_> {
     async fn resend(&mut self, link: &Link) -> Result<(), End> {
         let mut messages = Vec::new();
         for entry in self.home().window.after(self.hub).into_iter().flatten() {
-            let mut chunker = Chunker::new(self.db.handle, entry.meta, link.max_chunk);
+            let mut chunker = Chunker::new(self.db.handle, Kind::Segment, entry.meta, link.max_chunk);
             let chunks = entry.chunks().unwrap_or_default();
             for (at, data) in chunks.iter().enumerate() {
                 messages.extend(chunker.cut(data.clone(), at + 1 == chunks.len()));
@@ -86,12 +87,12 @@ impl Driver<'_> {
     }
 
     /// A turn for long work.
-    fn turn(&self) -> impl Future<Output = OwnedSemaphorePermit> + use<> {
+    pub(super) fn turn(&self) -> impl Future<Output = OwnedSemaphorePermit> + use<> {
         let turns = self.db.shared.turns.clone();
         async move { turns.acquire_owned().await.expect("BUG: turns are never closed") }
     }
 }
 
-fn unavailable(text: String) -> End {
+pub(super) fn unavailable(text: String) -> End {
     End::Later(format!("the hub could not send its page checksums: {text}"))
 }

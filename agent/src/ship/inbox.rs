@@ -6,7 +6,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use walhub_common::{Pos, Txid};
+use walhub_common::{PageSize, Pos, Txid};
 use walhub_proto::v1::RefusalCode;
 
 /// The hub's answer to an `OpenDatabase`.
@@ -20,6 +20,17 @@ pub struct Opened {
     pub position: Option<Pos>,
     /// Newest durable transaction.
     pub durable: Option<Txid>,
+    /// Parts of an unfinished first snapshot.
+    pub staging: Option<Staging>,
+}
+
+/// What the hub keeps of an unfinished first snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Staging {
+    /// Number of the next part.
+    pub next_part: u64,
+    /// Bytes per page.
+    pub page_size: PageSize,
 }
 
 /// The hub takes no more segments of this database until it is opened again.

@@ -8,7 +8,7 @@
 //! Non-goals: what is sent for a database (the database tasks decide), and in which order.
 
 use super::connect::{DialError, HubAddress, status_reason};
-use super::inbox::{Inbox, Opened, Refusal};
+use super::inbox::{Inbox, Opened, Refusal, Staging};
 use super::link::{Link, greet};
 use crate::state_dir::StateDir;
 use futures_util::stream::{self, StreamExt};
@@ -19,9 +19,9 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
-use walhub_common::Txid;
 use walhub_common::backoff::Backoff;
 use walhub_common::limits::MAX_MESSAGE_BYTES;
+use walhub_common::{PageSize, Txid};
 use walhub_proto::convert::{WireError, position_from_wire};
 use walhub_proto::v1::replicate_request::Message as Request;
 use walhub_proto::v1::replicate_response::Message as Response;
@@ -282,6 +282,7 @@ impl Session {
                         lineage: opened.lineage,
                         position: position_from_wire(opened.position.as_ref())?,
                         durable: Txid::new(opened.durable_txid),
+                        staging: opened.staging.as_ref().and_then(staging),
                     };
                     self.post(opened.handle, |mail| {
                         mail.opened = Some(letter);
@@ -340,4 +341,9 @@ impl Session {
             tracing::debug!(hub = self.hub.address, reason = text, "still no link to the hub");
         }
     }
+}
+
+/// Parts that cannot be are no parts: the snapshot then begins anew.
+fn staging(parts: &v1::Staging) -> Option<Staging> {
+    Some(Staging { next_part: parts.next_part, page_size: PageSize::new(parts.page_size)? })
 }

@@ -21,6 +21,7 @@ const OPENERS: &[&str] = &[
 /// Who may, and what for.
 const ALLOWED: &[(&str, &str)] = &[
     ("page_map/store", "the page map's own files in the state folder"),
+    ("capture/staged.rs", "a scratch file in the state folder"),
     ("state_dir.rs", "lock, epoch and names in the state folder"),
     ("config.rs", "the configuration file"),
     ("app.rs", "certificates and keys"),

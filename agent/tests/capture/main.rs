@@ -14,6 +14,7 @@ mod locks;
 mod operator;
 mod raw;
 mod scale;
+mod stage;
 mod upkeep;
 
 /// Not a test: what this binary does when a test starts it as another process.

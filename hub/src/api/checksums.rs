@@ -1,7 +1,7 @@
 //! The table of page checksums, cut into messages.
 
 use super::peer::Peer;
-use super::{Handles, status};
+use super::{Handles, staged, status};
 use crate::restore::Batch;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use std::time::Duration;
@@ -14,9 +14,9 @@ use walhub_proto::v1::page_checksums_response::Message;
 use walhub_proto::v1::{PageChecksumsRequest, PageChecksumsResponse, PageList, PageRun, PageTable};
 
 /// Pages in one message, at most: 13 bytes each.
-const PAGES: usize = 64 * 1024;
+pub(super) const PAGES: usize = 64 * 1024;
 /// Messages made before the connection takes them.
-const READ_AHEAD: usize = 2;
+pub(super) const READ_AHEAD: usize = 2;
 /// A receiver that takes nothing for this long loses its turn to others.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -29,6 +29,9 @@ pub(super) async fn serve(
     request: &PageChecksumsRequest,
 ) -> Result<Answers, Status> {
     let database = peer.may_read(request.database.as_ref())?;
+    if request.staged {
+        return staged::serve(handles, database).await;
+    }
     let until =
         convert::position_from_wire(request.until.as_ref()).map_err(|e| status::invalid("until", e))?;
     let until: Pos =

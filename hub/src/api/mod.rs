@@ -6,6 +6,7 @@ mod listen;
 mod peer;
 mod replication;
 mod restore;
+mod staged;
 mod status;
 
 pub use listen::{Connection, Connections, MAX_CONNECTIONS, accept_loop};
@@ -14,6 +15,7 @@ use crate::buffer::WalBuffer;
 use crate::fleet::Fleet;
 use crate::ingest::Ingest;
 use crate::restore::Restores;
+use crate::staging::Staging;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::server::{Router, Server};
@@ -37,6 +39,8 @@ pub struct Handles {
     pub ingest: Ingest,
     /// Gives databases back.
     pub restores: Restores,
+    /// Keeps parts of first snapshots.
+    pub staging: Arc<Staging>,
     /// Knows who and where.
     pub fleet: Arc<Fleet>,
     /// Holds what is buffered.

@@ -2,6 +2,7 @@
 
 use crate::ingest::SessionError;
 use crate::restore::{ChecksumsError, FoldError, PrepareError, UnknownSource};
+use crate::staging::StagingError;
 use std::fmt::Display;
 use tonic::{Code, Status};
 use walhub_common::AgentName;
@@ -84,6 +85,14 @@ pub(super) fn checksums(error: &ChecksumsError) -> Status {
         ChecksumsError::NothingNew(_) => Status::invalid_argument(error.to_string()),
         ChecksumsError::TooMany(_) => Status::resource_exhausted(error.to_string()),
         ChecksumsError::Internal(_) => Status::internal(error.to_string()),
+    }
+}
+
+/// Why parts of a first snapshot cannot be told.
+pub(super) fn staging(error: &StagingError) -> Status {
+    match error {
+        StagingError::Sealing => Status::unavailable(error.to_string()),
+        _ => Status::internal(error.to_string()),
     }
 }
 
