@@ -128,13 +128,7 @@ impl Round {
                 (Game::DeadlyWriters, _) => dice.pick(&["small", "tight", "spill"]),
                 (Game::NoFaults, _) => dice.pick(&["small", "tight", "spill", "savepoint", "rollback"]),
             };
-            let engine = match *dice.pick(&ENGINES) {
-                // Before 3.41 a commit after ROLLBACK TO may leave a frame without checksum in the log, which
-                // nobody can read after a crash.
-                Engine::System if *profile == "savepoint" => Engine::Old,
-                engine => engine,
-            };
-            WriterPlan { profile, engine, seed: dice.roll() }
+            WriterPlan { profile, engine: *dice.pick(&ENGINES), seed: dice.roll() }
         });
         let writers = writers.collect();
         let mut faults = Vec::new();

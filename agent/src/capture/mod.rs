@@ -266,9 +266,24 @@ impl Capture {
         if let Err(CaptureError::Broken(_)) = &result {
             self.let_go();
             // Best effort: if it cannot be written, the next attach meets the same violation again.
-            let _ = self.store.reanchor(Anchor { wal: None, ..*self.store.anchor() });
+            if self.store.reanchor(Anchor { wal: None, ..*self.store.anchor() }).is_ok() {
+                self.rescue();
+            }
         }
         result
+    }
+
+    /// A published frame that does not verify is still a commit: SQLite finds frames by the wal-index and checks no checksum,
+    /// until somebody must recover the log, who then cuts it there. (SQLite before 3.41 writes such frames: a commit after
+    /// ROLLBACK TO, in a transaction that spilled.) So everything published is brought into the database file now, by
+    /// SQLite itself; a heal finds it there, and nobody loses it to a recovery. Best effort, as readers may hold it back:
+    /// the heal then fails by the same violation and comes back here.
+    fn rescue(&mut self) {
+        if !self.yielded
+            && let Err(e) = self.files.backfill()
+        {
+            tracing::debug!(path = %self.options.path.display(), error = %e, "a checkpoint of unverifiable frames");
+        }
     }
 
     /// TAIL ends: the frames after the cursor cannot be had any more.
