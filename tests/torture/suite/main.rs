@@ -1,3 +1,5 @@
-//! A minute of torture, and the proof that the torture sees anything.
+//! A minute of torture, the proof that it sees anything, and old versions of SQLite beside the agent.
 
+mod old_sqlite;
+mod shell;
 mod torture;
