@@ -2,6 +2,7 @@
 
 use super::error::{Absent, AttachError, Broken, CaptureError, SqliteError};
 use super::header::Header;
+use super::holders::Holders;
 use super::image::{page_size_of, place};
 use super::ledger::{Ledger, Point};
 use super::maintain::Upkeep;
@@ -156,7 +157,7 @@ pub(super) fn lock(files: &mut Files) -> Result<(), Absent> {
     let mut guarded = false;
     while !files.try_lock_checkpoint().map_err(absent)? {
         if begun.elapsed() >= LOCK_PATIENCE {
-            return Err(Absent::TakenByAnotherAgent);
+            return Err(Absent::TakenByAnotherAgent(Holders::of_checkpoint(files.path())));
         }
         if !guarded {
             match files.open_guard() {

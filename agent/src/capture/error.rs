@@ -1,5 +1,6 @@
 //! Why a database cannot be captured, now or any more.
 
+use super::holders::Holders;
 use crate::page_map::MissingPage;
 use crate::page_map::store::StateError;
 use rusqlite::ffi;
@@ -36,8 +37,11 @@ pub enum Absent {
     #[error("the application holds it in locking_mode=EXCLUSIVE; it is picked up when that ends")]
     Exclusive,
     /// The checkpoint lock is held.
-    #[error("its checkpoint lock is held: another agent follows it, or a very long checkpoint is running")]
-    TakenByAnotherAgent,
+    #[error(
+        "its checkpoint lock is held by {0}: another agent follows it, or a very long checkpoint runs; one agent alone can \
+         follow a database, so take it out of the other one's configuration"
+    )]
+    TakenByAnotherAgent(Holders),
     /// Anything else the system says.
     #[error("{0}")]
     Io(String),

@@ -9,7 +9,8 @@
 //!
 //! Invariants
 //! - Nobody waits for the writer lock through us but for [`Reach::wait`], and nothing is held meanwhile.
-//! - Under the lock at most [`Reach::bytes`] of log are captured: too much is refused before the lock is asked for.
+//! - Under the lock at most [`Reach::bytes`] of log are captured, for [`Reach::time`]: too much is refused before the lock is
+//!   asked for. Only the hard limit of the log ([`Capture::make_room`]) lets writers wait for more.
 //! - The lock is given back on every way out, a panic included (`Files` is dropped then).
 
 use super::error::{Broken, CaptureError};
@@ -28,17 +29,31 @@ const STEP: Duration = Duration::from_micros(100);
 pub(super) struct Reach {
     /// Time to get the lock.
     wait: Duration,
-    /// Log that is captured while it is held.
+    /// Log that is captured while it is held...
     bytes: u64,
+    /// ...and for how long; what was captured until then is not lost.
+    time: Duration,
+    /// Transactions are passed over instead of taken into memory: their restore points are given up.
+    give_up: bool,
 }
 
 impl Reach {
     /// The log grew longer than it should.
-    pub(super) const USUAL: Reach = Reach { wait: Duration::from_millis(150), bytes: 2 << 20 };
+    pub(super) const USUAL: Reach = Reach {
+        wait: Duration::from_millis(150),
+        bytes: 2 << 20,
+        time: Duration::from_millis(50),
+        give_up: false,
+    };
     /// The log is about to pass its limit.
-    pub(super) const PRESSED: Reach = Reach { wait: Duration::from_millis(150), bytes: 16 << 20 };
+    pub(super) const PRESSED: Reach =
+        Reach { bytes: 16 << 20, time: Duration::from_millis(100), ..Reach::USUAL };
+    /// It would pass its limit otherwise: writers wait for as long as it takes.
+    pub(super) const LIMIT: Reach =
+        Reach { wait: Duration::from_millis(500), bytes: u64::MAX, time: Duration::MAX, give_up: true };
     /// A person waits for it.
-    const ASKED: Reach = Reach { wait: Duration::from_secs(2), bytes: 16 << 20 };
+    const ASKED: Reach =
+        Reach { wait: Duration::from_secs(2), bytes: 16 << 20, time: Duration::from_secs(1), give_up: false };
 }
 
 /// A checkpoint under the writer lock.
@@ -126,6 +141,7 @@ impl Capture {
         }
         // Nobody can change it while the lock is held.
         let header = self.header()?;
+        let begun = Instant::now();
         loop {
             let cursor = match self.ahead(&header)? {
                 Ahead::Nothing => break,
@@ -135,6 +151,15 @@ impl Capture {
                     return Ok(Err(NoCheckpoint::Unaligned));
                 }
             };
+            if reach.give_up {
+                if !matches!(self.advance(&header, cursor, None)?, Next::Sent(_)) {
+                    return Ok(Err(NoCheckpoint::Unaligned));
+                }
+                continue;
+            }
+            if begun.elapsed() >= reach.time {
+                return Ok(Err(NoCheckpoint::Behind(self.behind()?.unwrap_or(0))));
+            }
             let kept = Kept::collect(|sink| match self.advance(&header, cursor, Some(sink))? {
                 Next::Sent(meta) => Ok(Some(meta)),
                 Next::UpToDate | Next::Lost(_) => Ok(None),

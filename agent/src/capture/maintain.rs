@@ -6,7 +6,7 @@
 //!
 //! **The limit of the log**, in steps: from a quarter on a backfill does not wait for acks (what was handed out is in memory).
 //! From the half on FENCE comes first: a bulk pass takes as long as writers need to write as much again. When the reading
-//! is too far behind even for that, [`Maintained::Overrun`] asks the owner to give up restore points ([`Capture::skip`]).
+//! is too far behind even for that, [`Maintained::Overrun`] asks the owner for [`Capture::make_room`].
 //!
 //! **Held back**: when everything is copied and the next writers still do not begin the log anew, some reader outside never
 //! lets go of its read mark (Litestream does that for life). No checkpoint helps then, so FENCE comes ever more rarely,
@@ -18,8 +18,10 @@
 use super::error::{Broken, CaptureError};
 use super::fence::{NoCheckpoint, Reach};
 use super::header::Header;
+use super::holders::Holders;
 use super::{Capture, Standing};
 use std::time::{Duration, Instant};
+use walhub_common::Pos;
 use walhub_common::wal::FrameNo;
 
 /// How long a read mark waits for acks.
@@ -51,8 +53,17 @@ pub enum Maintained {
         /// How long writers were kept out.
         held: Duration,
     },
-    /// The log is near its limit, and too much of it was not read for a FENCE: read faster, or [`Capture::skip`].
+    /// The log is near its limit, and too much of it was not read for a FENCE: [`Capture::make_room`] helps.
     Overrun,
+}
+
+/// A reader that never lets go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HeldBy {
+    /// Processes with read marks.
+    pub holders: Holders,
+    /// One of them is Litestream; or nobody can be named, and Litestream's tables are there.
+    pub litestream: bool,
 }
 
 /// Book-keeping of the checkpoints.
@@ -81,6 +92,12 @@ struct Mark {
     /// The mark is at this frame, or before it.
     frame: FrameNo,
     since: Instant,
+}
+
+/// Transactions between two positions.
+fn given_up(before: Option<Pos>, after: Option<Pos>) -> u64 {
+    let txid = |at: Option<Pos>| at.map_or(0, |at| at.txid.get());
+    txid(after).saturating_sub(txid(before))
 }
 
 impl Upkeep {
@@ -138,9 +155,56 @@ impl Capture {
         Ok(done)
     }
 
+    /// Brings the log back under its limit, whatever writers do: everything committed is passed over ([`Capture::skip`]), then
+    /// copied under the writer lock. Says how many restore points were given up.
+    ///
+    /// `hurry`: writers are faster than the reading, so nothing is done that they could make use of.
+    pub fn make_room(&mut self, hurry: bool) -> Result<u64, CaptureError> {
+        let result = self.try_make_room(hurry);
+        self.settle(result)
+    }
+
+    fn try_make_room(&mut self, hurry: bool) -> Result<u64, CaptureError> {
+        let before = self.position();
+        self.kept.clear();
+        if !hurry {
+            self.skip()?;
+        }
+        let header = self.header()?;
+        if self.standing != Standing::Aligned || !self.is_current(&header) {
+            return Ok(given_up(before, self.position()));
+        }
+        if self.upkeep.complete_at == Some(header.last) {
+            // The next writer begins the log anew.
+            return Ok(given_up(before, self.position()));
+        }
+        let not_copied = header.last.get().saturating_sub(header.backfilled.get());
+        // Without writers in a hurry the bulk is copied without keeping them out.
+        if !hurry
+            && not_copied > header.last.get() / 4
+            && self.upkeep.mark.is_none()
+            && let Some(mark) = self.mark()?
+        {
+            self.skip()?;
+            self.finish_backfill(mark)?;
+        }
+        if self.wal_bytes() > self.options.wal_limit_bytes / 2 && self.upkeep.complete_at.is_none() {
+            self.fence_now(Reach::LIMIT)?;
+        }
+        Ok(given_up(before, self.position()))
+    }
+
     /// True from the half of the limit on: the log must begin anew soon, whatever it costs.
     pub fn is_pressed(&self) -> bool {
         self.wal_bytes() > self.options.wal_limit_bytes / 2
+    }
+
+    /// Who the reader is, as far as it can be told. Costs a look at the schema and at the system's list of locks.
+    pub fn held_by(&self) -> HeldBy {
+        let holders = Holders::of_marks(self.files.path());
+        let litestream = holders.has("litestream")
+            || (holders == Holders::default() && self.files.has_table("_litestream_seq").unwrap_or(false));
+        HeldBy { holders, litestream }
     }
 
     /// For how long a reader outside has kept the log from beginning anew; `None` when none does.

@@ -42,6 +42,7 @@ mod attach;
 mod error;
 mod fence;
 mod header;
+mod holders;
 mod image;
 mod ledger;
 mod maintain;
@@ -55,7 +56,8 @@ mod yielding;
 
 pub use error::{Absent, AttachError, Broken, CaptureError, SqliteError};
 pub use fence::{Checkpointed, NoCheckpoint};
-pub use maintain::Maintained;
+pub use holders::Holders;
+pub use maintain::{HeldBy, Maintained};
 pub use roll::HubPages;
 pub use segment::{SegmentMeta, Sink};
 pub use stage::{Pace, Parts, Walk};

@@ -2,8 +2,8 @@
 //!
 //! This is the only module of walhub with `unsafe`. Everything it offers is safe to call in any order.
 //!
-//! Two connections exist per database, never more: **K** for as long as [`Files`] lives, **R** only while a read mark
-//! or the writer lock is needed. All reading goes through the `xRead` of K's file objects, because a raw descriptor of
+//! Two connections exist per database: **K** for as long as [`Files`] lives, **R** only while a read mark is needed (and a
+//! third for one look at the schema). All reading goes through the `xRead` of K's file objects, because a raw descriptor of
 //! the database or of `-shm` opened and closed in this process would drop every POSIX lock SQLite holds on it
 //! (`fcntl` locks belong to process and inode, not to the descriptor).
 //!
@@ -461,6 +461,19 @@ impl Files {
     pub(super) fn release(&mut self) {
         // Closing a connection rolls its transaction back.
         self.r = None;
+    }
+
+    /// Where the database is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True when the schema has a table of this name. A connection of its own, for this one look.
+    pub(super) fn has_table(&self, name: &str) -> Result<bool> {
+        let link = Link::open(&self.path, &self.owned)?;
+        let sql = "SELECT count(*) FROM sqlite_schema WHERE name = ?1";
+        let found = link.connection().query_row(sql, [name], |row| row.get::<_, i64>(0));
+        found.map(|n| n > 0).map_err(|e| SqliteError::from_rusqlite("read the schema", &e))
     }
 
     /// True when the path no longer leads to the file that is open.

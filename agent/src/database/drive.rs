@@ -106,6 +106,8 @@ pub(super) struct Driver<'a> {
     pub(super) asked: VecDeque<Call>,
     /// End of the pause that an operator asked for.
     pub(super) paused_until: Option<Instant>,
+    /// A reader outside keeps the log from beginning anew, and that was said.
+    pub(super) held_back: bool,
 }
 
 impl<'a> Driver<'a> {
@@ -128,6 +130,7 @@ impl<'a> Driver<'a> {
             wal_watch,
             asked: VecDeque::new(),
             paused_until: None,
+            held_back: false,
         }
     }
 
@@ -169,6 +172,7 @@ impl<'a> Driver<'a> {
             // Without a link the hub knows already.
             let _ = link.try_send(Message::Close(close));
         }
+        self.db.report.notice(None);
         let Some(follower) = self.follower.take() else { return };
         let detached = tokio::task::spawn_blocking(move || follower.capture.detach()).await;
         match detached {
@@ -210,7 +214,7 @@ impl<'a> Driver<'a> {
             if too_long && capture.standing() != Standing::Aligned {
                 return Err(End::Adrift);
             }
-            self.limit_wal().await?;
+            self.limit_wal(false).await?;
             self.answer_calls_away().await?;
             tokio::select! {
                 () = sleep_until(until) => return Err(End::Again),
@@ -239,7 +243,7 @@ impl<'a> Driver<'a> {
             if let Some(opened) = mail.opened.filter(|o| o.link == link.id) {
                 break opened;
             }
-            self.limit_wal().await?;
+            self.limit_wal(false).await?;
         };
         self.opened(&opened).await?;
         let to = self.target(link);
@@ -296,29 +300,6 @@ impl<'a> Driver<'a> {
         self.db.report.buffered(self.buffered);
         self.db.report.durable(opened.durable);
         Ok(())
-    }
-
-    /// Gives up restore points when the WAL is past its limit; true when it did.
-    pub(super) async fn limit_wal(&mut self) -> Result<bool, End> {
-        let capture = &self.home().capture;
-        if capture.header_moved() {
-            self.db.report.waiting();
-        }
-        if capture.wal_bytes() <= self.db.shared.wal_limit || capture.standing() != Standing::Aligned {
-            return Ok(false);
-        }
-        let skipping = self.blocking(|f| {
-            let lost = f.capture.skip()?;
-            f.capture.maintain()?;
-            Ok(lost)
-        });
-        let lost = skipping.await?.map_err(failed)?;
-        if lost > 0 {
-            self.db.report.lost(lost);
-            tracing::warn!(database = %self.db.name, restore_points = lost, "the hub took nothing for too long and the WAL is at its limit; the latest state is kept, these restore points are not");
-        }
-        self.account();
-        Ok(lost > 0)
     }
 
     /// The next mail, with what concerns every state done. Cancel-safe.

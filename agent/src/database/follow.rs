@@ -135,6 +135,9 @@ impl Driver<'_> {
 
     /// Goes on with a checkpoint that waits for acks; with nothing to checkpoint no thread is woken.
     async fn upkeep(&mut self, mail: &Mail) -> Result<(), End> {
+        if mail.poll {
+            self.look_at_readers().await?;
+        }
         let due = mail.buffered.is_some() || mail.poll;
         if due && self.home().capture.state() == CaptureState::Backfill {
             self.blocking(|f| f.capture.maintain()).await?.map_err(failed)?;
@@ -156,13 +159,13 @@ impl Driver<'_> {
     async fn wait_for_room(&mut self, to: &Target) -> Result<bool, End> {
         loop {
             let freed = to.budget.freed();
+            if self.limit_wal(true).await? {
+                return Ok(true);
+            }
             if to.budget.has_room() {
                 return Ok(false);
             }
             to.budget.press();
-            if self.limit_wal().await? {
-                return Ok(true);
-            }
             tokio::select! {
                 () = freed => {}
                 mail = self.mail_on(&to.link) => { mail?; }

@@ -2,7 +2,7 @@
 //! back, so one owner holds it at any time.
 
 use super::sink::{Discard, GatherSink, LinkSink};
-use crate::capture::{AT_HAND_BYTES, Capture, CaptureError, Next, SegmentMeta};
+use crate::capture::{AT_HAND_BYTES, Capture, CaptureError, Maintained, Next, SegmentMeta};
 use crate::ship::inbox::{Inbox, Patience};
 use crate::ship::link::{Link, MESSAGE_BYTES};
 use crate::ship::window::{Budget, Keep, Window};
@@ -46,7 +46,7 @@ pub(super) enum Pumped {
     UpToDate,
     /// Time to look at the mail; there may be more.
     Slice,
-    /// The window is full: acks must come first.
+    /// The window is full: acks must come first. Or the log is: writers are faster than the reading.
     NoRoom,
     /// The WAL was recycled under unread frames.
     Lost,
@@ -79,8 +79,10 @@ impl Follower {
             }
             if begun.elapsed() >= SLICE {
                 // Under writers that never pause the log is never read to its end, and must still be checkpointed.
-                self.capture.maintain()?;
-                return Ok(Pumped::Slice);
+                return Ok(match self.capture.maintain()? {
+                    Maintained::Overrun => Pumped::NoRoom,
+                    _ => Pumped::Slice,
+                });
             }
         }
     }

@@ -28,6 +28,7 @@ mod rest;
 mod sink;
 mod snapshot;
 mod steps;
+mod wal_limit;
 
 pub use desk::{Ask, Call, Contact, Desk, Done, Refused};
 pub use report::{DatabaseStatus, Level, Report, Snapshot, State};

@@ -115,6 +115,8 @@ pub struct DatabaseStatus {
 #[derive(Debug)]
 struct Facts {
     status: DatabaseStatus,
+    /// Something around the database that is wrong in every state: what, and what to do.
+    notice: Option<(String, String)>,
     waiting_since_ms: Option<i64>,
 }
 
@@ -145,13 +147,19 @@ impl Report {
             last_error: None,
             what_to_do: None,
         };
-        Self { facts: Mutex::new(Facts { status, waiting_since_ms: None }), changed: Notify::new() }
+        Self {
+            facts: Mutex::new(Facts { status, notice: None, waiting_since_ms: None }),
+            changed: Notify::new(),
+        }
     }
 
     /// The sheet as of now.
     pub fn status(&self) -> DatabaseStatus {
         let facts = self.lock();
         let mut status = facts.status.clone();
+        if let Some((what, what_to_do)) = facts.notice.as_ref().filter(|_| status.last_error.is_none()) {
+            (status.last_error, status.what_to_do) = (Some(what.clone()), Some(what_to_do.clone()));
+        }
         status.lag_ms = facts
             .waiting_since_ms
             .map_or(0, |since| u64::try_from(clock::now_ms().saturating_sub(since)).unwrap_or(0));
@@ -187,6 +195,11 @@ impl Report {
         facts.status.last_error = Some(error.to_owned());
         facts.status.what_to_do = hint.map(str::to_owned);
         news
+    }
+
+    /// What is wrong around the database, whatever its task does; `None`: nothing is.
+    pub(super) fn notice(&self, notice: Option<(String, String)>) {
+        self.lock().notice = notice;
     }
 
     /// Where everything stands.

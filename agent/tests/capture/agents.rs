@@ -9,7 +9,9 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
-use walhub_agent::capture::{AttachError, Capture, CaptureError, Next, Options, SegmentMeta, Sink, Standing};
+use walhub_agent::capture::{
+    Absent, AttachError, Capture, CaptureError, Next, Options, SegmentMeta, Sink, Standing,
+};
 use walhub_common::ltx::Header;
 use walhub_common::{Checksum, Pos, Txid};
 
@@ -314,7 +316,8 @@ fn a_second_agent_waits_and_takes_over_when_the_first_is_killed() {
     let mut first = Agent::start(&place);
     first.sync();
     let taken = Capture::attach(place.options());
-    assert!(matches!(taken, Err(AttachError::Absent(walhub_agent::capture::Absent::TakenByAnotherAgent))));
+    let Err(AttachError::Absent(taken @ Absent::TakenByAnotherAgent(_))) = taken else { panic!("{taken:?}") };
+    assert!(taken.to_string().contains(&format!("held by process {}", first.0.id())), "{taken}");
     first.0.kill();
     app.insert();
     let mut capture = place.attach();

@@ -5,6 +5,7 @@ use rusqlite::Connection;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 const ROLE: &str = "WALHUB_TEST_CHILD";
 /// Tells replies from what the test framework prints.
@@ -40,7 +41,7 @@ fn writer() {
         let text = |e: rusqlite::Error| e.to_string();
         if command == "open" {
             let opened = Connection::open(rest).map_err(text)?;
-            opened.busy_timeout(std::time::Duration::from_secs(5)).map_err(text)?;
+            opened.busy_timeout(Duration::from_secs(20)).map_err(text)?;
             connection = Some(opened);
             return Ok(String::new());
         }
@@ -62,11 +63,26 @@ fn writer() {
             "die-in-sync" => raw::die_in_wal_sync(db),
             "fail-in-sync" => raw::fail_in_wal_sync(db),
             "die-torn" => raw::die_between_headers(db),
+            "flood" => return Ok(flood(db, rest).to_string()),
             "close" => connection = None,
             other => return Err(format!("unknown command {other}")),
         }
         Ok(String::new())
     });
+}
+
+/// Small transactions without a pause, for so many milliseconds; says how many.
+fn flood(db: &Connection, ms: &str) -> u64 {
+    let until = Instant::now() + Duration::from_millis(ms.parse().unwrap());
+    db.execute_batch("PRAGMA synchronous=NORMAL").unwrap();
+    let mut insert =
+        db.prepare("INSERT OR REPLACE INTO t(id, a) VALUES (abs(random()) % 3000, randomblob(900))").unwrap();
+    let mut commits = 0;
+    while Instant::now() < until {
+        insert.execute([]).unwrap();
+        commits += 1;
+    }
+    commits
 }
 
 /// The parent's side of a child.
@@ -126,6 +142,10 @@ impl Process {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits for a child that is about to die by itself.

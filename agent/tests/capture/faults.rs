@@ -223,7 +223,7 @@ fn what_cannot_be_captured_says_why() {
     app.insert();
     let capture = place.attach();
     // A second agent, even in the same process.
-    assert_eq!(absent("taken"), Absent::TakenByAnotherAgent);
+    assert!(absent("taken").to_string().contains("this agent itself"), "{}", absent("taken"));
     drop(capture);
     place.attach().detach().unwrap();
 }

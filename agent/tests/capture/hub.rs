@@ -19,6 +19,8 @@ pub(crate) struct Replica {
     open: Option<(SegmentMeta, Vec<u8>)>,
     /// The chunk at which the sink fails once.
     pub(crate) fail_at: Option<usize>,
+    /// Segments are applied and not kept.
+    pub(crate) forget: bool,
 }
 
 impl Replica {
@@ -49,7 +51,9 @@ impl Sink for Replica {
         if last {
             let (meta, bytes) = self.open.take().unwrap();
             self.apply(&meta, &bytes);
-            self.segments.push((meta, bytes));
+            if !self.forget {
+                self.segments.push((meta, bytes));
+            }
         }
         Ok(())
     }

@@ -1,42 +1,119 @@
 //! BACKFILL and FENCE under load: the log stays bounded, and writers are kept out for moments only.
 
 use crate::child::App;
-use crate::hub::Place;
+use crate::hub::{Discard, Place, Replica};
 use std::time::{Duration, Instant};
-use walhub_agent::capture::{Maintained, Next};
+use walhub_agent::capture::{Capture, Maintained, Next, Options};
 
+/// What the agent does with one database under load, as `database::follower` and `database::wal_limit` do it. Once restore
+/// points were given up the hub gets one delta, at the end.
+fn follow_slice(capture: &mut Capture, replica: &mut Replica, limit: u64) -> Maintained {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(10) {
+        let behind = capture.position() != replica.position;
+        let next = if behind { capture.next(&mut Discard).unwrap() } else { replica.step(capture) };
+        let Next::Sent(meta) = next else { break };
+        capture.acked(meta.range.max());
+    }
+    let done = capture.maintain().unwrap();
+    if capture.wal_bytes() > limit - limit / 4 && capture.held_back().is_none() {
+        capture.make_room(true).unwrap();
+    }
+    done
+}
+
+/// The hub gets what it lacks. Says how many restore points it never got.
+fn catch_up(capture: &mut Capture, replica: &mut Replica) -> u64 {
+    while !matches!(capture.next(&mut Discard).unwrap(), Next::UpToDate) {}
+    if capture.position() == replica.position {
+        return 0;
+    }
+    let meta = capture.delta_since(replica.position, replica).unwrap();
+    capture.acked(meta.range.max());
+    meta.range.count() - 1
+}
+
+/// `WALHUB_LIMIT_SECONDS` makes it longer.
 #[test]
-fn writers_that_never_pause_do_not_grow_the_log_for_ever() {
-    let place = Place::with_frames(100);
+fn two_writers_that_never_pause_cannot_push_the_log_past_its_limit() {
+    const LIMIT: u64 = 32 << 20;
+    let seconds = std::env::var("WALHUB_LIMIT_SECONDS").map_or(4, |text| text.parse().unwrap());
+    let place = Place::with_frames(1000);
     let mut one = App::create(&place.db(), "");
     let mut two = App::open(&place.db());
-    let (mut capture, mut replica) = place.follow();
-    // Both write as fast as they can.
-    one.0.tell("torture seed=1 ms=3000 profile=tight");
-    two.0.tell("torture seed=2 ms=3000 profile=tight");
+    let options = Options { wal_limit_bytes: LIMIT, ..place.options() };
+    let mut capture = Capture::attach(options).unwrap();
+    let mut replica = Replica::default();
+    replica.forget = true;
+    let meta = capture.snapshot(&mut replica).unwrap();
+    capture.acked(meta.range.max());
+    one.0.tell(&format!("flood {}", seconds * 1000));
+    two.0.tell(&format!("flood {}", seconds * 1000));
     let begun = Instant::now();
-    let (mut fences, mut kept_out, mut sent) = (0, Duration::ZERO, 0_u64);
-    while begun.elapsed() < Duration::from_millis(3200) {
-        while let Next::Sent(meta) = replica.step(&mut capture) {
-            sent += 1;
-            capture.acked(meta.range.max());
-            if sent.is_multiple_of(200) {
-                break;
-            }
-        }
-        if let Maintained::Fenced { held, .. } = capture.maintain().unwrap() {
+    let (mut fences, mut kept_out, mut largest) = (0, Duration::ZERO, 0);
+    while begun.elapsed() < Duration::from_millis(seconds * 1000 + 200) {
+        if let Maintained::Fenced { held, .. } = follow_slice(&mut capture, &mut replica, LIMIT) {
             fences += 1;
             kept_out = kept_out.max(held);
         }
+        largest = largest.max(place.wal_bytes());
     }
-    one.0.reply().unwrap().unwrap();
-    two.0.reply().unwrap().unwrap();
+    let commits: u64 =
+        [&mut one, &mut two].map(|w| w.0.reply().unwrap().unwrap().parse::<u64>().unwrap()).iter().sum();
+    let lost = catch_up(&mut capture, &mut replica);
     replica.drain(&mut capture);
     replica.assert_is_live(&place.db());
-    println!("{sent} transactions, {fences} fences, longest {kept_out:?}, wal {} bytes", place.wal_bytes());
-    assert!(sent > 100, "{sent} transactions");
-    assert!(place.wal_bytes() < 64 << 20, "the log has {} bytes", place.wal_bytes());
-    assert!(kept_out < Duration::from_secs(1), "writers were kept out for {kept_out:?}");
+    let txids = capture.position().unwrap().txid.get();
+    println!(
+        "{commits} commits in {seconds} s, WAL {} MiB at most, {fences} fences, writers kept out for {kept_out:?} at most, \
+         {lost} restore points given up",
+        largest >> 20
+    );
+    assert!(largest <= LIMIT, "the log had {largest} bytes");
+    assert!(txids > commits, "every commit has its TXID: {txids} of {commits}");
+    assert!(kept_out < Duration::from_secs(2), "writers were kept out for {kept_out:?}");
+}
+
+#[test]
+fn a_reader_that_never_lets_go_is_named_and_fences_become_rare() {
+    const LIMIT: u64 = 4 << 20;
+    let place = Place::with_frames(20);
+    let mut app = App::create(&place.db(), "");
+    let mut capture = Capture::attach(Options { wal_limit_bytes: LIMIT, ..place.options() }).unwrap();
+    let mut replica = Replica::default();
+    let meta = capture.snapshot(&mut replica).unwrap();
+    capture.acked(meta.range.max());
+    let mut reader = App::open(&place.db());
+    app.insert();
+    reader.sql("BEGIN");
+    reader.query("SELECT count(*) FROM t");
+    let begun = Instant::now();
+    let mut fences = 0;
+    while begun.elapsed() < Duration::from_secs(6) || capture.wal_bytes() < LIMIT {
+        app.insert_many(8);
+        let done = follow_slice(&mut capture, &mut replica, LIMIT);
+        fences += u32::from(matches!(done, Maintained::Fenced { .. }));
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} bytes after a minute", capture.wal_bytes());
+    }
+    assert!(capture.held_back().is_some_and(|since| since >= Duration::from_secs(5)));
+    let by = capture.held_by();
+    assert!(by.holders.to_string().contains(&format!("process {}", reader.0.id())), "{}", by.holders);
+    assert!(!by.litestream);
+    // Far fewer than the log had room for: 4 MiB are 1,000 frames, so fifty times twenty.
+    assert!((1..=12).contains(&fences), "{fences} fences");
+    reader.sql("COMMIT");
+    let begun = Instant::now();
+    while capture.held_back().is_some() || capture.wal_bytes() > LIMIT / 2 {
+        app.insert_many(8);
+        follow_slice(&mut capture, &mut replica, LIMIT);
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "the log does not begin anew: {} bytes",
+            capture.wal_bytes()
+        );
+    }
+    catch_up(&mut capture, &mut replica);
+    replica.assert_is_live(&place.db());
 }
 
 #[test]
