@@ -90,7 +90,7 @@ impl Driver<'_> {
     async fn until_stored(&mut self, meta: SegmentMeta, to: &Target) -> Result<(), End> {
         while self.buffered < Some(meta.range.max()) {
             self.mail_on(&to.link).await?;
-            self.limit_wal().await?;
+            self.limit_wal(false).await?;
         }
         Ok(())
     }
