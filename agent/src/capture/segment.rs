@@ -2,6 +2,7 @@
 
 use super::error::CaptureError;
 use bytes::Bytes;
+use std::cell::Cell;
 use std::io::{self, Write};
 use walhub_common::limits::MAX_CHUNK_BYTES;
 use walhub_common::ltx::{Encoder, Header, LtxError, Provenance};
@@ -95,7 +96,7 @@ pub(super) fn write_as(
         node_id: 0,
         provenance: Some(Provenance { pre: meta.pre, post: meta.post }),
     };
-    let mut encoder = Encoder::new(Chunker { sink, buffer: Vec::new() }, header).map_err(encoding)?;
+    let mut encoder = Encoder::new(Chunker { sink, buffer: SMALL.take() }, header).map_err(encoding)?;
     fill(&mut |pgno, page| encoder.page(pgno, page).map_err(encoding))?;
     let (chunker, _) = encoder.finish().map_err(encoding)?;
     chunker.finish().map_err(CaptureError::Sink)
@@ -109,6 +110,13 @@ fn encoding(error: LtxError) -> CaptureError {
     }
 }
 
+/// A last chunk up to here is copied out of a buffer that the thread keeps for the next segment.
+const SMALL_BYTES: usize = 32 * 1024;
+
+thread_local! {
+    static SMALL: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// Cuts a stream of bytes into chunks. A chunk leaves when more follows, so that the last one is known to be the last.
 struct Chunker<'a> {
     sink: &'a mut dyn Sink,
@@ -116,8 +124,16 @@ struct Chunker<'a> {
 }
 
 impl Chunker<'_> {
-    fn finish(self) -> io::Result<()> {
-        self.sink.chunk(tight(self.buffer), true)
+    fn finish(mut self) -> io::Result<()> {
+        if self.buffer.len() > SMALL_BYTES {
+            return self.sink.chunk(tight(self.buffer), true);
+        }
+        let done = self.sink.chunk(Bytes::copy_from_slice(&self.buffer), true);
+        if self.buffer.capacity() <= SMALL_BYTES {
+            self.buffer.clear();
+            SMALL.set(self.buffer);
+        }
+        done
     }
 }
 

@@ -9,9 +9,6 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use walhub_common::telemetry;
 
-/// Files are read, and segments made, on the blocking threads: what is left are wake-ups, and handing those from thread to
-/// thread costs more than doing them.
-const WORKER_THREADS: usize = 1;
 /// How long the databases may take to be let go.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -28,8 +25,9 @@ impl Args {
         let config = self.config.read(Certificates::Check)?;
         telemetry::init(config.log_format, &config.log_level);
         raise_file_limit();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(WORKER_THREADS)
+        // What may take long is done on the blocking threads. The rest are wake-ups, and handing those from thread to thread
+        // costs more than doing them.
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .max_blocking_threads(BLOCKING_THREADS)
             .enable_all()
             .build()?;

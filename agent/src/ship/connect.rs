@@ -4,6 +4,7 @@ use hyper_util::rt::TokioIo;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::io::BufWriter;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 use walhub_common::tls::{self, ConnectError, Connector};
@@ -14,6 +15,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// HTTP/2 window for what the hub streams back in a restore.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+/// As much as the TLS layer takes at once.
+const WRITE_BUFFER: usize = 64 * 1024;
 
 /// Where the hub is and how this node proves itself.
 #[derive(Clone, Debug)]
@@ -50,6 +53,8 @@ impl HubAddress {
             tracing::debug!(%fault, "certificates kept as they were");
         }
         let stream = tls::connect(&self.address, self.server_name.as_deref(), &self.connector).await?;
+        // HTTP/2 writes frame by frame; what is sent together is encrypted and written together.
+        let stream = BufWriter::with_capacity(WRITE_BUFFER, stream);
         let stream = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
         let once = service_fn(move |_| {
             let taken = stream.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -1,5 +1,6 @@
 //! Writes one LTX file front to back: header, ascending pages, index, trailer.
 
+use super::compression::{BLOCK_AT, Compression, Lent};
 use super::header::{HEADER_BYTES, Header, Trailer};
 use super::parser::put_varint;
 use super::{LtxError, max_block_bytes};
@@ -8,37 +9,41 @@ use crate::limits::MAX_INDEX_BYTES;
 use crate::{Checksum, Pgno};
 use std::io::Write;
 
-/// A file in the making. Memory: two pages and about 8 bytes of index per page written.
+/// A file in the making. Memory: a page and about 8 bytes of index per page written.
 #[derive(Debug)]
 pub struct Encoder<W> {
     out: W,
     header: Header,
     digest: FileDigest,
-    index: Vec<u8>,
     offset: u64,
     last: u32,
-    block: Vec<u8>,
+    compression: Compression,
+    scratch: Lent,
 }
 
 impl<W: Write> Encoder<W> {
+    /// Writes the header. Pages are compressed fast.
+    pub fn new(out: W, header: Header) -> Result<Self, LtxError> {
+        Self::with_compression(out, header, Compression::FAST)
+    }
+
     /// Writes the header.
-    pub fn new(mut out: W, header: Header) -> Result<Self, LtxError> {
+    pub fn with_compression(mut out: W, header: Header, compression: Compression) -> Result<Self, LtxError> {
         let bytes = header.encode();
         // What our own decoder would refuse must not be written.
         Header::decode(&bytes)?;
         out.write_all(&bytes)?;
         let mut digest = FileDigest::default();
         digest.update(&bytes);
-        let block = vec![0; 10 + max_block_bytes(header.page_size.bytes())];
-        Ok(Self { out, header, digest, index: Vec::new(), offset: HEADER_BYTES as u64, last: 0, block })
+        let scratch = Lent::new(header.page_size.bytes());
+        Ok(Self { out, header, digest, offset: HEADER_BYTES as u64, last: 0, compression, scratch })
     }
 
     /// Compresses and writes a page. Pages come in ascending order; a file from TXID 1 takes every page but the lock
     /// page, without holes.
     pub fn page(&mut self, pgno: Pgno, page: &[u8]) -> Result<(), LtxError> {
         self.check(pgno, page)?;
-        let size = lz4_flex::block::compress_into(page, &mut self.block[10..])
-            .expect("BUG: the block buffer holds LZ4's worst case");
+        let size = self.scratch.get().compress(page, self.compression);
         self.write(pgno, size, page)
     }
 
@@ -46,10 +51,10 @@ impl<W: Write> Encoder<W> {
     /// that `block` expands to `page`.
     pub fn page_lz4(&mut self, pgno: Pgno, block: &[u8], page: &[u8]) -> Result<(), LtxError> {
         self.check(pgno, page)?;
-        if block.len() > self.block.len() - 10 {
+        if block.len() > max_block_bytes(self.header.page_size.bytes()) {
             return Err(LtxError::Encode { pgno: Some(pgno), reason: "block larger than LZ4's worst case" });
         }
-        self.block[10..10 + block.len()].copy_from_slice(block);
+        self.scratch.get().frame[BLOCK_AT..BLOCK_AT + block.len()].copy_from_slice(block);
         self.write(pgno, block.len(), page)
     }
 
@@ -75,17 +80,19 @@ impl<W: Write> Encoder<W> {
     }
 
     fn write(&mut self, pgno: Pgno, size: usize, page: &[u8]) -> Result<(), LtxError> {
-        let frame = &mut self.block[..10 + size];
+        let scratch = self.scratch.get();
+        let frame = &mut scratch.frame[..BLOCK_AT + size];
         frame[0..4].copy_from_slice(&pgno.get().to_be_bytes());
         frame[4..6].copy_from_slice(&1u16.to_be_bytes());
         frame[6..10].copy_from_slice(&(size as u32).to_be_bytes());
-        self.digest.update(&frame[..10]);
+        self.digest.update(&frame[..BLOCK_AT]);
         self.digest.update(page);
         self.out.write_all(frame)?;
-        put_varint(&mut self.index, u64::from(pgno.get()));
-        put_varint(&mut self.index, self.offset);
-        put_varint(&mut self.index, frame.len() as u64);
-        if self.index.len() > MAX_INDEX_BYTES {
+        let index = &mut scratch.index;
+        put_varint(index, u64::from(pgno.get()));
+        put_varint(index, self.offset);
+        put_varint(index, frame.len() as u64);
+        if index.len() > MAX_INDEX_BYTES {
             return Err(LtxError::TooLarge { what: "page index", limit: MAX_INDEX_BYTES as u64 });
         }
         self.offset += frame.len() as u64;
@@ -102,17 +109,17 @@ impl<W: Write> Encoder<W> {
                 return Err(LtxError::Encode { pgno: Pgno::new(next_page(self.last, lock)), reason });
             }
         }
-        self.index.push(0);
-        let length = (self.index.len() as u64).to_be_bytes();
-        let mut tail = Vec::with_capacity(6 + self.index.len() + 8 + 16);
-        tail.extend_from_slice(&[0; 6]);
-        tail.append(&mut self.index);
-        tail.extend_from_slice(&length);
-        tail.extend_from_slice(&0u64.to_be_bytes());
-        self.digest.update(&tail);
+        let index = &mut self.scratch.get().index;
+        index.push(0);
+        let length = (index.len() as u64).to_be_bytes();
+        index.extend_from_slice(&length);
+        index.extend_from_slice(&0u64.to_be_bytes());
+        self.digest.update(&[0; 6]);
+        self.digest.update(index);
         let file: Checksum = self.digest.finish();
-        tail.extend_from_slice(&file.get().to_be_bytes());
-        self.out.write_all(&tail)?;
+        index.extend_from_slice(&file.get().to_be_bytes());
+        self.out.write_all(&[0; 6])?;
+        self.out.write_all(index)?;
         self.out.flush()?;
         Ok((self.out, Trailer { post_apply: None, file }))
     }

@@ -17,6 +17,7 @@
 //!
 //! Non-goals: no knowledge of buckets or levels beyond names, no database file I/O.
 
+mod compression;
 mod decoder;
 mod encoder;
 mod error;
@@ -26,6 +27,7 @@ pub mod name;
 mod parser;
 mod verifier;
 
+pub use compression::Compression;
 pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use error::LtxError;

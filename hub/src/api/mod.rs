@@ -31,6 +31,8 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// bound reads no more, and then this much of each agent waits in memory.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
+/// HTTP/2 frames that agents may send: with the least of 16 KiB each would cost two TLS records and a write.
+const MAX_FRAME: u32 = 64 << 10;
 
 /// What the services are made of.
 #[derive(Clone)]
@@ -64,6 +66,7 @@ pub fn router(handles: Handles) -> Router {
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
         .add_service(replication)
         .add_service(restore)
         .add_service(fleet)
