@@ -71,6 +71,7 @@ impl App {
         let shared = Arc::new(Shared {
             agent: identity.agent.clone(),
             checkpoint_frames: config.checkpoint_frames,
+            compression: config.compression,
             wal_limit: config.wal_limit,
             snapshot_rate: config.snapshot_rate,
             parts_above: config.parts_above,
@@ -113,7 +114,8 @@ impl App {
                 tracing::error!(error = %e, "file events ended; commits are seen by the slow poll only");
             }
         });
-        let session = Session::new(identity.hub, shared.state.clone(), shared.board.clone());
+        let session =
+            Session::new(identity.hub, config.upload_limit, shared.state.clone(), shared.board.clone());
         rest.spawn(session.run(rest.token().clone()));
         let connections = rest.child("status");
         rest.spawn(local.run(facts.clone(), connections));

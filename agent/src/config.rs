@@ -6,12 +6,14 @@
 use crate::database::PARTS_ABOVE;
 use crate::discover::{Source, default_name};
 use crate::ship::connect::HubAddress;
+use crate::ship::throttle::UploadLimit;
 use glob::Pattern;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use walhub_common::config::{Document, Faults, Section, parts, value};
+use walhub_common::ltx::Compression;
 use walhub_common::telemetry::LogFormat;
 use walhub_common::tls::{Connector, Role, TlsMaterial, TlsPaths};
 use walhub_common::{AgentName, DatabaseName};
@@ -31,6 +33,7 @@ const ISSUE: &str = "`hubctl cert issue --agent NAME`";
 const CHECKPOINT_FRAMES: std::ops::RangeInclusive<u32> = 16..=1_000_000;
 const WAL_LIMIT: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 40);
 const SNAPSHOT_RATE: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 40);
+const UPLOAD_LIMIT: std::ops::RangeInclusive<u64> = (16 << 10)..=(1 << 40);
 const POLL_INTERVAL: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
 
@@ -57,6 +60,10 @@ pub struct Config {
     pub parts_above: u64,
     /// Time between slow polls.
     pub poll_interval: Duration,
+    /// Bytes per second that may leave for the hub; `None`: as many as the network takes.
+    pub upload_limit: Option<UploadLimit>,
+    /// How hard pages are compressed.
+    pub compression: Compression,
     /// Log lines.
     pub log_format: LogFormat,
     /// Log filter.
@@ -130,6 +137,11 @@ fn parse(document: &Document, certificates: Certificates) -> Option<Config> {
     let wal_limit = root.or("wal-limit", DEFAULT_WAL_LIMIT, value::bytes_in(WAL_LIMIT));
     let snapshot_rate = root.optional("snapshot-rate", value::bytes_in(SNAPSHOT_RATE));
     let poll_interval = root.or("poll-interval", DEFAULT_POLL_INTERVAL, value::duration_in(POLL_INTERVAL));
+    let upload_limit = root.optional("upload-limit", value::bytes_in(UPLOAD_LIMIT)).map(UploadLimit);
+    let compression = root.or("compression-level", Compression::default(), |text| {
+        let level = value::int_in(0..=Compression::MAX)(text)?;
+        Compression::new(level).ok_or_else(|| format!("{level} is no level"))
+    });
     let (log_level, log_format) = parts::log(root.section("log"));
     let sources = sources(&mut root);
     root.finish();
@@ -144,6 +156,8 @@ fn parse(document: &Document, certificates: Certificates) -> Option<Config> {
         snapshot_rate,
         parts_above: PARTS_ABOVE,
         poll_interval,
+        upload_limit,
+        compression,
         log_format,
         log_level,
     })
@@ -244,6 +258,7 @@ mod tests {
         assert_eq!(config.poll_interval, Duration::from_secs(5));
         assert_eq!(config.wal_limit, 256 << 20);
         assert_eq!((config.snapshot_rate, config.parts_above), (None, 64 << 20));
+        assert_eq!((config.upload_limit, config.compression), (None, Compression::FAST));
         let name = DatabaseName::new("app.db").unwrap();
         assert_eq!(config.sources, [Source::Path { path: "/data/app.db".into(), name }]);
     }
@@ -259,6 +274,8 @@ checkpoint-frames: 50
 wal-limit: 64MiB
 snapshot-rate: 20MiB
 poll-interval: 500ms
+upload-limit: 2MiB
+compression-level: 9
 log: {level: debug, format: json}
 databases:
   - {path: /data/one.db, name: one}
@@ -268,6 +285,8 @@ databases:
         assert_eq!(config.server_name.as_deref(), Some("hub.example"));
         assert_eq!((config.wal_limit, config.checkpoint_frames), (64 << 20, 50));
         assert_eq!(config.snapshot_rate, Some(20 << 20));
+        assert_eq!(config.upload_limit, Some(UploadLimit(2 << 20)));
+        assert_eq!(config.compression.level(), 9);
         assert_eq!((config.log_level.as_str(), config.log_format), ("debug", LogFormat::Json));
         let folder = Source::Folder {
             folder: "/tenants".into(),
@@ -285,6 +304,8 @@ hub: no-port
 tls: {ca: a, cert: b}
 poll-intervall: 5s
 wal-limit: plenty
+upload-limit: 100
+compression-level: 13
 databases:
   - path: /srv/one.db
     name: app.db
@@ -304,12 +325,14 @@ databases:
             (2, "tls.key: is missing"),
             (3, "did you mean \"poll-interval\""),
             (4, "plenty"),
-            (9, "the name app.db is taken by /srv/one.db"),
-            (10, "needs a `path:`"),
-            (11, "contains a folder"),
-            (12, "both `path:` and `dir:`"),
-            (13, "only letters"),
-            (15, "is followed as y already"),
+            (5, "upload-limit"),
+            (6, "compression-level"),
+            (11, "the name app.db is taken by /srv/one.db"),
+            (12, "needs a `path:`"),
+            (13, "contains a folder"),
+            (14, "both `path:` and `dir:`"),
+            (15, "only letters"),
+            (17, "is followed as y already"),
         ];
         for (line, words) in expected {
             let found =

@@ -190,7 +190,7 @@ impl Capture {
             agent_time_ms: now_ms(),
         };
         let image = Image::published(&self.files, &diff.header)?;
-        segment::write(sink, &meta, Origin::IMAGE, |put| {
+        segment::write(sink, &meta, Origin::IMAGE, self.options.compression, |put| {
             let mut expected = pages.iter();
             image.read(pages.iter().map(|(pgno, _)| pgno), |pgno, page| {
                 let (_, checksum) = expected.next().expect("BUG: as many checksums as pages");

@@ -75,6 +75,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use vfs::Files;
+use walhub_common::ltx::Compression;
 use walhub_common::wal::{FrameNo, WalPosition};
 use walhub_common::{PageSize, Pos, Txid};
 
@@ -90,6 +91,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// A checkpoint is due after this many frames.
     pub checkpoint_frames: u32,
+    /// How hard the pages of segments are compressed.
+    pub compression: Compression,
     /// From here on a log that does not restart by itself is made to, however often that failed before.
     pub wal_limit_bytes: u64,
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use std::cell::Cell;
 use std::io::{self, Write};
 use walhub_common::limits::MAX_CHUNK_BYTES;
-use walhub_common::ltx::{Encoder, Header, LtxError, Provenance};
+use walhub_common::ltx::{Compression, Encoder, Header, LtxError, Provenance};
 use walhub_common::wal::{FrameNo, WalPosition};
 use walhub_common::{Checksum, PageSize, Pgno, Pos, TxidRange};
 
@@ -71,9 +71,10 @@ pub(super) fn write(
     sink: &mut dyn Sink,
     meta: &SegmentMeta,
     origin: Origin,
+    compression: Compression,
     fill: impl FnOnce(&mut Put<'_>) -> Result<(), CaptureError>,
 ) -> Result<(), CaptureError> {
-    write_as(sink, meta, meta.range, origin, fill)
+    write_as(sink, meta, meta.range, origin, compression, fill)
 }
 
 /// As [`write()`], with a range of its own in the file: parts of a first snapshot are numbered there.
@@ -82,6 +83,7 @@ pub(super) fn write_as(
     meta: &SegmentMeta,
     range: TxidRange,
     origin: Origin,
+    compression: Compression,
     fill: impl FnOnce(&mut Put<'_>) -> Result<(), CaptureError>,
 ) -> Result<(), CaptureError> {
     sink.begin(meta).map_err(CaptureError::Sink)?;
@@ -96,7 +98,8 @@ pub(super) fn write_as(
         node_id: 0,
         provenance: Some(Provenance { pre: meta.pre, post: meta.post }),
     };
-    let mut encoder = Encoder::new(Chunker { sink, buffer: SMALL.take() }, header).map_err(encoding)?;
+    let chunker = Chunker { sink, buffer: SMALL.take() };
+    let mut encoder = Encoder::with_compression(chunker, header, compression).map_err(encoding)?;
     fill(&mut |pgno, page| encoder.page(pgno, page).map_err(encoding))?;
     let (chunker, _) = encoder.finish().map_err(encoding)?;
     chunker.finish().map_err(CaptureError::Sink)
@@ -248,7 +251,7 @@ mod tests {
     fn chunks_are_full_but_for_the_last_and_make_one_ltx_file() {
         for pages in [1, 254, 255, 256, 700] {
             let mut sink = Pieces::default();
-            write(&mut sink, &meta(pages), Origin::IMAGE, |put| {
+            write(&mut sink, &meta(pages), Origin::IMAGE, Compression::FAST, |put| {
                 (1..=pages).try_for_each(|p| put(Pgno::new(p).unwrap(), &noise(p)))
             })
             .unwrap();
@@ -269,9 +272,10 @@ mod tests {
     fn a_kept_segment_is_handed_out_as_it_was_written() {
         let fill = |put: &mut Put<'_>| (1..=300).try_for_each(|p| put(Pgno::new(p).unwrap(), &noise(p)));
         let mut direct = Pieces::default();
-        write(&mut direct, &meta(300), Origin::IMAGE, fill).unwrap();
-        let kept =
-            Kept::collect(|sink| write(sink, &meta(300), Origin::IMAGE, fill).map(|()| Some(meta(300))));
+        write(&mut direct, &meta(300), Origin::IMAGE, Compression::FAST, fill).unwrap();
+        let kept = Kept::collect(|sink| {
+            write(sink, &meta(300), Origin::IMAGE, Compression::FAST, fill).map(|()| Some(meta(300)))
+        });
         let kept = kept.unwrap().unwrap();
         let mut later = Pieces::default();
         kept.send(&mut later).unwrap();
@@ -289,7 +293,8 @@ mod tests {
                 Err(io::ErrorKind::BrokenPipe.into())
             }
         }
-        let wrote = write(&mut Full, &meta(1), Origin::IMAGE, |put| put(Pgno::FIRST, &noise(1)));
+        let wrote =
+            write(&mut Full, &meta(1), Origin::IMAGE, Compression::FAST, |put| put(Pgno::FIRST, &noise(1)));
         assert!(matches!(wrote, Err(CaptureError::Sink(e)) if e.kind() == io::ErrorKind::BrokenPipe));
     }
 }

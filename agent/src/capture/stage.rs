@@ -105,6 +105,7 @@ impl Capture {
         self.let_go();
         let header = self.header()?;
         let image = Image::published(&self.files, &header)?;
+        let level = self.options.compression;
         let (page_size, commit) = (image.page_size(), image.commit());
         if staged.fit(page_size).map_err(scratch)? {
             tracing::info!(path = %self.options.path.display(), "the page size changed; the first snapshot begins anew");
@@ -124,7 +125,7 @@ impl Capture {
                 } else {
                     let number = staged.take_number();
                     let meta = part(number, &image)?;
-                    segment::write_as(parts.part(), &meta, meta.range, Origin::IMAGE, |put| {
+                    segment::write_as(parts.part(), &meta, meta.range, Origin::IMAGE, level, |put| {
                         let mut bytes = 0;
                         loop {
                             run.each(page_size, &mut *put)?;
@@ -153,7 +154,7 @@ impl Capture {
         let (post, agent_time_ms) = (sum.get(), now_ms());
         let meta = SegmentMeta { range, pre: None, post, page_size, commit, agent_time_ms };
         let number = part(staged.take_number(), &image)?.range;
-        segment::write_as(parts.last(), &meta, number, Origin::IMAGE, |put| {
+        segment::write_as(parts.last(), &meta, number, Origin::IMAGE, level, |put| {
             image.read(std::iter::once(Pgno::FIRST), put)
         })?;
         drop(image);

@@ -217,7 +217,7 @@ impl Capture {
         if let Some(sink) = sink {
             let origin = Origin::frames(cursor.page_size, read.transaction.first, &read.end);
             let mut page = Vec::new();
-            segment::write(sink, &meta, origin, |put| {
+            segment::write(sink, &meta, origin, self.options.compression, |put| {
                 for ((pgno, checksum), source) in changes.iter().zip(&sources) {
                     match source {
                         Source::Frame(frame) => match self.read_ahead.page(*frame) {

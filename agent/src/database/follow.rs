@@ -83,6 +83,8 @@ impl Driver<'_> {
     /// Waits for the next window of a stream, given when the log was read last. False when there is no stream (any more).
     async fn stream(&mut self, link: &Link, read: Instant) -> Result<bool, End> {
         if !self.pace.streams() {
+            // It may have thinned out, without a silent window.
+            self.wal_watch.start(&self.db.shared.watcher, &self.db.inbox).map_err(End::Failed)?;
             return Ok(false);
         }
         self.wal_watch.stop();

@@ -50,6 +50,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use walhub_common::backoff::Backoff;
+use walhub_common::ltx::Compression;
 use walhub_common::{AgentName, DatabaseName};
 
 /// A fork is looked at again after this time, in case the operator has settled it.
@@ -66,6 +67,8 @@ pub struct Shared {
     pub agent: AgentName,
     /// The WAL is brought into the database after this many frames.
     pub checkpoint_frames: u32,
+    /// How hard the pages of segments are compressed.
+    pub compression: Compression,
     /// Restore points are given up when a WAL grows past this while the hub takes nothing.
     pub wal_limit: u64,
     /// Bytes of a database read per second for its first snapshot; `None`: as fast as it may.
@@ -273,6 +276,7 @@ impl Database {
                 path,
                 state_dir: folder,
                 checkpoint_frames: shared.checkpoint_frames,
+                compression: shared.compression,
                 wal_limit_bytes: shared.wal_limit,
             };
             let capture = Capture::attach(options).map_err(|e| match e {

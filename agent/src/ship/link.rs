@@ -3,6 +3,7 @@
 //! Invariants: at most [`OUTBOX_BYTES`] wait in the queue, whatever the number of databases; what was queued is either
 //! taken by the stream or lost with the link, and then the link is closed for everybody.
 
+use super::throttle::UploadLimit;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -97,9 +98,12 @@ impl Link {
     }
 
     /// The queue of a new stream, before anybody knows whether the hub welcomes it.
-    pub(super) fn queue() -> (mpsc::Sender<Queued>, mpsc::Receiver<Queued>, Arc<Semaphore>) {
+    pub(super) fn queue(
+        limit: Option<UploadLimit>,
+    ) -> (mpsc::Sender<Queued>, mpsc::Receiver<Queued>, Arc<Semaphore>) {
         let (tx, rx) = mpsc::channel(OUTBOX_MESSAGES);
-        (tx, rx, Arc::new(Semaphore::new(OUTBOX_BYTES + 16 * MESSAGE_BYTES)))
+        let bytes = limit.map_or(OUTBOX_BYTES, |limit| limit.queue_bytes().min(OUTBOX_BYTES));
+        (tx, rx, Arc::new(Semaphore::new(bytes + 16 * MESSAGE_BYTES)))
     }
 
     /// Queues a message; waits for room.

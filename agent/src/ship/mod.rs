@@ -13,4 +13,5 @@ pub mod inbox;
 pub mod link;
 pub mod resume;
 pub mod session;
+pub mod throttle;
 pub mod window;

@@ -10,13 +10,12 @@
 use super::connect::{DialError, HubAddress, status_reason};
 use super::inbox::{Inbox, Opened, Refusal, Staging};
 use super::link::{Link, greet};
+use super::throttle::{UploadLimit, throttled};
 use crate::state_dir::StateDir;
-use futures_util::stream::{self, StreamExt};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 use walhub_common::backoff::Backoff;
@@ -170,6 +169,7 @@ impl Switchboard {
 #[derive(Debug)]
 pub struct Session {
     hub: HubAddress,
+    limit: Option<UploadLimit>,
     state: Arc<StateDir>,
     board: Arc<Switchboard>,
     instance: [u8; 16],
@@ -179,8 +179,13 @@ pub struct Session {
 
 impl Session {
     /// A session that connects when [`Session::run`] does.
-    pub fn new(hub: HubAddress, state: Arc<StateDir>, board: Arc<Switchboard>) -> Self {
-        Self { hub, state, board, instance: rand::random(), streams: 0, logged: None }
+    pub fn new(
+        hub: HubAddress,
+        limit: Option<UploadLimit>,
+        state: Arc<StateDir>,
+        board: Arc<Switchboard>,
+    ) -> Self {
+        Self { hub, limit, state, board, instance: rand::random(), streams: 0, logged: None }
     }
 
     /// Connects, serves, reconnects; ends with the token.
@@ -219,7 +224,8 @@ impl Session {
 
     async fn try_stream(&mut self) -> Result<(), SessionError> {
         let channel = self.hub.connect().await?;
-        let (tx, rx, room) = Link::queue();
+        let (tx, rx, room) = Link::queue(self.limit);
+        let limit = self.limit;
         let epoch = self.state.epoch();
         let hello = Hello {
             protocol_version: PROTOCOL_VERSION,
@@ -232,9 +238,7 @@ impl Session {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
         let opening = async {
-            // Taking messages from the queue gives their room back.
-            let said = ReceiverStream::new(rx).flat_map(|queued| stream::iter(queued.messages));
-            let mut answers = client.replicate(said).await?.into_inner();
+            let mut answers = client.replicate(throttled(rx, limit)).await?.into_inner();
             match answers.message().await?.and_then(|m| m.message) {
                 Some(Response::Welcome(welcome)) => Ok((welcome, answers)),
                 Some(_) => Err(SessionError::Protocol("no welcome first".into())),
@@ -245,7 +249,8 @@ impl Session {
             tokio::time::timeout(WELCOME_TIMEOUT, opening).await.unwrap_or(Err(SessionError::NoWelcome))?;
         self.welcomed(epoch, &welcome).await?;
         self.streams += 1;
-        let max_chunk = welcome.max_chunk_bytes as usize;
+        let most = limit.map_or(usize::MAX, UploadLimit::max_chunk);
+        let max_chunk = most.min(welcome.max_chunk_bytes as usize);
         let link = Arc::new(Link::new(self.streams, max_chunk, channel, tx, room));
         self.board.publish(Some(link));
         self.route(answers).await

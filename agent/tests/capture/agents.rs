@@ -179,6 +179,7 @@ fn run(commands: &mpsc::Receiver<(String, String)>, replies: &mpsc::Sender<Strin
         path: folder.join("app.db"),
         state_dir: folder.join("state"),
         checkpoint_frames: frames.parse().unwrap(),
+        compression: walhub_common::ltx::Compression::FAST,
         wal_limit_bytes: 64 << 20,
     };
     replies.send(String::new()).unwrap();

@@ -231,6 +231,7 @@ impl Place {
             path: self.db(),
             state_dir: self.state(),
             checkpoint_frames: self.frames,
+            compression: walhub_common::ltx::Compression::FAST,
             wal_limit_bytes: 256 << 20,
         }
     }

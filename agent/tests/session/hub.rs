@@ -60,7 +60,7 @@ pub(crate) struct Faults {
 pub(crate) struct Stored {
     pub(crate) range: TxidRange,
     pub(crate) end: Pos,
-    bytes: Bytes,
+    pub(crate) bytes: Bytes,
 }
 
 /// One database.

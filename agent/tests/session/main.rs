@@ -5,5 +5,6 @@ mod certs;
 mod hub;
 mod local;
 mod node;
+mod pace;
 mod scenarios;
 mod torture;
