@@ -36,7 +36,7 @@ fn catch_up(capture: &mut Capture, replica: &mut Replica) -> u64 {
 /// `WALHUB_LIMIT_SECONDS` makes it longer.
 #[test]
 fn two_writers_that_never_pause_cannot_push_the_log_past_its_limit() {
-    const LIMIT: u64 = 32 << 20;
+    const LIMIT: u64 = 128 << 20;
     let seconds = std::env::var("WALHUB_LIMIT_SECONDS").map_or(4, |text| text.parse().unwrap());
     let place = Place::with_frames(1000);
     let mut one = App::create(&place.db(), "");
