@@ -22,3 +22,4 @@ pub mod roster;
 pub mod ship;
 pub mod state_dir;
 pub mod watch;
+pub mod watchdog;

@@ -18,6 +18,7 @@ use super::header::Header;
 use super::segment::Kept;
 use super::tail::Ahead;
 use super::{Capture, Next, Standing};
+use crate::watchdog;
 use std::time::{Duration, Instant};
 use walhub_common::wal::FrameNo;
 
@@ -113,7 +114,7 @@ impl Capture {
             std::thread::sleep(STEP);
         }
         let locked = Instant::now();
-        let done = self.fenced(reach, shrink);
+        let done = watchdog::with_writer_lock(|| self.fenced(reach, shrink));
         self.files.unlock_writer();
         let held = locked.elapsed();
         Ok(done?.map(|(complete, truncated)| Checkpointed { complete, truncated, held }))

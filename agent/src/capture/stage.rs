@@ -217,7 +217,7 @@ impl Capture {
             }
             std::thread::sleep(WRITER_STEP);
         }
-        let left = self.copy_log();
+        let left = crate::watchdog::with_writer_lock(|| self.copy_log());
         self.files.unlock_writer();
         Ok(left? == 0)
     }

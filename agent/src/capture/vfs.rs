@@ -1,6 +1,6 @@
 //! The handles of one database: SQLite's own file objects, its wal-index in shared memory and its locks.
 //!
-//! This is the only module of walhub with `unsafe`. Everything it offers is safe to call in any order.
+//! This is the only module of walhub with `unsafe`, and long because it is. Everything it offers is safe to call in any order.
 //!
 //! Two connections exist per database: **K** for as long as [`Files`] lives, **R** only while a read mark is needed (and a
 //! third for one look at the schema). All reading goes through the `xRead` of K's file objects, because a raw descriptor of
@@ -86,6 +86,26 @@ unsafe extern "C" fn shm_lock(
     unsafe { original(file, offset, count, flags) }
 }
 
+/// `xWrite` of K and R: a checkpoint that copies pages gets on.
+///
+/// SAFETY (of the callback): as for [`shm_lock`].
+unsafe extern "C" fn write(
+    file: *mut ffi::sqlite3_file,
+    data: *const c_void,
+    amount: c_int,
+    offset: ffi::sqlite3_int64,
+) -> c_int {
+    crate::watchdog::beat();
+    // SAFETY: SQLite's own call, passed on unchanged; the original table is SQLite's static one.
+    unsafe {
+        let patched = &*(*file).pMethods.cast::<Patched>();
+        match (*patched.original).xWrite {
+            Some(original) => original(file, data, amount, offset),
+            None => ffi::SQLITE_IOERR_WRITE,
+        }
+    }
+}
+
 /// True for the slots that this process holds by itself, outside of SQLite's own bookkeeping.
 fn owns(owned: &AtomicU8, slot: c_int) -> bool {
     (WRITE_SLOT..AFTER_CHECKPOINT).contains(&slot) && owned.load(Ordering::Relaxed) & (1 << slot) != 0
@@ -134,6 +154,7 @@ impl Link {
             let original = (*file.as_ptr()).pMethods;
             let mut methods = ptr::read(original);
             methods.xShmLock = Some(shm_lock);
+            methods.xWrite = Some(write);
             let patched = Box::new(Patched { methods, original, owned });
             (*file.as_ptr()).pMethods = (&raw const *patched).cast();
             Link { connection: Some(connection), file, patched }
@@ -189,6 +210,7 @@ fn read(file: NonNull<ffi::sqlite3_file>, action: &'static str, offset: u64, out
     let too_far = || SqliteError::new(action, ffi::SQLITE_TOOBIG);
     let offset = i64::try_from(offset).map_err(|_| too_far())?;
     let amount = c_int::try_from(out.len()).map_err(|_| too_far())?;
+    crate::watchdog::beat();
     // SAFETY: the file object belongs to K, which is open while `Files` lives; `out` is writable for `amount` bytes.
     let code = unsafe {
         let methods = (*file.as_ptr()).pMethods;

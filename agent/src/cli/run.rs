@@ -3,6 +3,7 @@
 use super::{ConfigArgs, Failure};
 use crate::app::{App, BLOCKING_THREADS};
 use crate::config::Certificates;
+use crate::watchdog;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,6 +26,7 @@ impl Args {
         let config = self.config.read(Certificates::Check)?;
         telemetry::init(config.log_format, &config.log_level);
         raise_file_limit();
+        watchdog::start(watchdog::Limits::USUAL)?;
         // What may take long is done on the blocking threads. The rest are wake-ups, and handing those from thread to thread
         // costs more than doing them.
         let runtime = tokio::runtime::Builder::new_current_thread()

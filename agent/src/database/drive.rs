@@ -9,6 +9,7 @@ use crate::capture::{CaptureError, Standing};
 use crate::ship::inbox::{Mail, Opened, Refusal, Staging};
 use crate::ship::link::{Closed, Link};
 use crate::ship::resume::{Situation, Step, decide};
+use crate::watchdog;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -80,6 +81,8 @@ pub(super) fn failed(error: CaptureError) -> End {
 /// An attached database.
 pub(super) struct Driver<'a> {
     pub(super) db: &'a Database,
+    /// Its name, for the watchdog.
+    pub(super) watched: Arc<str>,
     follower: Option<Follower>,
     id: FileId,
     /// Where the hub stands once everything sent has arrived.
@@ -115,6 +118,7 @@ impl<'a> Driver<'a> {
         let Attached { follower, id, wal_watch } = attached;
         Self {
             db,
+            watched: db.name.as_str().into(),
             follower: Some(follower),
             id,
             hub: None,
@@ -174,7 +178,9 @@ impl<'a> Driver<'a> {
         }
         self.db.report.notice(None);
         let Some(follower) = self.follower.take() else { return };
-        let detached = tokio::task::spawn_blocking(move || follower.capture.detach()).await;
+        let watched = self.watched.clone();
+        let detach = move || watchdog::watch(&watched, || follower.capture.detach());
+        let detached = tokio::task::spawn_blocking(detach).await;
         match detached {
             Ok(Ok(())) => {}
             Ok(Err(e)) => {
@@ -417,8 +423,9 @@ impl<'a> Driver<'a> {
         work: impl FnOnce(&mut Follower) -> T + Send + 'static,
     ) -> Result<T, End> {
         let mut follower = self.follower.take().expect("BUG: the follower is at home");
+        let watched = self.watched.clone();
         let done = tokio::task::spawn_blocking(move || {
-            let out = work(&mut follower);
+            let out = watchdog::watch(&watched, || work(&mut follower));
             (follower, out)
         });
         match done.await {

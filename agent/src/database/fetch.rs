@@ -163,7 +163,7 @@ impl Fetched {
     /// Hands everything to `take`, as it comes. Blocks.
     pub(super) fn read<T>(mut self, take: impl FnOnce(HubPages<'_>) -> T) -> T {
         let batches = &mut std::iter::from_fn(|| {
-            let batch = self.batches.blocking_recv()?;
+            let batch = crate::watchdog::waiting(|| self.batches.blocking_recv())?;
             Some(batch.map_err(|text| io::Error::new(io::ErrorKind::ConnectionAborted, text)))
         });
         let Self { position, page_size, commit, after, .. } = self;

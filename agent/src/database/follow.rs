@@ -15,6 +15,7 @@ use crate::capture::State as CaptureState;
 use crate::database::State;
 use crate::ship::inbox::{LAST_PASS, Mail};
 use crate::ship::link::Link;
+use crate::watchdog;
 use std::time::Duration;
 use tokio::time::Instant;
 use walhub_common::Pos;
@@ -70,7 +71,8 @@ impl Driver<'_> {
     /// Reads what there is: right here when that takes no time, else on a blocking thread.
     async fn pump(&mut self, to: &Target, glance: bool) -> Result<Pumped, End> {
         if !glance {
-            let pumped = self.home_mut().pump_at_hand(to);
+            let watched = self.watched.clone();
+            let pumped = watchdog::watch(&watched, || self.home_mut().pump_at_hand(to));
             if let Some(pumped) = self.sent(pumped, &to.link)? {
                 return Ok(pumped);
             }

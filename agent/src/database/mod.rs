@@ -40,6 +40,7 @@ use crate::ship::session::Switchboard;
 use crate::ship::window::{Budget, Window};
 use crate::state_dir::StateDir;
 use crate::watch::{Guard, Watcher};
+use crate::watchdog;
 use drive::{Driver, End};
 use follower::Follower;
 use std::io;
@@ -279,7 +280,8 @@ impl Database {
                 compression: shared.compression,
                 wal_limit_bytes: shared.wal_limit,
             };
-            let capture = Capture::attach(options).map_err(|e| match e {
+            let attached = watchdog::watch(&name.as_str().into(), || Capture::attach(options));
+            let capture = attached.map_err(|e| match e {
                 AttachError::Absent(absent) => NotNow::Absent(absent),
                 AttachError::Failed(e) => NotNow::Failed(e.to_string()),
             })?;

@@ -83,6 +83,7 @@ impl<'a> Pacer<'a> {
             if left.is_zero() {
                 return Ok(());
             }
+            crate::watchdog::beat();
             std::thread::sleep(left.min(LOOK_UP));
         }
     }

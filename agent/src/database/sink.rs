@@ -5,6 +5,7 @@ use crate::capture::{SegmentMeta, Sink};
 use crate::ship::inbox::Patience;
 use crate::ship::link::Unsent;
 use crate::ship::window::{Entry, Keep};
+use crate::watchdog;
 use bytes::Bytes;
 use std::io;
 use walhub_common::Checksum;
@@ -104,7 +105,10 @@ impl Sink for LinkSink<'_> {
         self.keep.chunk(&data);
         let chunker = self.chunker.as_mut().ok_or_else(|| io::Error::other("chunk before begin"))?;
         let link = &self.to.link;
-        let gives_up = || self.to.inbox.interrupts(link.id, self.patience);
+        let gives_up = || {
+            watchdog::beat();
+            self.to.inbox.interrupts(link.id, self.patience)
+        };
         for message in chunker.cut(data, last) {
             link.send_blocking(message, gives_up).map_err(|unsent| match unsent {
                 Unsent::Closed => io::Error::from(io::ErrorKind::NotConnected),

@@ -1,6 +1,6 @@
 //! Other processes: this test binary again, told what to do line by line.
 
-use crate::{agents, raw};
+use crate::{agents, frozen, raw};
 use rusqlite::Connection;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -16,6 +16,7 @@ pub(crate) fn main() {
     match std::env::var(ROLE).as_deref() {
         Ok("writer") => writer(),
         Ok("agent") => agents::main(),
+        Ok("guarded") => frozen::main(),
         _ => {}
     }
 }

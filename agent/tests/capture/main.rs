@@ -8,6 +8,7 @@ mod align;
 mod child;
 mod faults;
 mod follow;
+mod frozen;
 mod hub;
 mod lint;
 mod locks;
