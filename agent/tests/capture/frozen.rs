@@ -42,6 +42,7 @@ pub(crate) fn main() {
                     state_dir: Path::new(rest).join("state"),
                     checkpoint_frames: 1000,
                     wal_limit_bytes: 64 << 20,
+                    compression: walhub_common::ltx::Compression::FAST,
                 };
                 let mut attached = Capture::attach(options).map_err(|e| e.to_string())?;
                 attached.snapshot(&mut Discard).map_err(|e| e.to_string())?;
