@@ -3,6 +3,7 @@
 mod config_faults;
 mod crash;
 mod documents;
+mod heal;
 mod hostile_client;
 mod hubctl;
 mod identity;

@@ -40,6 +40,8 @@ impl SegmentMeta {
 pub trait Sink {
     /// A segment starts.
     fn begin(&mut self, meta: &SegmentMeta) -> io::Result<()>;
+    /// So many pages are in the segment; said before its last chunk.
+    fn pages(&mut self, _pages: u32) {}
     /// The next bytes, never empty, at most [`MAX_CHUNK_BYTES`].
     fn chunk(&mut self, data: Bytes, last: bool) -> io::Result<()>;
 }
@@ -100,8 +102,13 @@ pub(super) fn write_as(
     };
     let chunker = Chunker { sink, buffer: SMALL.take() };
     let mut encoder = Encoder::with_compression(chunker, header, compression).map_err(encoding)?;
-    fill(&mut |pgno, page| encoder.page(pgno, page).map_err(encoding))?;
+    let mut pages = 0;
+    fill(&mut |pgno, page| {
+        pages += 1;
+        encoder.page(pgno, page).map_err(encoding)
+    })?;
     let (chunker, _) = encoder.finish().map_err(encoding)?;
+    chunker.sink.pages(pages);
     chunker.finish().map_err(CaptureError::Sink)
 }
 

@@ -15,7 +15,7 @@ The exit code is 0 when an agent answered, whatever it says.
 
 JSON: {\"agent\", \"version\", \"pid\", \"started_ms\", \"state_dir\", \"epoch\", \"hub\": {\"address\", \"connected\", \"since_ms\", \
 \"version\", \"last_error\"}, \"window_bytes\", \"databases\": [{\"name\", \"path\", \"state\", \"captured_txid\", \"buffered_txid\", \
-\"durable_txid\", \"lag_ms\", \"lag_bytes\", \"wal_bytes\", \"restore_points_lost\", \"paused_until_ms\", \"last_error\", \"what_to_do\"}], \"faults\": \
+\"durable_txid\", \"lag_ms\", \"lag_bytes\", \"wal_bytes\", \"bytes_sent\", \"heal\": {\"pages_changed\", \"bytes_sent\", \"at_ms\"}, \"restore_points_lost\", \"paused_until_ms\", \"last_error\", \"what_to_do\"}], \"faults\": \
 [{\"path\", \"reason\"}]}
 
 Example:

@@ -202,6 +202,7 @@ impl<'a> Driver<'a> {
             inbox: self.db.inbox.clone(),
             budget: self.db.shared.budget.clone(),
             handle: self.db.handle,
+            report: self.db.report.clone(),
         }
     }
 

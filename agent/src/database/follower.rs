@@ -1,7 +1,8 @@
 //! The blocking half of a database: everything that reads the file. It travels into a blocking thread for each call and
 //! back, so one owner holds it at any time.
 
-use super::sink::{Discard, GatherSink, LinkSink};
+use super::report::Report;
+use super::sink::{Discard, GatherSink, LinkSink, Sent};
 use crate::capture::{AT_HAND_BYTES, Capture, CaptureError, Maintained, Next, SegmentMeta};
 use crate::ship::inbox::{Inbox, Patience};
 use crate::ship::link::{Link, MESSAGE_BYTES};
@@ -37,6 +38,8 @@ pub(super) struct Target {
     pub(super) inbox: Arc<Inbox>,
     pub(super) budget: Arc<Budget>,
     pub(super) handle: u32,
+    /// Where bytes are counted.
+    pub(super) report: Arc<Report>,
 }
 
 /// How a round of reading ended.
@@ -142,24 +145,28 @@ impl Follower {
     }
 
     /// One segment with everything since `since`.
-    pub(super) fn delta(&mut self, since: Option<Pos>, to: &Target) -> Result<SegmentMeta, CaptureError> {
+    pub(super) fn delta(
+        &mut self,
+        since: Option<Pos>,
+        to: &Target,
+    ) -> Result<(SegmentMeta, Sent), CaptureError> {
         let mut sink = LinkSink::new(to, Patience::None, Keep::nothing(&to.budget));
         let meta = match since {
             None => self.capture.snapshot(&mut sink)?,
             Some(_) => self.capture.delta_since(since, &mut sink)?,
         };
+        let sent = sink.sent();
         self.window.push(sink.entry(&meta));
-        Ok(meta)
+        Ok((meta, sent))
     }
 
     /// One segment with every page that differs from the page map; `None` when none does.
-    pub(super) fn heal(&mut self, to: &Target) -> Result<Option<SegmentMeta>, CaptureError> {
+    pub(super) fn heal(&mut self, to: &Target) -> Result<Option<(SegmentMeta, Sent)>, CaptureError> {
         let mut sink = LinkSink::new(to, Patience::None, Keep::nothing(&to.budget));
-        let meta = self.capture.heal(&mut sink)?;
-        if let Some(meta) = &meta {
-            self.window.push(sink.entry(meta));
-        }
-        Ok(meta)
+        let Some(meta) = self.capture.heal(&mut sink)? else { return Ok(None) };
+        let sent = sink.sent();
+        self.window.push(sink.entry(&meta));
+        Ok(Some((meta, sent)))
     }
 
     /// The hub has everything up to `txid` on its disk.

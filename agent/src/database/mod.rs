@@ -31,7 +31,7 @@ mod steps;
 mod wal_limit;
 
 pub use desk::{Ask, Call, Contact, Desk, Done, Refused};
-pub use report::{DatabaseStatus, Level, Report, Snapshot, State};
+pub use report::{DatabaseStatus, Heal, Level, Report, Snapshot, State};
 pub use snapshot::PARTS_ABOVE;
 
 use crate::capture::{Absent, AttachError, Capture, Options, Standing};

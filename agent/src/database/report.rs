@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use walhub_common::{DatabaseName, Txid, clock};
@@ -79,6 +80,17 @@ pub struct Snapshot {
     pub bytes_sent: u64,
 }
 
+/// A catch-up: one transaction with the pages that differed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Heal {
+    /// Pages sent; 0 when nothing differed.
+    pub pages_changed: u32,
+    /// Bytes sent.
+    pub bytes_sent: u64,
+    /// When, Unix milliseconds.
+    pub at_ms: i64,
+}
+
 /// One database, as `status --json` prints it. TXIDs are 0 when there is none yet.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DatabaseStatus {
@@ -100,6 +112,10 @@ pub struct DatabaseStatus {
     pub lag_bytes: u64,
     /// Bytes of the `-wal` file in use.
     pub wal_bytes: u64,
+    /// Bytes of transactions, deltas and snapshots sent since start, repeats included.
+    pub bytes_sent: u64,
+    /// The last catch-up: what had to be sent so that hub and file agreed again; `null` when there was none since start.
+    pub heal: Option<Heal>,
     /// Restore points given up since start, because the hub was away too long; no data is lost with them.
     pub restore_points_lost: u64,
     /// A first snapshot that is being sent in parts; `null` when none is.
@@ -126,6 +142,7 @@ pub struct Report {
     facts: Mutex<Facts>,
     /// Woken when the hub holds more, or the state is another one.
     changed: Notify,
+    bytes_sent: AtomicU64,
 }
 
 impl Report {
@@ -141,6 +158,8 @@ impl Report {
             lag_ms: 0,
             lag_bytes: 0,
             wal_bytes: 0,
+            bytes_sent: 0,
+            heal: None,
             restore_points_lost: 0,
             snapshot: None,
             paused_until_ms: None,
@@ -150,6 +169,7 @@ impl Report {
         Self {
             facts: Mutex::new(Facts { status, notice: None, waiting_since_ms: None }),
             changed: Notify::new(),
+            bytes_sent: AtomicU64::new(0),
         }
     }
 
@@ -163,6 +183,7 @@ impl Report {
         status.lag_ms = facts
             .waiting_since_ms
             .map_or(0, |since| u64::try_from(clock::now_ms().saturating_sub(since)).unwrap_or(0));
+        status.bytes_sent = self.bytes_sent.load(Ordering::Relaxed);
         status
     }
 
@@ -246,6 +267,16 @@ impl Report {
             }
             changed.await;
         }
+    }
+
+    /// Bytes of a segment went out.
+    pub(super) fn sent(&self, bytes: usize) {
+        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Hub and file agree again, after so many pages were sent.
+    pub(super) fn healed(&self, pages_changed: u32, bytes_sent: u64) {
+        self.lock().status.heal = Some(Heal { pages_changed, bytes_sent, at_ms: clock::now_ms() });
     }
 
     /// Counts transactions that can no longer be restored one by one.

@@ -68,6 +68,15 @@ impl Chunker {
     }
 }
 
+/// What went out of a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Sent {
+    /// Pages.
+    pub(super) pages: u32,
+    /// Bytes.
+    pub(super) bytes: u64,
+}
+
 /// Sends one segment as it is made. Blocks while the link has no room; fails when the link is closed, the database was
 /// refused, or its task must stop. After a failure the hub holds half a segment: only a reopened handle goes on.
 #[derive(Debug)]
@@ -77,16 +86,23 @@ pub(super) struct LinkSink<'a> {
     patience: Patience,
     keep: Keep,
     chunker: Option<Chunker>,
+    sent: Sent,
 }
 
 impl<'a> LinkSink<'a> {
     pub(super) fn new(to: &'a Target, patience: Patience, keep: Keep) -> Self {
-        Self { to, kind: Kind::Segment, patience, keep, chunker: None }
+        Self { to, kind: Kind::Segment, patience, keep, chunker: None, sent: Sent::default() }
     }
 
     /// For a file of a first snapshot. Its bytes are not kept: they can be made again.
     pub(super) fn staged(to: &'a Target, kind: Kind) -> Self {
-        Self { to, kind, patience: Patience::None, keep: Keep::nothing(&to.budget), chunker: None }
+        let keep = Keep::nothing(&to.budget);
+        Self { to, kind, patience: Patience::None, keep, chunker: None, sent: Sent::default() }
+    }
+
+    /// What went out so far.
+    pub(super) fn sent(&self) -> Sent {
+        self.sent
     }
 
     /// The window's entry for a segment that was sent to its end.
@@ -101,8 +117,14 @@ impl Sink for LinkSink<'_> {
         Ok(())
     }
 
+    fn pages(&mut self, pages: u32) {
+        self.sent.pages += pages;
+    }
+
     fn chunk(&mut self, data: Bytes, last: bool) -> io::Result<()> {
         self.keep.chunk(&data);
+        self.sent.bytes += data.len() as u64;
+        self.to.report.sent(data.len());
         let chunker = self.chunker.as_mut().ok_or_else(|| io::Error::other("chunk before begin"))?;
         let link = &self.to.link;
         let gives_up = || {
@@ -147,6 +169,7 @@ impl Sink for GatherSink<'_> {
 
     fn chunk(&mut self, data: Bytes, last: bool) -> io::Result<()> {
         self.keep.chunk(&data);
+        self.to.report.sent(data.len());
         let chunker = self.chunker.as_mut().ok_or_else(|| io::Error::other("chunk before begin"))?;
         self.messages.extend(chunker.cut(data, last));
         Ok(())

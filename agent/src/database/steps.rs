@@ -8,6 +8,7 @@ use crate::ship::link::Link;
 use crate::ship::resume::Step;
 use tokio::sync::OwnedSemaphorePermit;
 use walhub_common::{Pos, Txid};
+use walhub_proto::v1::replicate_request::Message;
 
 impl Driver<'_> {
     /// One step towards agreement.
@@ -39,7 +40,8 @@ impl Driver<'_> {
         let had = self.home().capture.position().is_some();
         let target = to.clone();
         let made = self.blocking(move |f| f.delta(since, &target)).await?;
-        let meta = self.sent(made, &to.link)?;
+        let (meta, sent) = self.sent(made, &to.link)?;
+        self.db.report.healed(sent.pages, sent.bytes);
         if had {
             self.db.report.lost(meta.range.count() - 1);
         }
@@ -51,7 +53,10 @@ impl Driver<'_> {
         let _turn = self.turn().await;
         let target = to.clone();
         let made = self.blocking(move |f| f.heal(&target)).await?;
-        if let Some(meta) = self.sent(made, &to.link)? {
+        let made = self.sent(made, &to.link)?;
+        let (pages, bytes) = made.map_or((0, 0), |(_, sent)| (sent.pages, sent.bytes));
+        self.db.report.healed(pages, bytes);
+        if let Some((meta, _)) = made {
             self.hub = Some(meta.position());
         }
         Ok(())
@@ -67,6 +72,9 @@ impl Driver<'_> {
             }
         }
         for message in messages {
+            if let Message::Segment(chunk) = &message {
+                self.db.report.sent(chunk.data.len());
+            }
             link.send(message).await?;
         }
         self.hub = self.home().window.end();
