@@ -25,6 +25,8 @@ const PAGE_BYTES: u64 = 64;
 struct Scene {
     cluster: Cluster,
     path: PathBuf,
+    /// Destinations are flushed to when the hub starts, at the first transaction after that, and then in an hour.
+    seldom: bool,
 }
 
 /// Where both sides agreed before it happened.
@@ -36,7 +38,11 @@ struct Before {
 
 impl Scene {
     /// Hub and agent run, and every destination holds the first image.
-    fn new(name: &str, flush_ms: u64) -> Scene {
+    fn new(name: &str) -> Scene {
+        Scene::with_flushes(name, 100)
+    }
+
+    fn with_flushes(name: &str, flush_ms: u64) -> Scene {
         let mut cluster = Cluster::new(name);
         for folder in ["near", "far"] {
             let place = cluster.path(folder);
@@ -54,7 +60,7 @@ impl Scene {
         cluster.agent("node", &[("app.db", &path)]);
         cluster.start_hub();
         cluster.start_agent("node");
-        let scene = Scene { cluster, path };
+        let scene = Scene { cluster, path, seldom: flush_ms > 100 };
         let before = scene.agreed();
         scene.cluster.await_everywhere("node", "app.db", before.txid);
         scene
@@ -94,7 +100,7 @@ impl Scene {
     /// Waits until hub and file agree again, and judges what that took: `segments` transactions since `before` in one
     /// segment, of the pages that differ. `restarted`: the agent counts from 0 again.
     #[track_caller]
-    fn healed(&self, what: &str, before: &Before, transactions: u64, restarted: bool) -> Image {
+    fn healed(&mut self, what: &str, before: &Before, transactions: u64, restarted: bool) -> Image {
         let after = self.agreed();
         assert_eq!(after.txid, before.txid + transactions, "{what}: transactions");
         let status = self.status().unwrap();
@@ -120,7 +126,11 @@ impl Scene {
 
     /// Every copy is the live image.
     #[track_caller]
-    fn judge(&self, what: &str, after: &Before) {
+    fn judge(&mut self, what: &str, after: &Before) {
+        if self.seldom {
+            self.cluster.stop_hub();
+            self.cluster.start_hub();
+        }
         self.cluster.await_everywhere("node", "app.db", after.txid);
         let out = what.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         let any = self.cluster.restore(KEY, &format!("any-{out}"), &[]);
@@ -134,6 +144,14 @@ impl Scene {
             litestream.restore_file(&self.cluster.path("near").join(KEY), &stock, &[]).success();
             after.image.assert_same(&Image::restored(&stock), &format!("{what}, by stock litestream"));
         }
+    }
+
+    /// Everything is flushed; what comes now is not.
+    fn flushed(&self) -> Before {
+        self.update(&[600]);
+        let agreed = self.agreed();
+        self.cluster.await_everywhere("node", "app.db", agreed.txid);
+        agreed
     }
 
     /// Another file takes the place of the database, while the agent follows it.
@@ -172,7 +190,7 @@ fn copy_folder(from: &Path, to: &Path) {
 
 #[test]
 fn an_agent_that_was_away_while_the_log_was_recycled_sends_what_differs() {
-    let mut scene = Scene::new("heal-away", 100);
+    let mut scene = Scene::new("heal-away");
     scene.update(&[5]);
     let before = scene.agreed();
     scene.cluster.stop_agent("node");
@@ -191,7 +209,7 @@ fn an_agent_that_was_away_while_the_log_was_recycled_sends_what_differs() {
 
 #[test]
 fn a_file_that_was_replaced_is_compared_page_by_page() {
-    let mut scene = Scene::new("heal-replaced", 100);
+    let mut scene = Scene::new("heal-replaced");
     let old = scene.cluster.path("old.db");
     fs::write(&old, &*walhub_tests::oracle::observer(&scene.path).serialize("main").unwrap()).unwrap();
     scene.update(&[1, 2, 3, 400]);
@@ -212,7 +230,7 @@ fn a_file_that_was_replaced_is_compared_page_by_page() {
 
 #[test]
 fn another_page_size_is_one_new_image_that_every_copy_restores() {
-    let mut scene = Scene::new("heal-page-size", 100);
+    let mut scene = Scene::new("heal-page-size");
     scene.update(&[5]);
     let before = scene.agreed();
     scene.cluster.stop_agent("node");
@@ -234,7 +252,7 @@ fn another_page_size_is_one_new_image_that_every_copy_restores() {
 
 #[test]
 fn an_agent_that_lost_its_state_asks_for_checksums_and_sends_what_differs() {
-    let mut scene = Scene::new("heal-state", 100);
+    let mut scene = Scene::new("heal-state");
     scene.update(&[5, 6]);
     let before = scene.agreed();
     scene.cluster.stop_agent("node");
@@ -252,6 +270,7 @@ fn an_agent_that_lost_its_state_asks_for_checksums_and_sends_what_differs() {
             database: Some(v1::DatabaseRef { agent: "node".into(), name: "app.db".into() }),
             after_txid: 0,
             until: Some(v1::Position { txid, checksum }),
+            staged: false,
         };
         let mut service = client.restore();
         let answer = client.block_on(async { service.page_checksums(request).await });
@@ -268,8 +287,7 @@ fn buffered_after(scene: &Scene, txid: u64) -> Vec<(u64, u64)> {
 
 #[test]
 fn a_hub_that_lost_its_disk_goes_on_where_its_copies_end() {
-    // The first transactions after a pause are flushed at once, all others in an hour.
-    let mut scene = Scene::new("heal-hub-lost", 3_600_000);
+    let mut scene = Scene::with_flushes("heal-hub-lost", 3_600_000);
     let before = scene.agreed();
     let lineage = scene.cluster.database("node", "app.db").unwrap().lineage;
     scene.update(&[1, 2, 3, 2, 1]);
@@ -278,10 +296,10 @@ fn a_hub_that_lost_its_disk_goes_on_where_its_copies_end() {
     scene.cluster.kill_hub();
     fs::remove_dir_all(scene.cluster.path("hub-data")).unwrap();
     scene.cluster.start_hub();
-    let sent = Before { bytes_sent: agreed.bytes_sent, ..before };
-    scene.healed("hub lost its disk", &sent, 5, false);
+    let before = Before { bytes_sent: agreed.bytes_sent, ..before };
+    scene.healed("hub lost its disk", &before, 5, false);
     assert_eq!(scene.cluster.database("node", "app.db").unwrap().lineage, lineage, "one history");
-    assert_eq!(buffered_after(&scene, sent.txid), [(sent.txid + 1, sent.txid + 5)], "in one segment");
+    assert_eq!(buffered_after(&scene, before.txid), [(before.txid + 1, before.txid + 5)], "in one segment");
     // Both disks at once: what the copies hold is all there is, and the file.
     let before = scene.agreed();
     scene.cluster.stop_agent("node");
@@ -297,29 +315,25 @@ fn a_hub_that_lost_its_disk_goes_on_where_its_copies_end() {
 
 #[test]
 fn a_hub_that_came_back_with_an_old_disk_gets_one_delta() {
-    let mut scene = Scene::new("heal-hub-old", 3_600_000);
-    let old = scene.cluster.path("old-hub-data");
-    scene.update(&[1, 2]);
-    let first = scene.agreed();
-    scene.cluster.stop_hub();
-    copy_folder(&scene.cluster.path("hub-data"), &old);
+    let mut scene = Scene::with_flushes("heal-hub-old", 3_600_000);
+    let image = scene.cluster.path("image");
+    let before = scene.agreed();
+    // As a snapshot of a volume would have it.
+    copy_folder(&scene.cluster.path("hub-data"), &image);
     let bring_back = |scene: &mut Scene| {
         scene.cluster.kill_hub();
         fs::remove_dir_all(scene.cluster.path("hub-data")).unwrap();
-        copy_folder(&old, &scene.cluster.path("hub-data"));
+        copy_folder(&image, &scene.cluster.path("hub-data"));
         scene.cluster.start_hub();
     };
-    // Started again, it flushes all it has; what comes then waits for an hour, and is lost with the disk.
-    scene.cluster.start_hub();
-    scene.cluster.await_everywhere("node", "app.db", first.txid);
     scene.update(&[3, 4, 3]);
     let agreed = scene.agreed();
     bring_back(&mut scene);
-    let before = Before { bytes_sent: agreed.bytes_sent, ..first };
+    let before = Before { bytes_sent: agreed.bytes_sent, ..before };
     scene.healed("hub behind", &before, 3, false);
     assert_eq!(buffered_after(&scene, before.txid), [(before.txid + 1, before.txid + 3)]);
     // And again, when its copies hold more than the old disk, and less than the agent.
-    let before = scene.agreed();
+    let before = scene.flushed();
     scene.update(&[500, 501, 502, 503]);
     let agreed = scene.agreed();
     bring_back(&mut scene);

@@ -44,6 +44,14 @@ pub enum LtxError {
         /// Its value.
         limit: u64,
     },
+    /// Files to merge are of two page sizes: the application changed it in between.
+    #[error("the page size changes between the files of {first} and {second}")]
+    PageSizeChange {
+        /// Of one size.
+        first: TxidRange,
+        /// The next, of another.
+        second: TxidRange,
+    },
     /// Files that do not form one run of one database.
     #[error("ltx files cannot be merged: {reason} ({first:?}, {second:?})")]
     Merge {

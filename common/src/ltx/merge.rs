@@ -1,7 +1,7 @@
 //! K-way merge of contiguous or overlapping LTX files into one: the newest version of each page wins.
 
 use super::{Decoder, Encoder, Header, LtxError, Provenance};
-use crate::{Pgno, TxidRange};
+use crate::{Pgno, Txid, TxidRange};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{Read, Write};
@@ -22,6 +22,8 @@ pub struct Stamp {
     pub timestamp_ms: i64,
     /// See [`Header::node_id`].
     pub node_id: u64,
+    /// The first input holds every page, so the result stands for everything before it as well: a file from TXID 1.
+    pub whole: bool,
 }
 
 /// One input and the page it stands at.
@@ -79,7 +81,7 @@ fn plan<R: Read>(inputs: &[Decoder<R>], stamp: Stamp) -> Result<Header, LtxError
         let (older, newer) = (pair[0].header(), pair[1].header());
         let fault = |reason| Err(LtxError::Merge { reason, first: older.range, second: newer.range });
         if older.page_size != newer.page_size {
-            return fault("page sizes differ");
+            return Err(LtxError::PageSizeChange { first: older.range, second: newer.range });
         }
         if newer.range.min() > older.range.max().next() {
             return fault("transactions are missing between them");
@@ -88,13 +90,16 @@ fn plan<R: Read>(inputs: &[Decoder<R>], stamp: Stamp) -> Result<Header, LtxError
             return fault("the second is not newer");
         }
     }
-    let range = TxidRange::new(first.range.min(), last.range.max()).ok_or(LtxError::Merge {
+    let begin = if stamp.whole { Txid::FIRST } else { first.range.min() };
+    let range = TxidRange::new(begin, last.range.max()).ok_or(LtxError::Merge {
         reason: "out of order",
         first: first.range,
         second: last.range,
     })?;
     let provenance = match (first.provenance, last.provenance) {
-        (Some(first), Some(last)) => Some(Provenance { pre: first.pre, post: last.post }),
+        (Some(first), Some(last)) => {
+            Some(Provenance { pre: first.pre.filter(|_| !stamp.whole), post: last.post })
+        }
         _ => None,
     };
     Ok(Header {

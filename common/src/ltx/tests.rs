@@ -126,10 +126,18 @@ fn a_merge_keeps_the_newest_page_and_drops_what_lies_beyond_the_end() {
     let shrink = encode(header(3, 4, 3), &[(1, 10), (3, 30)]);
     let inputs = [&base, &grow, &shrink].map(|b| Decoder::new(&b[..]).unwrap());
     let mut out = Vec::new();
-    let merged = merge(inputs.into(), Stamp { timestamp_ms: 77, node_id: 9 }, &mut out).unwrap();
+    let merged =
+        merge(inputs.into(), Stamp { timestamp_ms: 77, node_id: 9, whole: false }, &mut out).unwrap();
     assert_eq!((merged.pages, merged.header.timestamp_ms, merged.header.node_id), (3, 77, 9));
     assert_eq!(merged.header.range, TxidRange::from_raw(1, 4).unwrap());
     assert_eq!(decode(&out).unwrap(), vec![(1, page(10)), (2, page(20)), (3, page(30))]);
+    let image = encode(header(5, 5, 2), &[(1, 1), (2, 2)]);
+    let inputs = vec![Decoder::new(&image[..]).unwrap()];
+    let stamp = Stamp { whole: true, ..Stamp::default() };
+    let merged = merge(inputs, stamp, &mut Vec::new()).unwrap();
+    assert_eq!(merged.header.range, TxidRange::from_raw(1, 5).unwrap());
+    let inputs = vec![Decoder::new(&grow[..]).unwrap()];
+    assert!(merge(inputs, stamp, &mut Vec::new()).is_err(), "it does not hold every page");
     let gap = [&base, &shrink].map(|b| Decoder::new(&b[..]).unwrap());
     assert!(matches!(merge(gap.into(), Stamp::default(), Vec::new()), Err(LtxError::Merge { .. })));
 }

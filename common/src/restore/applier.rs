@@ -81,6 +81,11 @@ impl Applier {
         let mut file = Decoder::new(BufReader::with_capacity(READ_BYTES, input)).map_err(fault)?;
         let header = *file.header();
         self.check_continues(name, &header)?;
+        if self.run.is_some_and(|run| run.newest.page_size != header.page_size) {
+            // The application gave its database another page size: the file must bring every page.
+            self.writer.start_over()?;
+            self.pages = 0;
+        }
         let lock = header.page_size.lock_page();
         while let Some(pgno) = file.next_page(&mut self.page).map_err(fault)? {
             if pgno.get() > header.commit {
@@ -154,10 +159,6 @@ impl Applier {
 
     fn check_continues(&self, name: &str, header: &Header) -> Result<(), RestoreError> {
         let Some(run) = self.run else { return Ok(()) };
-        if header.page_size != run.newest.page_size {
-            let (expected, found) = (run.newest.page_size, header.page_size);
-            return Err(RestoreError::PageSize { name: name.to_owned(), expected, found });
-        }
         let (last, range) = (run.range.max(), header.range);
         if range.max() <= last || range.min() > last.next() {
             return Err(RestoreError::Gap {

@@ -1,7 +1,7 @@
 //! What can stop a restore, each with what to do about it.
 
 use crate::ltx::LtxError;
-use crate::{Checksum, PageSize, Txid};
+use crate::{Checksum, Txid};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -51,16 +51,6 @@ pub enum RestoreError {
         max: Txid,
         /// Last transaction applied.
         last: Txid,
-    },
-    /// The file belongs to another database.
-    #[error("{name} has pages of {} bytes, the files before it of {}: it belongs to another database", found.get(), expected.get())]
-    PageSize {
-        /// The file.
-        name: String,
-        /// Of the files before.
-        expected: PageSize,
-        /// Of this file.
-        found: PageSize,
     },
     /// The file needs a page that nobody brought.
     #[error(

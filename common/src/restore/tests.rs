@@ -204,17 +204,29 @@ fn files_that_do_not_fit_are_refused_by_name() {
 }
 
 #[test]
-fn a_file_of_another_page_size_is_refused() {
+fn another_page_size_begins_a_new_image_and_must_be_whole() {
     let dir = tempfile::tempdir().unwrap();
-    let mut applier = Applier::new(dir.path().join("out.db"), false).unwrap();
-    applier.apply("a", &ltx((1, 1), 1, &[(1, page(1))], None)[..]).unwrap();
-    let mut header = Header::decode(&ltx((2, 2), 1, &[], None)).unwrap();
-    header.page_size = PageSize::new(512).unwrap();
-    let other = Encoder::new(Vec::new(), header).unwrap().finish().unwrap().0;
-    assert!(matches!(applier.apply("b", &other[..]), Err(RestoreError::PageSize { .. })));
-    assert!(matches!(applier.apply("c", &ltx((2, 2), 1, &[], None)[..]), Err(RestoreError::Abandoned)));
-    assert!(matches!(applier.finish(None), Err(RestoreError::Abandoned)));
+    let first = ltx((1, 1), 3, &[(1, page(1)), (2, page(2)), (3, page(3))], None);
+    let smaller = |pages: &[(u32, u8)]| {
+        let mut header = Header::decode(&ltx((2, 2), 2, &[], None)).unwrap();
+        header.page_size = PageSize::new(512).unwrap();
+        let mut encoder = Encoder::new(Vec::new(), header).unwrap();
+        for (number, fill) in pages {
+            encoder.page(Pgno::new(*number).unwrap(), &[*fill; 512]).unwrap();
+        }
+        encoder.finish().unwrap().0
+    };
+    let part = [first.clone(), smaller(&[(2, 8)])];
+    let error = restore(&dir.path().join("part.db"), &part, None).unwrap_err();
+    assert!(matches!(error, RestoreError::MissingPage { pgno: 1, .. }), "{error}");
     assert_eq!(names(dir.path()), [""; 0]);
+    let whole = [first, smaller(&[(1, 7), (2, 8)])];
+    let report = restore(&dir.path().join("whole.db"), &whole, None).unwrap();
+    assert_eq!((report.page_size.get(), report.pages), (512, 2));
+    let image = fs::read(dir.path().join("whole.db")).unwrap();
+    assert_eq!(image, [[7; 512], [8; 512]].concat());
+    let sum = |number, fill: u8| Checksum::of_page(Pgno::new(number).unwrap(), &[fill; 512]);
+    assert_eq!(report.checksum, Checksum::EMPTY.toggle(sum(1, 7)).toggle(sum(2, 8)));
 }
 
 #[test]

@@ -57,6 +57,7 @@ pub(super) struct Mark {
 #[derive(Debug)]
 enum Job {
     Pages(PageSize, Batch),
+    StartOver,
     Mark(Mark),
 }
 
@@ -101,6 +102,11 @@ impl Writer {
     pub(super) fn pages(&mut self, page_size: PageSize, batch: &mut Batch) -> Result<(), RestoreError> {
         let next = self.used.try_recv().unwrap_or_default();
         self.send(Job::Pages(page_size, std::mem::replace(batch, next)))
+    }
+
+    /// The pages that follow are those of another image; nothing of this one stays.
+    pub(super) fn start_over(&mut self) -> Result<(), RestoreError> {
+        self.send(Job::StartOver)
     }
 
     pub(super) fn mark(&mut self, mark: Mark) -> Result<(), RestoreError> {
@@ -157,6 +163,11 @@ impl State {
                     self.syncer.wrote(batch.bytes.len() as u64);
                     batch.clear();
                     let _ = give_back.try_send(batch);
+                }
+                Job::StartOver => {
+                    self.file.set_len(0).map_err(RestoreError::io("truncate", &self.path))?;
+                    self.sums.clear();
+                    self.sum = Checksum::EMPTY;
                 }
                 Job::Mark(mark) => self.mark(&mark)?,
             }

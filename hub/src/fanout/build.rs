@@ -1,4 +1,4 @@
-//! Buffered segments ▸ one level 0 file: everything since the cursor, the newest version of each page, the hub's time.
+//! Buffered segments ▸ one file: everything since the cursor, the newest version of each page, the hub's time.
 //! Blocking.
 
 use super::error::TurnError;
@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use walhub_common::ltx::{self, Decoder, LtxError, Provenance, Stamp};
-use walhub_common::{DestinationName, Txid, TxidRange};
+use walhub_common::{DestinationName, Level, PageSize, Txid, TxidRange};
 use walhub_store::destinations::{Body, PutMeta};
 
 /// LTX bytes read for one file; a larger single segment makes a file alone.
@@ -19,10 +19,23 @@ const MAX_SEGMENTS: usize = 4096;
 const FAN_IN: usize = 64;
 const READ_BUFFER: usize = 16 * 1024;
 
+/// What a file is built of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) database: DatabaseId,
+    pub(super) lineage: u64,
+    /// Newest transaction at the destination.
+    pub(super) after: Option<Txid>,
+    /// Page size there, when it is known.
+    pub(super) page_size: Option<PageSize>,
+}
+
 /// A file ready to be put, as often as it takes.
 #[derive(Debug)]
 pub(super) struct Built {
+    pub(super) level: Level,
     pub(super) range: TxidRange,
+    pub(super) page_size: PageSize,
     pub(super) body: Body,
     pub(super) meta: PutMeta,
     pub(super) bytes: u64,
@@ -40,40 +53,67 @@ impl Drop for Built {
     }
 }
 
-/// Builds the next file of `database` (its number and its lineage) after `after`; `None` when nothing is waiting.
+/// Builds the next file of a database; `None` when nothing is waiting.
+///
+/// Files of two page sizes cannot follow each other in Litestream's layout. An application that changes it makes a whole
+/// new image: that ends the file before it, and goes out as a snapshot, which needs nothing that was before.
 pub(super) fn build(
     buffer: &dyn WalBuffer,
     lane: &DestinationName,
-    database: (DatabaseId, u64),
-    after: Option<Txid>,
+    wanted: Wanted,
     tmp: &Path,
 ) -> Result<Option<Built>, TurnError> {
-    let (database, lineage) = database;
-    let mut segments = buffer.read(database, after, MAX_FILE_BYTES)?;
+    let mut segments = buffer.read(wanted.database, wanted.after, MAX_FILE_BYTES)?;
     segments.truncate(MAX_SEGMENTS);
+    loop {
+        match build_of(buffer, lane, wanted, &segments, tmp) {
+            Err(TurnError::Ltx(LtxError::PageSizeChange { first, .. })) => {
+                segments.retain(|segment| segment.meta.range.max() <= first.max());
+            }
+            built => return built,
+        }
+    }
+}
+
+fn build_of(
+    buffer: &dyn WalBuffer,
+    lane: &DestinationName,
+    wanted: Wanted,
+    segments: &[SegmentRef],
+    tmp: &Path,
+) -> Result<Option<Built>, TurnError> {
+    let Wanted { database, lineage, page_size, .. } = wanted;
     let (Some(first), Some(last)) = (segments.first(), segments.last()) else { return Ok(None) };
-    let range = TxidRange::new(first.meta.range.min(), last.meta.range.max())
+    let whole = match page_size {
+        Some(before) => open(buffer, database, first)?.header().page_size != before,
+        None => false,
+    };
+    let begin = if whole { Txid::FIRST } else { first.meta.range.min() };
+    let range = TxidRange::new(begin, last.meta.range.max())
         .ok_or_else(|| TurnError::Internal("segments out of order".to_owned()))?;
-    let provenance = Provenance { pre: first.meta.pre, post: last.meta.post };
+    let provenance = Provenance { pre: first.meta.pre.filter(|_| !whole), post: last.meta.post };
     let time_ms = last.meta.time_ms;
-    let stamp = Stamp { timestamp_ms: time_ms, node_id: lineage };
+    let stamp = Stamp { timestamp_ms: time_ms, node_id: lineage, whole };
     let more = !buffer.read(database, Some(range.max()), 1)?.is_empty();
     let read: u64 = segments.iter().map(|segment| segment.bytes).sum();
-    let (body, bytes) = if read <= MAX_FILE_BYTES {
+    let (body, bytes, page_size) = if read <= MAX_FILE_BYTES {
         let mut out = Vec::with_capacity(read as usize);
-        check(&merge(buffer, database, &segments, stamp, &mut out)?, range, provenance)?;
+        let merged = merge(buffer, database, segments, stamp, &mut out)?;
+        let page_size = check(&merged, range, provenance)?;
         let bytes = out.len() as u64;
-        (Body::Bytes(Bytes::from(out)), bytes)
+        (Body::Bytes(Bytes::from(out)), bytes, page_size)
     } else {
         let path = tmp.join(format!("{lane}-{}-{range}.ltx", database.0));
         let temp = Temp(Some(path.clone()));
         let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
-        check(&merge(buffer, database, &segments, stamp, &mut out)?, range, provenance)?;
+        let merged = merge(buffer, database, segments, stamp, &mut out)?;
+        let page_size = check(&merged, range, provenance)?;
         let file = out.into_inner().map_err(|e| TurnError::Temp(e.into_error()))?;
-        (Body::File(temp.keep()), file.metadata()?.len())
+        (Body::File(temp.keep()), file.metadata()?.len(), page_size)
     };
     let meta = PutMeta { time_ms, post: Some(provenance.post) };
-    Ok(Some(Built { range, body, meta, bytes, more }))
+    let level = if whole { Level::SNAPSHOT } else { Level::RAW };
+    Ok(Some(Built { level, range, page_size, body, meta, bytes, more }))
 }
 
 /// Removes the file unless it was kept.
@@ -93,12 +133,21 @@ impl Drop for Temp {
     }
 }
 
-/// The merged file must be what the buffer's records say of its parts.
-fn check(merged: &ltx::Merged, range: TxidRange, provenance: Provenance) -> Result<(), TurnError> {
+/// The merged file must be what the buffer's records say of its parts; its page size.
+fn check(merged: &ltx::Merged, range: TxidRange, provenance: Provenance) -> Result<PageSize, TurnError> {
     if merged.header.range == range && merged.header.provenance == Some(provenance) {
-        return Ok(());
+        return Ok(merged.header.page_size);
     }
     Err(TurnError::Internal(format!("merged segments give {:?}, the buffer says {range}", merged.header)))
+}
+
+fn open(
+    buffer: &dyn WalBuffer,
+    database: DatabaseId,
+    segment: &SegmentRef,
+) -> Result<Decoder<Box<dyn Read + Send>>, TurnError> {
+    let reader = BufReader::with_capacity(READ_BUFFER, buffer.open(database, segment)?);
+    Ok(Decoder::new(Box::new(reader) as Box<dyn Read + Send>)?)
 }
 
 fn merge(
@@ -108,17 +157,15 @@ fn merge(
     stamp: Stamp,
     out: impl Write,
 ) -> Result<ltx::Merged, TurnError> {
-    let mut groups: Vec<Vec<u8>> = Vec::new();
-    let open = |segment: &SegmentRef| -> Result<Decoder<Box<dyn Read + Send>>, TurnError> {
-        let reader = BufReader::with_capacity(READ_BUFFER, buffer.open(database, segment)?);
-        Ok(Decoder::new(Box::new(reader) as Box<dyn Read + Send>)?)
-    };
+    let open = |segment: &SegmentRef| open(buffer, database, segment);
     if segments.len() <= FAN_IN {
         let inputs = segments.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         return Ok(ltx::merge(inputs, stamp, out)?);
     }
+    let mut groups: Vec<Vec<u8>> = Vec::new();
     for group in segments.chunks(FAN_IN) {
         let inputs = group.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let stamp = Stamp { whole: stamp.whole && groups.is_empty(), ..stamp };
         let mut merged = Vec::new();
         ltx::merge(inputs, stamp, &mut merged)?;
         groups.push(merged);

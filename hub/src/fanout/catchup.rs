@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use walhub_common::ltx::{Verified, Verifier};
-use walhub_common::{DatabaseKey, Level, Txid};
+use walhub_common::{DatabaseKey, Level, PageSize, Txid};
 use walhub_store::destinations::{Body, DestinationError, DynDestination, FileKey, Listed, Put, PutMeta};
 
 /// A file of another destination.
@@ -68,13 +68,13 @@ async fn list(
     Ok(files)
 }
 
-/// Copies one file under its own name; its bytes if it was created here. The file is verified before it is put.
+/// Copies one file under its own name; its bytes if it was created here, and its page size. The file is verified before it is put.
 pub(super) async fn copy(
     shared: &Shared,
     lane: usize,
     database: &DatabaseKey,
     step: &Step,
-) -> Result<Option<u64>, TurnError> {
+) -> Result<(Option<u64>, PageSize), TurnError> {
     let to = &shared.destinations[lane];
     let from = &shared.destinations[step.from];
     let key = FileKey { database: database.clone(), level: step.file.level, range: step.file.range };
@@ -90,7 +90,7 @@ pub(super) async fn copy(
     };
     let put = to.put(&key, Body::File(temp.0.clone()), meta, &shared.abort).await;
     let put = put.map_err(TurnError::Destination)?;
-    Ok((put == Put::Created).then_some(verified.bytes))
+    Ok(((put == Put::Created).then_some(verified.bytes), verified.header.page_size))
 }
 
 async fn download(

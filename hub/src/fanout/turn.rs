@@ -2,7 +2,7 @@
 //! take turns.
 
 use super::Shared;
-use super::build::{Built, build};
+use super::build::{Built, Wanted, build};
 use super::catchup::{self, Step};
 use super::coverage;
 use super::error::TurnError;
@@ -10,7 +10,7 @@ use crate::buffer::{BufferError, DatabaseId, WalBuffer};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use walhub_common::ltx::{HEADER_BYTES, Header, Provenance};
-use walhub_common::{Checksum, DatabaseKey, Level, Pos, Txid, TxidRange};
+use walhub_common::{Checksum, DatabaseKey, Level, PageSize, Pos, Txid, TxidRange};
 use walhub_store::destinations::{DynDestination, FileKey, Listed, Put};
 
 /// Segments listed at once.
@@ -24,6 +24,8 @@ pub(super) struct Progress {
     /// Newest transaction at the destination.
     pub(super) cursor: Option<Txid>,
     look: Look,
+    /// Page size at the destination, once it is known.
+    page_size: Option<PageSize>,
     /// A file whose put has not succeeded yet.
     pending: Option<Built>,
     /// Files of another destination that lead on from the cursor.
@@ -56,7 +58,7 @@ pub(super) struct Turn {
 
 impl Progress {
     pub(super) fn new(id: DatabaseId, key: DatabaseKey, cursor: Option<Txid>) -> Self {
-        Self { id, key, cursor, look: Look::again(), pending: None, chain: VecDeque::new() }
+        Self { id, key, cursor, look: Look::again(), page_size: None, pending: None, chain: VecDeque::new() }
     }
 
     /// The destination must be looked at again before anything is put.
@@ -105,24 +107,27 @@ impl Venue<'_> {
 
     async fn build(&self, progress: &Progress) -> Result<Option<Built>, TurnError> {
         let (buffer, tmp) = (self.buffer().clone(), self.shared.tmp.clone());
-        let (lane, cursor) = (self.destination().name().clone(), progress.cursor);
+        let lane = self.destination().name().clone();
         let lineage = buffer.find(&progress.key).map_or(0, |held| held.lineage);
-        let database = (progress.id, lineage);
-        tokio::task::spawn_blocking(move || build(&*buffer, &lane, database, cursor, &tmp))
+        let Progress { id, cursor, page_size, .. } = *progress;
+        let wanted = Wanted { database: id, lineage, after: cursor, page_size };
+        tokio::task::spawn_blocking(move || build(&*buffer, &lane, wanted, &tmp))
             .await
             .map_err(|e| TurnError::Internal(e.to_string()))?
     }
 
     async fn put(&self, progress: &mut Progress) -> Result<Turn, TurnError> {
         let built = progress.pending.as_ref().expect("BUG: nothing to put");
-        let key = FileKey { database: progress.key.clone(), level: Level::RAW, range: built.range };
+        let key = FileKey { database: progress.key.clone(), level: built.level, range: built.range };
         let put = self
             .destination()
             .put(&key, built.body.clone(), built.meta, &self.shared.abort)
             .await
             .map_err(TurnError::Destination)?;
         let turn = Turn { more: built.more, created: (put == Put::Created).then_some(built.bytes) };
-        self.advance(progress, built.range.max())?;
+        let (page_size, txid) = (built.page_size, built.range.max());
+        self.advance(progress, txid)?;
+        progress.page_size = Some(page_size);
         progress.pending = None;
         Ok(turn)
     }
@@ -148,8 +153,9 @@ impl Venue<'_> {
         if copied.is_err() {
             progress.chain.clear();
         }
-        let created = copied?;
+        let (created, page_size) = copied?;
         self.advance(progress, step.file.range.max())?;
+        progress.page_size = Some(page_size);
         Ok(Turn { more: true, created })
     }
 
@@ -162,10 +168,14 @@ impl Venue<'_> {
             levels.pop();
         }
         let reach = coverage::reach(files).cloned();
-        let go_on = match &reach {
-            Some(last) => self.same_history(progress, last).await?,
-            None => None,
+        let (go_on, page_size) = match &reach {
+            Some(last) => {
+                let (go_on, page_size) = self.same_history(progress, last).await?;
+                (go_on, Some(page_size))
+            }
+            None => (None, None),
         };
+        progress.page_size = page_size;
         let found = reach.map(|file| file.range.max());
         if found < progress.cursor {
             let (database, destination) = (&progress.key, self.destination().name());
@@ -184,8 +194,12 @@ impl Venue<'_> {
 
     /// Refuses to go on behind files that are not of our history. Where to go on: after the last one, or before the
     /// segment in the middle of which it ends. That one is put whole; it changes every page that differs from any state
-    /// since its beginning, so it may follow each of them.
-    async fn same_history(&self, progress: &Progress, last: &Listed) -> Result<Option<Txid>, TurnError> {
+    /// since its beginning, so it may follow each of them. And the page size there.
+    async fn same_history(
+        &self,
+        progress: &Progress,
+        last: &Listed,
+    ) -> Result<(Option<Txid>, PageSize), TurnError> {
         let other = |text| Err(TurnError::History(text));
         let held = self.buffer().find(&progress.key);
         let (lineage, position) = held.map_or((0, None), |held| (held.lineage, held.position));
@@ -207,17 +221,18 @@ impl Venue<'_> {
         let Some(Provenance { post, .. }) = header.provenance else {
             return other(format!("{} was not written by walhub", last.range));
         };
+        let go_on = |txid| Ok((txid, header.page_size));
         match self.place_of(progress.id, txid, position)? {
             // Our own record of the cursor is all there is.
-            Place::Gone => Ok(Some(txid)),
-            Place::End(expected) if post == expected => Ok(Some(txid)),
+            Place::Gone => go_on(Some(txid)),
+            Place::End(expected) if post == expected => go_on(Some(txid)),
             Place::End(expected) => {
                 other(format!("at {} its checksum is {post}, the hub's {expected}", txid.get()))
             }
             Place::Inside(range) if header.node_id == lineage => {
                 let (database, destination) = (&progress.key, self.destination().name());
                 tracing::info!(%database, %destination, %txid, segment = %range, "a destination ends in the middle of a segment, which is put whole");
-                Ok(Txid::new(range.min().get() - 1))
+                go_on(Txid::new(range.min().get() - 1))
             }
             Place::Inside(range) => {
                 other(format!("its files end at {}, in the middle of our segment {range}", txid.get()))

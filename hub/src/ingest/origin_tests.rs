@@ -58,7 +58,7 @@ impl Bench {
             let key = FileKey { database: key(), level: Level::RAW, range: segment.range };
             let mut file = Vec::new();
             let input = Decoder::new(&segment.ltx[..]).unwrap();
-            let stamp = Stamp { timestamp_ms: 1_800_000_000_000, node_id: lineage };
+            let stamp = Stamp { timestamp_ms: 1_800_000_000_000, node_id: lineage, whole: false };
             merge(vec![input], stamp, &mut file).unwrap();
             let meta = PutMeta { time_ms: 5, post: Some(segment.post) };
             to.put(&key, Body::Bytes(file.into()), meta, &CancellationToken::new()).await.unwrap();
