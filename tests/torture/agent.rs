@@ -133,27 +133,39 @@ impl Subject for Agent {
                 std::fs::remove_file(&self.full).expect("room again");
                 tally.add(&tally.writes_refused, self.refused() - before);
             }
+            // An agent that just started, or lets go of the file at this moment, refuses these.
+            Fault::Pause { ms } => {
+                if self.cluster.agent_command(NODE, &["pause", NAME, "--for", "20s"]).code == 0 {
+                    tally.add(&tally.pauses, 1);
+                    std::thread::sleep(Duration::from_millis(ms));
+                    self.cluster.agent_command(NODE, &["resume", NAME]);
+                }
+            }
+            Fault::Shrink => {
+                let shrunk = self.cluster.agent_command(NODE, &["checkpoint", NAME, "--shrink"]);
+                tally.add(&tally.shrinks, u64::from(shrunk.code == 0));
+            }
         }
     }
 
     fn catch_up(&mut self, live: &[u8], replica: &mut Replica, tally: &Tally) -> Result<(), String> {
         let expected = image_checksum(live);
         let begun = Instant::now();
-        let (mut pause, mut restarted) = (Duration::from_millis(1), false);
-        let (txid, sum) = loop {
+        let mut restarted = false;
+        let synced = loop {
             if self.cluster.agent_process(NODE).ended().is_some() && !std::mem::replace(&mut restarted, true)
             {
                 // It could not start while its disk was full: whoever supervises it starts it again.
                 self.cluster.kill_agent(NODE);
                 self.cluster.start_agent(NODE);
             }
-            let (txid, sum) = self.position();
-            if sum == expected.get() || begun.elapsed() > PATIENCE {
-                break (txid, sum);
+            let answer = self.cluster.agent_command(NODE, &["sync", NAME, "--timeout", "20s"]);
+            if answer.code == 0 || begun.elapsed() > PATIENCE {
+                break answer;
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50));
         };
+        let (txid, sum) = self.position();
         self.fetch(replica, txid, tally)?;
         if replica.sum().get() != sum {
             return Err(format!("the hub is at {sum:016x}, what it gives back sums up to {}", replica.sum()));
@@ -161,8 +173,11 @@ impl Subject for Agent {
         if sum != expected.get() {
             let log = tail(&self.cluster.agent_process(NODE).log(), 30);
             return Err(format!(
-                "difference: after {PATIENCE:?} the hub is at TXID {txid} with {sum:016x}, the live database is {expected}; \
-                 pages differ: {:?}\nthe agent says:\n{log}",
+                "difference: after a sync ({}: {}{}) the hub is at TXID {txid} with {sum:016x}, the live database is \
+                 {expected}; pages differ: {:?}\nthe agent says:\n{log}",
+                synced.code,
+                synced.stdout,
+                synced.stderr,
                 replica.differing(live)
             ));
         }

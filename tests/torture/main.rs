@@ -40,8 +40,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tally::Tally;
 
-/// From here on every kind of fault must have happened.
+/// From here on every kind of fault must have happened; the rare ones from there on.
 const LONG_ENOUGH: Duration = Duration::from_secs(40);
+const LONG: Duration = Duration::from_secs(600);
 
 struct Arguments {
     seconds: u64,
@@ -147,8 +148,14 @@ fn untested(tally: &Tally, arguments: &Arguments, lasted: Duration) -> Option<&'
         (&tally.plain_kills, "no writer was killed"),
         (&tally.agent_kills, "no agent was killed"),
         (&tally.agent_freezes, "no agent was frozen"),
+        (&tally.pauses, "no pause"),
         (&tally.writes_refused, "no write met a full disk"),
+        (&tally.shrinks, "no truncation"),
     ];
-    let wanted = if arguments.game == Game::Full { &all[..] } else { &all[..3] };
+    let wanted = match arguments.game {
+        Game::Full if lasted >= LONG => &all[..],
+        Game::Full => &all[..9],
+        Game::DeadlyWriters | Game::NoFaults => &all[..3],
+    };
     wanted.iter().find(|(counter, _)| Tally::get(counter) == 0).map(|(_, missing)| *missing)
 }

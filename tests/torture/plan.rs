@@ -74,6 +74,10 @@ pub(crate) enum Fault {
     Freeze { ms: u64 },
     /// Every write to its state folder says "no space left".
     DiskFull { ms: u64 },
+    /// YIELD and back: the applications checkpoint by themselves meanwhile.
+    Pause { ms: u64 },
+    /// SHRINK in the midst of it all.
+    Shrink,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -139,10 +143,12 @@ impl Round {
             if at >= ms {
                 break;
             }
-            let fault = match dice.below(8) {
+            let fault = match dice.below(11) {
                 0..4 => Fault::Kill { away_ms: *dice.pick(&[0, 50, 500, 1500]) },
                 4..6 => Fault::Freeze { ms: 200 + dice.below(1300) },
-                _ => Fault::DiskFull { ms: 100 + dice.below(700) },
+                6..8 => Fault::DiskFull { ms: 100 + dice.below(700) },
+                8..10 => Fault::Pause { ms: 100 + dice.below(900) },
+                _ => Fault::Shrink,
             };
             faults.push((pause, fault));
         }
@@ -205,5 +211,7 @@ mod tests {
         assert!(faults.iter().any(|fault| matches!(fault, Fault::Kill { away_ms: 1500 })));
         assert!(faults.iter().any(|fault| matches!(fault, Fault::Freeze { .. })));
         assert!(faults.iter().any(|fault| matches!(fault, Fault::DiskFull { .. })));
+        assert!(faults.iter().any(|fault| matches!(fault, Fault::Pause { .. })));
+        assert!(faults.contains(&Fault::Shrink));
     }
 }

@@ -21,6 +21,10 @@ pub(crate) struct Tally {
     pub(crate) disks_full: AtomicU64,
     /// Writes that met a full disk.
     pub(crate) writes_refused: AtomicU64,
+    /// Pauses that the agent agreed to.
+    pub(crate) pauses: AtomicU64,
+    /// Truncations of the log that the agent managed.
+    pub(crate) shrinks: AtomicU64,
     pub(crate) phantoms: AtomicU64,
     pub(crate) differences: AtomicU64,
 }
@@ -72,11 +76,13 @@ impl fmt::Display for Tally {
         )?;
         writeln!(
             f,
-            "agent: kills {}, freezes {}, full disks {} ({} writes refused)",
+            "agent: kills {}, freezes {}, full disks {} ({} writes refused), pauses {}, truncations {}",
             n(&self.agent_kills),
             n(&self.agent_freezes),
             n(&self.disks_full),
-            n(&self.writes_refused)
+            n(&self.writes_refused),
+            n(&self.pauses),
+            n(&self.shrinks)
         )?;
         write!(f, "phantoms {}, differences {}", n(&self.phantoms), n(&self.differences))
     }

@@ -18,7 +18,7 @@ pub(crate) fn serve(database: &str) {
         if std::io::stdin().read_line(&mut line).unwrap_or(0) == 0 {
             return;
         }
-        let (command, rest) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
+        let (command, rest) = line.trim_end().split_once(' ').unwrap_or_else(|| (line.trim_end(), ""));
         let answer = match command {
             "sql" => db.execute_batch(rest).map(|()| String::new()),
             "query" => db.query_row(rest, [], |row| row.get::<_, Value>(0)).map(|value| match value {
