@@ -206,10 +206,29 @@ impl Capture {
         Ok(())
     }
 
-    /// True when something may have been committed since [`Capture::next`] last said [`Next::UpToDate`]. Costs twelve loads
+    /// True when something may have been committed since [`Capture::next`] last said [`Next::UpToDate`]. Costs two dozen loads
     /// from memory, no system call.
     pub fn header_moved(&self) -> bool {
-        !self.kept.is_empty() || self.seen != Some(self.files.glance())
+        !self.kept.is_empty() || self.seen != Some(self.files.glance()) || self.is_torn()
+    }
+
+    /// True while a writer is between the two copies of the wal-index header, or died there. Applications cannot repair that
+    /// while the checkpoint lock is ours, and writes of the log need not come with it: look at every slow poll, in every
+    /// state, and call [`Capture::mend`].
+    pub fn is_torn(&self) -> bool {
+        let raw = self.files.header();
+        raw.first != raw.second
+    }
+
+    /// Repairs a wal-index that was left torn; waits a moment for a writer that is only at work.
+    pub fn mend(&mut self) -> Result<(), CaptureError> {
+        if self.yielded {
+            return Ok(());
+        }
+        match self.header() {
+            Err(CaptureError::Torn) | Ok(_) => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 
     /// Bytes of the log that hold committed frames of this generation.

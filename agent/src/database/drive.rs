@@ -329,6 +329,11 @@ impl<'a> Driver<'a> {
         if (mail.files || mail.poll) && FileId::of(&self.db.path).ok() != Some(self.id) {
             return Err(End::Replaced);
         }
+        // Right here, as waiting is cancelled at will. It takes a moment, once after a writer died at one exact instant, and
+        // every application on this database is held up until then, with or without a hub.
+        if mail.poll && self.home().capture.is_torn() {
+            self.home_mut().capture.mend().map_err(failed)?;
+        }
         Ok(mail)
     }
 

@@ -106,6 +106,30 @@ fn a_torn_wal_index_is_repaired_by_the_agent() {
 }
 
 #[test]
+fn a_writer_that_died_restarting_the_log_is_noticed_without_a_write_and_mended() {
+    let place = Place::with_frames(1);
+    let mut app = App::create(&place.db(), "");
+    let (mut capture, mut replica) = place.follow();
+    app.insert();
+    replica.drain(&mut capture);
+    assert!(!capture.header_moved() && !capture.is_torn());
+    // Everything is backfilled: the next writer begins the log anew, and dies before it wrote a frame.
+    let before = std::fs::metadata(place.db().with_file_name("app.db-wal")).unwrap().modified().unwrap();
+    let mut victim = App::open(&place.db());
+    victim.0.ask("die-torn");
+    victim.0.tell("sql INSERT INTO t(a) VALUES ('torn')");
+    victim.0.expect_death();
+    let after = std::fs::metadata(place.db().with_file_name("app.db-wal")).unwrap().modified().unwrap();
+    assert_eq!(before, after, "the log was written, and would have told the agent");
+    assert!(capture.header_moved() && capture.is_torn());
+    capture.mend().unwrap();
+    assert!(!capture.is_torn());
+    app.insert();
+    replica.drain(&mut capture);
+    replica.assert_is_live(&place.db());
+}
+
+#[test]
 fn a_published_frame_without_checksum_is_brought_in_by_sqlite_and_healed() {
     use std::os::unix::fs::FileExt;
     let place = Place::new();
