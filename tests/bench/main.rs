@@ -1,7 +1,7 @@
 //! Measures walhub beside stock litestream 0.5.17, side by side on one machine, and prints a table with ratios.
 //!
 //! ```text
-//! tests/bench/run [--quick] [--only latency,idle,load,app,restore,ingest] [--json FILE]
+//! tests/bench/run [--quick] [--only latency,idle,load,app,restore,ingest,snapshot] [--json FILE]
 //! ```
 //! Both sides run as the processes their users run, with default settings and a file destination at a 1 s interval. The
 //! hub runs on the same cores as everything else: what it costs is in our numbers.
@@ -14,6 +14,7 @@ mod load;
 mod process;
 mod restore;
 mod setup;
+mod snapshot;
 mod table;
 
 use table::Row;
@@ -47,13 +48,14 @@ fn main() {
         }
     }
     type Section = fn(&Plan) -> Vec<Row>;
-    let sections: [(&str, Section); 6] = [
+    let sections: [(&str, Section); 7] = [
         ("latency", latency::run),
         ("idle", idle::run),
         ("load", load::run),
         ("app", app::run),
         ("restore", restore::run),
         ("ingest", ingest::run),
+        ("snapshot", snapshot::run),
     ];
     let mut rows = Vec::new();
     for (name, section) in sections {

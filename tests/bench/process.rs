@@ -31,10 +31,19 @@ pub(crate) fn read(pid: u32) -> Result<Reading> {
 
 /// Resident memory, bytes.
 pub(crate) fn resident(pid: u32) -> Result<u64> {
+    status(pid, "VmRSS:")
+}
+
+/// The most resident memory it ever had, bytes.
+pub(crate) fn peak(pid: u32) -> Result<u64> {
+    status(pid, "VmHWM:")
+}
+
+fn status(pid: u32, field: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read /proc status")?;
     let kib: u64 = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix(field))
         .context("parse /proc status")?
         .trim()
         .trim_end_matches(" kB")

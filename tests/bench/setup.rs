@@ -40,7 +40,7 @@ pub(crate) fn hub(dir: &Path, authority: &Authority) -> (Process, String, PathBu
     let address = format!("127.0.0.1:{}", free_port());
     let tls = authority.issue(Who::Hub("hub"));
     let destination = Destination::file("disk", &copies).every_ms(1000);
-    let policy = "policy: {copies: 2, media: 1, offsite: 0}\n";
+    let policy = "buffer: {max-bytes: 40GiB}\npolicy: {copies: 2, media: 1, offsite: 0}\n";
     let config = hub_yml(&address, &dir.join("hub"), &tls, &[destination], policy);
     let path = dir.join("hub.yml");
     std::fs::write(&path, config).expect("hub.yml");
@@ -56,6 +56,21 @@ pub(crate) fn hub(dir: &Path, authority: &Authority) -> (Process, String, PathBu
 
 /// Starts hub and agent over `databases` and waits until each of them is buffered.
 pub(crate) fn ours(dir: &Path, databases: &[Database]) -> Ours {
+    let ours = start(dir, databases);
+    eventually("every database to be buffered and copied", Duration::from_secs(300), || {
+        let status = ours.client.status().map_err(|e| e.to_string())?;
+        let done = status.databases.iter().filter(|d| {
+            let buffered = d.buffered.map_or(0, |p| p.txid);
+            buffered > 0 && d.copies.iter().all(|c| c.txid == buffered)
+        });
+        let done = done.count();
+        ensure(done == databases.len(), || format!("{done} of {} are", databases.len()))
+    });
+    ours
+}
+
+/// Starts hub and agent over `databases`.
+pub(crate) fn start(dir: &Path, databases: &[Database]) -> Ours {
     let authority = Authority::new(&dir.join("pki"), "bench");
     let (hub, address, copies) = hub(dir, &authority);
     let operator = authority.issue(Who::Operator("bench"));
@@ -67,17 +82,7 @@ pub(crate) fn ours(dir: &Path, databases: &[Database]) -> Ours {
     let mut command = Command::new(binaries::program("walhub-agent"));
     command.args(["run", "--config"]).arg(&path);
     let agent = Process::spawn("agent", command, &dir.join("agent.log"));
-    let ours = Ours { _hub: hub, agent, client, address, operator, copies, socket: state.join("agent.sock") };
-    eventually("every database to be buffered and copied", Duration::from_secs(300), || {
-        let status = ours.client.status().map_err(|e| e.to_string())?;
-        let done = status.databases.iter().filter(|d| {
-            let buffered = d.buffered.map_or(0, |p| p.txid);
-            buffered > 0 && d.copies.iter().all(|c| c.txid == buffered)
-        });
-        let done = done.count();
-        ensure(done == databases.len(), || format!("{done} of {} are", databases.len()))
-    });
-    ours
+    Ours { _hub: hub, agent, client, address, operator, copies, socket: state.join("agent.sock") }
 }
 
 impl Ours {
