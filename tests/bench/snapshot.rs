@@ -35,7 +35,7 @@ struct Taken {
 
 pub(crate) fn run(plan: &Plan) -> Vec<Row> {
     let gigabytes = std::env::var("WALHUB_BENCH_SNAPSHOT_GB").ok().and_then(|text| text.parse().ok());
-    let gigabytes: f64 = gigabytes.unwrap_or(plan.pick(1.0, 0.2));
+    let gigabytes: f64 = gigabytes.unwrap_or_else(|| plan.pick(1.0, 0.2));
     let scratch = Scratch::new("bench-snapshot");
     let path = scratch.join("filled.db");
     fill(&path, gigabytes);

@@ -59,6 +59,11 @@ fn broken_links_and_killed_programs_do_not_send_it_anew() {
     assert!(done > Some(0) && done < pages, "{status}");
     wire.cut();
     sent(&wire, bytes * 2 / 8);
+    // A pause ends the work at once; afterwards it goes on.
+    cluster.agent_command("node", &["pause", "app.db"]).success();
+    let paused = wire.up();
+    cluster.agent_command("node", &["resume", "app.db"]).success();
+    sent(&wire, paused + bytes / 16);
     cluster.kill_agent("node");
     cluster.start_agent("node");
     sent(&wire, bytes * 3 / 8);

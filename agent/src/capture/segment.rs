@@ -76,16 +76,18 @@ pub(super) fn write(
     compression: Compression,
     fill: impl FnOnce(&mut Put<'_>) -> Result<(), CaptureError>,
 ) -> Result<(), CaptureError> {
-    write_as(sink, meta, meta.range, origin, compression, fill)
+    write_as(sink, meta, meta.range, origin, compression, MAX_CHUNK_BYTES, fill)
 }
 
-/// As [`write()`], with a range of its own in the file: parts of a first snapshot are numbered there.
+/// As [`write()`], with a range of its own in the file (parts of a first snapshot are numbered there) and chunks of this
+/// size.
 pub(super) fn write_as(
     sink: &mut dyn Sink,
     meta: &SegmentMeta,
     range: TxidRange,
     origin: Origin,
     compression: Compression,
+    chunk_bytes: usize,
     fill: impl FnOnce(&mut Put<'_>) -> Result<(), CaptureError>,
 ) -> Result<(), CaptureError> {
     sink.begin(meta).map_err(CaptureError::Sink)?;
@@ -100,7 +102,7 @@ pub(super) fn write_as(
         node_id: 0,
         provenance: Some(Provenance { pre: meta.pre, post: meta.post }),
     };
-    let chunker = Chunker { sink, buffer: SMALL.take() };
+    let chunker = Chunker { sink, buffer: SMALL.take(), size: chunk_bytes };
     let mut encoder = Encoder::with_compression(chunker, header, compression).map_err(encoding)?;
     let mut pages = 0;
     fill(&mut |pgno, page| {
@@ -131,6 +133,7 @@ thread_local! {
 struct Chunker<'a> {
     sink: &'a mut dyn Sink,
     buffer: Vec<u8>,
+    size: usize,
 }
 
 impl Chunker<'_> {
@@ -149,10 +152,10 @@ impl Chunker<'_> {
 
 impl Write for Chunker<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.buffer.len() == MAX_CHUNK_BYTES {
+        if self.buffer.len() == self.size {
             self.sink.chunk(tight(std::mem::take(&mut self.buffer)), false)?;
         }
-        let taken = bytes.len().min(MAX_CHUNK_BYTES - self.buffer.len());
+        let taken = bytes.len().min(self.size - self.buffer.len());
         self.buffer.extend_from_slice(&bytes[..taken]);
         Ok(taken)
     }

@@ -1,7 +1,7 @@
 //! STAGE: the first snapshot of a large database, in parts.
 //!
 //! Each call of [`Capture::stage`] walks over the live image once, beginning where the last one ended, compares every page
-//! with what the hub holds ([`Staged`]), and sends what differs in parts of at most [`MAX_PART_BYTES`]. Parts are worth
+//! with what the hub holds ([`Staged`]), and sends what differs in parts of a few megabytes. Parts are worth
 //! something on their own: after a break only what was not staged is sent again.
 //!
 //! While a walk lasts the checkpoint lock keeps the image as it is, so a walk that gets all the way around has seen one state
@@ -24,7 +24,6 @@ use std::cell::Cell;
 use std::io;
 use std::time::{Duration, Instant};
 use walhub_common::clock::now_ms;
-use walhub_common::limits::MAX_PART_BYTES;
 use walhub_common::wal::FrameNo;
 use walhub_common::{Checksum, PageSize, Pgno, Txid, TxidRange};
 
@@ -35,6 +34,8 @@ const WRITER_STEP: Duration = Duration::from_micros(100);
 const PASSES: usize = 4;
 /// Log left to copy at which writers are made to wait for the rest.
 const LITTLE: u32 = 512;
+/// Chunks of parts: each is copied a few times on its way out, so small ones keep memory low.
+const CHUNK_BYTES: usize = RUN_BYTES;
 /// Pages whose checksums are read from [`Staged`] at once for the page map.
 const TABLE_RUN: usize = 8192;
 
@@ -125,18 +126,30 @@ impl Capture {
                 } else {
                     let number = staged.take_number();
                     let meta = part(number, &image)?;
-                    segment::write_as(parts.part(), &meta, meta.range, Origin::IMAGE, level, |put| {
-                        let mut bytes = 0;
-                        loop {
-                            run.each(page_size, &mut *put)?;
-                            bytes += run.data.len();
-                            pace.rest(run.bytes).map_err(CaptureError::Sink)?;
-                            if at > to || bytes + RUN_BYTES > MAX_PART_BYTES || room.is_used(&self.files) {
-                                return Ok(());
+                    segment::write_as(
+                        parts.part(),
+                        &meta,
+                        meta.range,
+                        Origin::IMAGE,
+                        level,
+                        CHUNK_BYTES,
+                        |put| {
+                            let mut bytes = 0;
+                            loop {
+                                run.each(page_size, &mut *put)?;
+                                bytes += run.data.len();
+                                pace.rest(run.bytes).map_err(CaptureError::Sink)?;
+                                if at > to
+                                    || bytes + RUN_BYTES > staged.part_bytes
+                                    || room.is_used(&self.files)
+                                {
+                                    return Ok(());
+                                }
+                                run = Run::read(&image, staged, &mut at, to, &sum)?;
                             }
-                            run = Run::read(&image, staged, &mut at, to, &sum)?;
-                        }
-                    })?;
+                        },
+                    )?;
+                    staged.part_sent();
                 }
                 pace.progress(staged.pages().min(commit), commit);
                 staged.at = at;
@@ -154,7 +167,7 @@ impl Capture {
         let (post, agent_time_ms) = (sum.get(), now_ms());
         let meta = SegmentMeta { range, pre: None, post, page_size, commit, agent_time_ms };
         let number = part(staged.take_number(), &image)?.range;
-        segment::write_as(parts.last(), &meta, number, Origin::IMAGE, level, |put| {
+        segment::write_as(parts.last(), &meta, number, Origin::IMAGE, level, CHUNK_BYTES, |put| {
             image.read(std::iter::once(Pgno::FIRST), put)
         })?;
         drop(image);

@@ -5,11 +5,16 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use walhub_common::limits::MAX_PART_BYTES;
 use walhub_common::{Checksum, PageSize, Pgno};
 
 /// Number of the first part. An LTX file from TXID 1 would have to hold every page.
 const FIRST_PART: u64 = 2;
 const ENTRY: usize = 8;
+/// Entries looked through at once.
+const SEARCH_RUN: usize = 8192;
+/// Page bytes of the first part after a break; each further one may be twice as large.
+const LEAST_PART_BYTES: usize = 1 << 20;
 
 /// The table, and where in the database the next stretch of work goes on.
 #[derive(Debug)]
@@ -21,6 +26,8 @@ pub struct Staged {
     pages: u32,
     /// The page to go on with.
     pub(super) at: u32,
+    /// Page bytes of the next part: small after a break, which costs the part it hits.
+    pub(super) part_bytes: usize,
     /// Pages compared since the last break.
     pub(super) compared: u64,
     /// Times the log grew too long although every page had been compared.
@@ -33,7 +40,16 @@ impl Staged {
         let path = folder.join("staged");
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
         fs::remove_file(&path)?;
-        Ok(Staged { file, page_size: None, next_part: FIRST_PART, pages: 0, at: 1, compared: 0, setbacks: 0 })
+        Ok(Staged {
+            file,
+            page_size: None,
+            next_part: FIRST_PART,
+            pages: 0,
+            at: 1,
+            part_bytes: LEAST_PART_BYTES,
+            compared: 0,
+            setbacks: 0,
+        })
     }
 
     /// The hub holds parts of a database of this page size, up to the one before `next_part`.
@@ -47,6 +63,25 @@ impl Staged {
             let sums: Vec<u64> = run.iter().map(|(_, checksum)| checksum.get()).collect();
             self.write(run[0].0, &sums)?;
         }
+        Ok(())
+    }
+
+    /// After all of [`Staged::hold`]: goes on at the first page of which nothing is staged, so that work comes further
+    /// however soon it breaks off. The pages before it are compared at the end.
+    pub fn go_on(&mut self) -> io::Result<()> {
+        let lock = self.page_size.map(|size| size.lock_page().get());
+        let all = self.file.metadata()?.len() / ENTRY as u64;
+        let mut at = 1;
+        'search: while u64::from(at) <= all {
+            let first = Pgno::new(at).expect("BUG: from 1");
+            for sum in self.read(first, SEARCH_RUN.min((all - u64::from(at)) as usize + 1))? {
+                if sum == 0 && Some(at) != lock {
+                    break 'search;
+                }
+                at += 1;
+            }
+        }
+        self.at = at;
         Ok(())
     }
 
@@ -70,6 +105,11 @@ impl Staged {
     pub(super) fn take_number(&mut self) -> u64 {
         self.next_part += 1;
         self.next_part - 1
+    }
+
+    /// A part was sent to its end.
+    pub(super) fn part_sent(&mut self) {
+        self.part_bytes = (2 * self.part_bytes).min(MAX_PART_BYTES);
     }
 
     /// Checksums of `count` pages from `first` on; 0 where nothing is staged.
@@ -120,8 +160,13 @@ mod tests {
         staged.hold(&[(pgno(2), sum(2)), (pgno(3), sum(3)), (pgno(9), sum(9))]).unwrap();
         let (two, three, nine) = (sum(2).get(), sum(3).get(), sum(9).get());
         assert_eq!(staged.read(pgno(1), 10).unwrap(), [0, two, three, 0, 0, 0, 0, 0, nine, 0]);
+        staged.go_on().unwrap();
+        assert_eq!(staged.at, 1);
+        staged.hold(&[(pgno(1), sum(1))]).unwrap();
+        staged.go_on().unwrap();
+        assert_eq!(staged.at, 4);
         staged.hold(&[(pgno(3), sum(7)), (pgno(4), sum(4))]).unwrap();
-        assert_eq!((staged.pages(), staged.read(pgno(3), 1).unwrap()), (4, vec![sum(7).get()]));
+        assert_eq!((staged.pages(), staged.read(pgno(3), 1).unwrap()), (5, vec![sum(7).get()]));
     }
 
     #[test]

@@ -63,6 +63,15 @@ fn lines(status: &AgentStatus) -> Vec<String> {
         if let Some(hint) = &database.what_to_do {
             lines.push(format!("  {hint}"));
         }
+        if let Some(snapshot) = &database.snapshot {
+            let (done, all) = (snapshot.pages_done, snapshot.pages);
+            let percent = 100 * u64::from(done) / u64::from(all.max(1));
+            let sent = output::bytes(snapshot.bytes_sent);
+            lines.push(format!(
+                "{}: first snapshot, {done} of {all} pages ({percent} %), {sent} sent",
+                database.name
+            ));
+        }
         if database.restore_points_lost > 0 {
             let n = database.restore_points_lost;
             lines.push(format!(
@@ -102,6 +111,7 @@ mod tests {
     fn trouble_is_said_in_whole_sentences_below_the_table() {
         let mut database = Report::new(&DatabaseName::new("app.db").unwrap(), "/srv/app.db".into()).status();
         database.state = State::Absent;
+        database.snapshot = Some(crate::database::Snapshot { pages_done: 500, pages: 2000, bytes_sent: 0 });
         database.last_error = Some("the file does not exist".into());
         let status = AgentStatus {
             agent: "node".into(),
@@ -126,6 +136,7 @@ mod tests {
             "hub hub:1: not connected since 1970-01-01T00:00:00Z\n  connection refused",
             "app.db  absent",
             "app.db: the file does not exist",
+            "app.db: first snapshot, 500 of 2000 pages (25 %)",
             "not followed: /srv/x: taken",
         ] {
             assert!(text.contains(words), "{words:?} in\n{text}");

@@ -97,6 +97,11 @@ impl Desk {
         std::mem::take(&mut *self.lock())
     }
 
+    /// True when somebody waits for a pause, which ends work that takes long.
+    pub fn wants_pause(&self) -> bool {
+        self.lock().iter().any(|call| matches!(call.ask, Ask::Pause(_)) && !call.is_dropped())
+    }
+
     /// Refuses everything that waits.
     pub fn refuse(&self, refused: &Refused) {
         self.take().into_iter().for_each(|call| call.answer(Err(refused.clone())));

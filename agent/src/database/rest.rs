@@ -3,15 +3,13 @@
 //!
 //! Time in which the link takes nothing is rest as well.
 
-use super::Report;
-use super::follower::Target;
 use super::report::Snapshot;
+use super::snapshot::Context;
 use crate::capture::Pace;
 use crate::ship::inbox::Patience;
 use std::cell::Cell;
 use std::io;
 use std::time::{Duration, Instant};
-use walhub_common::DatabaseName;
 
 /// Rest for each unit of work.
 const REST: u32 = 1;
@@ -24,10 +22,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// See the module doc.
 pub(super) struct Pacer<'a> {
-    to: &'a Target,
-    name: &'a DatabaseName,
-    report: &'a Report,
-    rate: Option<u64>,
+    context: &'a Context,
     waited: &'a Cell<Duration>,
     sent: &'a Cell<u64>,
     /// End of the last rest.
@@ -40,37 +35,18 @@ pub(super) struct Pacer<'a> {
 }
 
 impl<'a> Pacer<'a> {
-    pub(super) fn new(
-        to: &'a Target,
-        name: &'a DatabaseName,
-        report: &'a Report,
-        rate: Option<u64>,
-        waited: &'a Cell<Duration>,
-        sent: &'a Cell<u64>,
-    ) -> Self {
-        let now = Instant::now();
-        let owed = Duration::ZERO;
-        Self {
-            to,
-            name,
-            report,
-            rate,
-            waited,
-            sent,
-            since: now,
-            owed,
-            begun: now,
-            bytes: 0,
-            counted: 0,
-            logged: now,
-        }
+    /// `waited` grows by the time in which the link took nothing, `sent` by the bytes it took.
+    pub(super) fn new(context: &'a Context, waited: &'a Cell<Duration>, sent: &'a Cell<u64>) -> Self {
+        let (now, owed) = (Instant::now(), Duration::ZERO);
+        Self { context, waited, sent, since: now, owed, begun: now, bytes: 0, counted: 0, logged: now }
     }
 
     fn wanted(&self) -> io::Result<()> {
-        if self.to.link.is_closed() {
+        let Context { to, desk, .. } = self.context;
+        if to.link.is_closed() {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        match self.to.inbox.interrupts(self.to.link.id, Patience::None) {
+        match to.inbox.interrupts(to.link.id, Patience::None) || desk.wants_pause() {
             true => Err(io::ErrorKind::Interrupted.into()),
             false => Ok(()),
         }
@@ -100,7 +76,7 @@ impl Pace for Pacer<'_> {
             until += self.owed;
             self.owed = Duration::ZERO;
         }
-        if let Some(rate) = self.rate {
+        if let Some(rate) = self.context.rate {
             until = until.max(self.begun + Duration::from_secs_f64(self.bytes as f64 / rate.max(1) as f64));
         }
         self.sleep(until)?;
@@ -110,7 +86,7 @@ impl Pace for Pacer<'_> {
 
     fn progress(&mut self, staged: u32, all: u32) {
         let sent = self.sent.get();
-        let bytes = self.report.snapshot_sent(Snapshot {
+        let bytes = self.context.report.snapshot_sent(Snapshot {
             pages_done: staged,
             pages: all,
             bytes_sent: sent - self.counted,
@@ -118,7 +94,7 @@ impl Pace for Pacer<'_> {
         self.counted = sent;
         if self.logged.elapsed() >= LOG_INTERVAL {
             self.logged = Instant::now();
-            tracing::info!(database = %self.name, pages_done = staged, pages = all, bytes_sent = bytes, "first snapshot");
+            tracing::info!(database = %self.context.name, pages_done = staged, pages = all, bytes_sent = bytes, "first snapshot");
         }
     }
 }

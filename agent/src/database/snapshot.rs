@@ -3,13 +3,13 @@
 //! Parts outlive links and both programs: what the hub keeps is asked for by page checksums, and only pages that differ are
 //! sent. Walks over the live file go on until one gets all the way around; see [`crate::capture::Capture::stage`].
 
-use super::Report;
 use super::drive::{Driver, End, failed};
 use super::fetch::fetch_staged;
 use super::follower::{Follower, Target};
 use super::rest::Pacer;
 use super::sink::{Kind, LinkSink};
 use super::steps::unavailable;
+use super::{Desk, Report};
 use crate::capture::{CaptureError, Parts, SegmentMeta, Sink, Staged, Walk};
 use crate::ship::window::{Entry, Keep};
 use bytes::Bytes;
@@ -41,7 +41,8 @@ impl Driver<'_> {
             let asked = fetch_staged(to.link.channel.clone(), (&db.shared.agent, &db.name)).await;
             let (fetch, pages) = asked.map_err(unavailable)?;
             let filling = self.blocking(move |_| {
-                pages.read_staged(held.page_size, |batch| staged.hold(batch)).map(|()| staged)
+                pages.read_staged(held.page_size, |batch| staged.hold(batch))?;
+                staged.go_on().map(|()| staged)
             });
             let (fetched, filled) = tokio::join!(fetch.run(), filling);
             let filled = filled?;
@@ -64,16 +65,25 @@ impl Driver<'_> {
 
     /// Walks until the last file was sent.
     async fn walk_around(&mut self, mut staged: Staged, to: &Target) -> Result<SegmentMeta, End> {
-        let (name, report, rate) =
-            (self.db.name.clone(), self.db.report.clone(), self.db.shared.snapshot_rate);
+        let db = self.db;
         loop {
-            let (target, name, report) = (to.clone(), name.clone(), report.clone());
+            let context = Context {
+                to: to.clone(),
+                name: db.name.clone(),
+                report: db.report.clone(),
+                desk: db.desk.clone(),
+                rate: db.shared.snapshot_rate,
+            };
             let walking = self.blocking(move |f| {
-                let walked = f.walk(&mut staged, &target, &name, &report, rate);
+                let walked = f.walk(&mut staged, &context);
                 (staged, walked)
             });
             let walked;
             (staged, walked) = walking.await?;
+            if self.db.desk.wants_pause() {
+                // Ends here; what was staged is found again afterwards.
+                self.answer_calls_away().await?;
+            }
             match self.sent(walked, &to.link)? {
                 Walk::Complete(meta) => return Ok(meta),
                 Walk::LogFull => {
@@ -96,19 +106,23 @@ impl Driver<'_> {
     }
 }
 
+/// What a walk needs beside the file.
+pub(super) struct Context {
+    pub(super) to: Target,
+    pub(super) name: DatabaseName,
+    pub(super) report: Arc<Report>,
+    pub(super) desk: Arc<Desk>,
+    /// Bytes read per second.
+    pub(super) rate: Option<u64>,
+}
+
 impl Follower {
     /// One walk of a first snapshot.
-    fn walk(
-        &mut self,
-        staged: &mut Staged,
-        to: &Target,
-        name: &DatabaseName,
-        report: &Arc<Report>,
-        rate: Option<u64>,
-    ) -> Result<Walk, CaptureError> {
+    fn walk(&mut self, staged: &mut Staged, context: &Context) -> Result<Walk, CaptureError> {
         let (waited, sent) = (Cell::new(Duration::ZERO), Cell::new(0));
+        let to = &context.to;
         let mut parts = LinkParts { to, waited: &waited, sent: &sent, sink: None };
-        let mut pacer = Pacer::new(to, name, report, rate, &waited, &sent);
+        let mut pacer = Pacer::new(context, &waited, &sent);
         let walk = self.capture.stage(staged, &mut parts, &mut pacer)?;
         if let Walk::Complete(meta) = &walk {
             self.window.push(Entry::new(*meta, Keep::nothing(&to.budget)));

@@ -110,6 +110,7 @@ impl Hub {
             };
             let sums: Vec<_> = self.pages.iter().map(sum).collect();
             sums.chunks(100).for_each(|batch| staged.hold(batch).unwrap());
+            staged.go_on().unwrap();
         }
         staged
     }
