@@ -1,4 +1,4 @@
-//! What the application feels: commits per second flat out, and the latency of a writer paced at 1,000 commits/s;
+//! What the application feels: commits per second flat out, and the latencies of a writer paced at 1,000 commits/s;
 //! alone, beside the agent (hub on the same cores), beside litestream.
 
 use crate::Plan;
@@ -16,12 +16,14 @@ enum Beside {
     Litestream,
 }
 
-/// Commits/s flat out, then commits/s and p99 in ms at the pace.
+/// Commits/s flat out, then commits/s and latencies in ms at the pace.
 #[derive(Clone, Copy)]
 struct Felt {
     flat_out: f64,
     paced: f64,
+    p50: f64,
     p99: f64,
+    p999: f64,
 }
 
 pub(crate) fn run(plan: &Plan) -> Vec<Row> {
@@ -39,7 +41,9 @@ pub(crate) fn run(plan: &Plan) -> Vec<Row> {
     let [alone, ours, theirs] = [0, 1, 2].map(|at| Felt {
         flat_out: median(at, |f| f.flat_out),
         paced: median(at, |f| f.paced),
+        p50: median(at, |f| f.p50),
         p99: median(at, |f| f.p99),
+        p999: median(at, |f| f.p999),
     });
     vec![
         Row::new(
@@ -57,11 +61,21 @@ pub(crate) fn run(plan: &Plan) -> Vec<Row> {
         .more_is_better()
         .goal("keeps its rate", |row| row.ours >= 0.99 * alone.paced),
         Row::new(
+            format!("app paced at 1,000 commits/s: p50 ms (alone: {:.3})", alone.p50),
+            ours.p50,
+            Some(theirs.p50),
+        ),
+        Row::new(
             format!("app paced at 1,000 commits/s: p99 ms (alone: {:.3})", alone.p99),
             ours.p99,
             Some(theirs.p99),
         )
         .goal("≤ 3x alone", |row| row.ours <= 3.0 * alone.p99),
+        Row::new(
+            format!("app paced at 1,000 commits/s: p99.9 ms (alone: {:.3})", alone.p999),
+            ours.p999,
+            Some(theirs.p999),
+        ),
     ]
 }
 
@@ -92,5 +106,6 @@ fn feel(beside: Beside, plan: &Plan) -> Felt {
         commits += 1;
     }
     let flat_out = f64::from(commits) / began.elapsed().as_secs_f64();
-    Felt { flat_out, paced, p99: quantile(&mut waits, 0.99) }
+    let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|q| quantile(&mut waits, q));
+    Felt { flat_out, paced, p50, p99, p999 }
 }

@@ -6,6 +6,11 @@ use crate::{Plan, process};
 use std::time::Duration;
 use walhub_tests::scratch::Scratch;
 
+/// Goals: databases, MB.
+const MEMORY: [(usize, f64); 3] = [(1, 10.0), (100, 20.0), (1000, 60.0)];
+/// Goals: databases, percent of a core.
+const CPU: [(usize, f64); 2] = [(100, 0.05), (1000, 0.2)];
+
 pub(crate) fn run(plan: &Plan) -> Vec<Row> {
     let mut rows = Vec::new();
     for count in plan.pick(vec![1, 100, 1000], vec![1, 20]) {
@@ -20,11 +25,11 @@ pub(crate) fn run(plan: &Plan) -> Vec<Row> {
         let mut cpu =
             Row::new(format!("idle CPU with {count} databases, % of a core"), our_cpu, Some(their_cpu));
         let mut rss = Row::new(format!("idle memory with {count} databases, MB"), our_rss, Some(their_rss));
-        if count == 1 {
-            rss = rss.goal("≤ 12 MB", |row| row.ours <= 12.0);
+        if let Some((_, most)) = MEMORY.iter().find(|(of, _)| *of == count) {
+            rss = rss.goal(format!("≤ {most} MB"), |row| row.ours <= *most);
         }
-        if count == 100 {
-            cpu = cpu.goal("≤ a tenth", |row| row.ours <= row.theirs.unwrap_or(0.0) / 10.0);
+        if let Some((_, most)) = CPU.iter().find(|(of, _)| *of == count) {
+            cpu = cpu.goal(format!("≤ {most} %"), |row| row.ours <= *most);
         }
         rows.extend([cpu, rss]);
     }

@@ -1,32 +1,36 @@
 //! What the kernel says of a process: CPU, memory, bytes it caused to be written to disk.
 
 use anyhow::{Context, Result};
+use std::collections::HashMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
 /// One reading.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Reading {
     at: Instant,
-    cpu: Duration,
+    /// Nanoseconds of CPU of each thread: what the clock ticks of `stat` say of an idle process is mostly rounding.
+    threads: HashMap<String, u64>,
     written: u64,
+    said: u64,
 }
 
 /// CPU time of all threads so far, and bytes sent to storage.
 pub(crate) fn read(pid: u32) -> Result<Reading> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("read /proc stat")?;
-    // The command name may hold spaces: the fields begin after its closing bracket.
-    let fields: Vec<&str> = stat.rsplit_once(')').context("parse /proc stat")?.1.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    let mut threads = HashMap::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).context("read /proc task")? {
+        let task = task?;
+        // A thread may end meanwhile.
+        let Ok(schedule) = fs::read_to_string(task.path().join("schedstat")) else { continue };
+        let on_cpu = schedule.split_whitespace().next().context("parse schedstat")?.parse()?;
+        threads.insert(task.file_name().to_string_lossy().into_owned(), on_cpu);
+    }
     let io = fs::read_to_string(format!("/proc/{pid}/io")).context("read /proc io")?;
-    let written = io
-        .lines()
-        .find_map(|line| line.strip_prefix("write_bytes: "))
-        .context("parse /proc io")?
-        .trim()
-        .parse()?;
-    // USER_HZ is 100 on every Linux that matters.
-    Ok(Reading { at: Instant::now(), cpu: Duration::from_millis(ticks * 10), written })
+    let field = |name: &str| -> Result<u64> {
+        let line = io.lines().find_map(|line| line.strip_prefix(name)).context("parse /proc io")?;
+        Ok(line.trim().parse()?)
+    };
+    Ok(Reading { at: Instant::now(), threads, written: field("write_bytes: ")?, said: field("wchar: ")? })
 }
 
 /// Resident memory, bytes.
@@ -54,16 +58,22 @@ fn status(pid: u32, field: &str) -> Result<u64> {
 impl Reading {
     /// Share of one core between two readings, percent.
     pub(crate) fn core_percent(&self, later: &Reading) -> f64 {
-        100.0 * (later.cpu - self.cpu).as_secs_f64() / (later.at - self.at).as_secs_f64()
+        100.0 * self.cpu(later).as_secs_f64() / (later.at - self.at).as_secs_f64()
     }
 
     /// CPU between two readings.
     pub(crate) fn cpu(&self, later: &Reading) -> Duration {
-        later.cpu - self.cpu
+        let spent = later.threads.iter().map(|(thread, ns)| ns - self.threads.get(thread).unwrap_or(&0));
+        Duration::from_nanos(spent.sum())
     }
 
     /// Bytes written between two readings.
     pub(crate) fn written(&self, later: &Reading) -> u64 {
         later.written - self.written
+    }
+
+    /// Bytes given to `write` calls between two readings, whatever became of them.
+    pub(crate) fn said(&self, later: &Reading) -> u64 {
+        later.said - self.said
     }
 }

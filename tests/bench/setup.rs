@@ -88,7 +88,7 @@ pub(crate) fn start(dir: &Path, databases: &[Database]) -> Ours {
 impl Ours {
     /// Newest acked TXID of a database, as the agent has it.
     pub(crate) fn acks(&self) -> Acks {
-        Acks { socket: self.socket.clone() }
+        Acks { socket: self.socket.clone(), open: None }
     }
 
     /// Newest TXID at the file destination, by its directory alone.
@@ -100,19 +100,44 @@ impl Ours {
 /// Asks the agent over its local socket.
 pub(crate) struct Acks {
     socket: PathBuf,
+    open: Option<BufReader<UnixStream>>,
+}
+
+/// How far the agent is with a database.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Progress {
+    /// Newest TXID that was read, made into a segment and given to the link.
+    pub(crate) captured: u64,
+    /// Newest TXID on the hub's disk.
+    pub(crate) buffered: u64,
 }
 
 impl Acks {
-    /// Buffered TXID of a database.
-    pub(crate) fn buffered(&self, database: &str) -> u64 {
-        let mut stream = UnixStream::connect(&self.socket).expect("the agent's socket");
-        stream.write_all(b"{\"op\":\"status\"}\n").expect("ask the agent");
-        let mut text = String::new();
-        BufReader::new(stream).read_line(&mut text).expect("the agent's answer");
-        let answer: serde_json::Value = serde_json::from_str(&text).expect("JSON from the agent");
+    /// How far it is with a database.
+    pub(crate) fn progress(&mut self, database: &str) -> Progress {
+        let answer = self.ask().expect("an answer from the agent");
+        let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON from the agent");
         let databases = answer["result"]["databases"].as_array().expect("databases");
         let found = databases.iter().find(|d| d["name"] == database).expect("the database");
-        found["buffered_txid"].as_u64().expect("a TXID")
+        let txid = |field: &str| found[field].as_u64().expect("a TXID");
+        Progress { captured: txid("captured_txid"), buffered: txid("buffered_txid") }
+    }
+
+    /// Over the open connection, or a new one when the agent closed that.
+    fn ask(&mut self) -> std::io::Result<String> {
+        for _ in 0..2 {
+            let mut connection = match self.open.take() {
+                Some(connection) => connection,
+                None => BufReader::new(UnixStream::connect(&self.socket)?),
+            };
+            let asked = connection.get_mut().write_all(b"{\"op\":\"status\"}\n");
+            let mut line = String::new();
+            if asked.is_ok() && connection.read_line(&mut line)? > 0 {
+                self.open = Some(connection);
+                return Ok(line);
+            }
+        }
+        Err(std::io::ErrorKind::UnexpectedEof.into())
     }
 }
 
