@@ -10,25 +10,34 @@
 //!   hold it does not answer, and nothing is taken as new when no destination answers.
 //! - A hub that knows the database needs no answer: a destination that is away holds up nobody.
 //! - Only a position of the same lineage is adopted.
-//! - Bounded: [`LOOKS`] databases at a time, [`PATIENCE`] for each.
+//! - Bounded: [`LOOKS`] databases at a time, [`PATIENCE`] for each answer.
 //!
 //! Non-goals: destinations that were away when it was asked; their lanes put the segment in whose middle they end.
 
 use super::error::Refusal;
 use crate::buffer::{BufferError, DatabaseId, Registered, WalBuffer};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, Pos};
-use walhub_store::destinations::{DestinationError, DynDestination};
-use walhub_store::restore::{self, DestinationSource, DynSource, PlanError, RestoreError, Target};
+use walhub_store::destinations::error::{Context, Operation};
+use walhub_store::destinations::{DestinationError, DynDestination, Fault, FileKey, Listed};
+use walhub_store::restore::{
+    self, DestinationSource, DynSource, PlanError, RestoreError, Source, SourceName, Target,
+};
 
 /// Databases looked for at a time.
 const LOOKS: usize = 32;
-/// How long the destinations may take for one database.
+/// How long a destination may take to answer when nobody else knows the database.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// And when the hub could go on without it.
+const IMPATIENCE: Duration = Duration::from_secs(2);
 
 /// The destinations as a memory.
 pub struct Origins {
@@ -114,8 +123,8 @@ impl Origins {
         if !self.must_look(held.as_ref(), *position) {
             return Ok(buffer.register(key, Some(*lineage).filter(|l| *l != 0), path).await?);
         }
-        let look = self.look(key).await;
         let held_position = held.as_ref().and_then(|held| held.position);
+        let look = self.look(key, if held_position.is_some() { IMPATIENCE } else { PATIENCE }).await;
         let mut found = look.found.filter(|found| Some(found.position.txid) > held_position.map(|p| p.txid));
         if held_position.is_none() {
             self.refuse_a_second_history(announced, &look)?;
@@ -174,24 +183,23 @@ impl Origins {
         Ok(())
     }
 
-    async fn look(&self, key: &DatabaseKey) -> Look {
+    async fn look(&self, key: &DatabaseKey, patience: Duration) -> Look {
         let nothing = |why: String| Look {
             found: None,
             headless: false,
             unanswered: self.sources.iter().map(|source| format!("{}: {why}", source.name())).collect(),
         };
         let Ok(_turn) = self.looks.acquire().await else { return nothing("the hub is shutting down".into()) };
-        match tokio::time::timeout(PATIENCE, self.ask(key)).await {
-            Ok(Ok(look)) => look,
-            Ok(Err(error)) => nothing(error.to_string()),
-            Err(_) => nothing(format!("no answer within {} s", PATIENCE.as_secs())),
-        }
+        let patient =
+            |source: &DynSource| Arc::new(Patient { source: source.clone(), patience }) as DynSource;
+        let sources: Vec<DynSource> = self.sources.iter().map(patient).collect();
+        self.ask(&sources, key).await.unwrap_or_else(|error| nothing(error.to_string()))
     }
 
-    async fn ask(&self, key: &DatabaseKey) -> Result<Look, DestinationError> {
+    async fn ask(&self, sources: &[DynSource], key: &DatabaseKey) -> Result<Look, DestinationError> {
         let (mut target, mut headless) = (Target::Latest, false);
         loop {
-            let prepared = restore::prepare(&self.sources, key, None, target, &self.shutdown).await;
+            let prepared = restore::prepare(sources, key, None, target, &self.shutdown).await;
             let (header, unanswered) = match prepared {
                 Ok(prepared) => (prepared.header, prepared.unanswered),
                 Err(RestoreError::Plan { error: PlanError::Hole { after: Some(after), .. }, .. })
@@ -214,6 +222,67 @@ impl Origins {
             let unanswered = unanswered.iter().map(ToString::to_string).collect();
             return Ok(Look { found, headless, unanswered });
         }
+    }
+}
+
+/// A source that fails when it does not answer in time.
+#[derive(Debug)]
+struct Patient {
+    source: DynSource,
+    patience: Duration,
+}
+
+impl Patient {
+    async fn within<T>(
+        &self,
+        operation: Operation,
+        subject: impl fmt::Display,
+        answer: impl Future<Output = Result<T, DestinationError>>,
+    ) -> Result<T, DestinationError> {
+        match tokio::time::timeout(self.patience, answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let text = format!("no answer within {} s", self.patience.as_secs());
+                Err(Context::new(self.source.name(), operation, subject).error(Fault::Unavailable(text)))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Source for Patient {
+    fn name(&self) -> &SourceName {
+        self.source.name()
+    }
+
+    fn lists_exact_times(&self) -> bool {
+        self.source.lists_exact_times()
+    }
+
+    async fn list(
+        &self,
+        key: &DatabaseKey,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Listed>, DestinationError> {
+        self.within(Operation::List, key, self.source.list(key, cancel)).await
+    }
+
+    async fn read_start(
+        &self,
+        key: &FileKey,
+        length: usize,
+        cancel: &CancellationToken,
+    ) -> Result<Bytes, DestinationError> {
+        self.within(Operation::Open, key, self.source.read_start(key, length, cancel)).await
+    }
+
+    async fn open(
+        &self,
+        key: &FileKey,
+        offset: u64,
+        cancel: &CancellationToken,
+    ) -> Result<BoxStream<'static, Result<Bytes, DestinationError>>, DestinationError> {
+        self.within(Operation::Open, key, self.source.open(key, offset, cancel)).await
     }
 }
 

@@ -21,7 +21,7 @@ struct Bench {
     origins: Origins,
     image: Image,
     segments: Vec<Segment>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn key() -> DatabaseKey {
@@ -46,8 +46,7 @@ impl Bench {
         let mut image = Image::new(6);
         let mut segments = vec![image.first()];
         segments.extend((2..=5).map(|page| image.commit(&[page])));
-        let bench =
-            Self { buffer: MemoryBuffer::new(1 << 20), near, far, origins, image, segments, _dir: dir };
+        let bench = Self { buffer: MemoryBuffer::new(1 << 20), near, far, origins, image, segments, dir };
         bench.copy(&bench.near, 4, lineage).await;
         bench.copy(&bench.far, 3, lineage).await;
         bench
@@ -170,4 +169,28 @@ async fn an_old_disk_catches_up_with_its_copies_once_and_needs_none_of_them() {
     bench.hold(2).await;
     assert_eq!(bench.open(LINEAGE, bench.at(5)).await.unwrap().position, bench.at(2), "a stranger's files");
     assert_eq!(bench.image.txid(), 5);
+}
+
+#[tokio::test]
+async fn a_destination_that_hangs_does_not_hold_up_a_database_that_is_known() {
+    let hangs = Faults { delay: 1.0, max_delay: Duration::from_secs(1_000_000), ..Faults::default() };
+    let mut bench = Bench::new(LINEAGE).await;
+    let hanging = Arc::new(Faulty::new(bench.far.clone(), hangs, 1));
+    bench.origins = Origins::new(&[bench.near.clone(), hanging], CancellationToken::new());
+    bench.hold(2).await;
+    let begun = std::time::Instant::now();
+    assert_eq!(bench.open(LINEAGE, bench.at(5)).await.unwrap().position, bench.at(4));
+    assert!(begun.elapsed() < IMPATIENCE * 2, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn files_without_their_beginning_are_no_place_for_a_new_history() {
+    let bench = Bench::new(LINEAGE).await;
+    for name in ["near", "far"] {
+        let first = bench.dir.path().join(name).join("node/app/ltx/0/0000000000000001-0000000000000001.ltx");
+        std::fs::remove_file(first).unwrap();
+    }
+    assert_eq!(bench.open(0, None).await, Err(RefusalCode::Fork));
+    // A node that has the history itself brings its beginning again.
+    assert_eq!(bench.open(LINEAGE, bench.at(5)).await.unwrap().position, None);
 }
