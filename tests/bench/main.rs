@@ -1,7 +1,7 @@
 //! Measures walhub beside stock litestream 0.5.17, side by side on one machine, and prints a table with ratios.
 //!
 //! ```text
-//! tests/bench/run [--quick] [--only latency,idle,load,app,restore,ingest,snapshot] [--json FILE]
+//! tests/bench/run [--quick] [--only latency,idle,load,app,stall,restore,ingest,snapshot] [--json FILE]
 //! ```
 //! Both sides run as the processes their users run, with default settings and a file destination at a 1 s interval. The
 //! hub runs on the same cores as everything else: what it costs is in our numbers.
@@ -15,6 +15,7 @@ mod process;
 mod restore;
 mod setup;
 mod snapshot;
+mod stall;
 mod table;
 
 use table::Row;
@@ -48,11 +49,12 @@ fn main() {
         }
     }
     type Section = fn(&Plan) -> Vec<Row>;
-    let sections: [(&str, Section); 7] = [
+    let sections: [(&str, Section); 8] = [
         ("latency", latency::run),
         ("idle", idle::run),
         ("load", load::run),
         ("app", app::run),
+        ("stall", stall::run),
         ("restore", restore::run),
         ("ingest", ingest::run),
         ("snapshot", snapshot::run),

@@ -2,24 +2,34 @@
 //!
 //! ```text
 //!          the file is there, in WAL mode                 checkpoint lock owned
-//! ABSENT ────────────────────────────────▶ ATTACH ───────────────────────────────▶ ALIGN
-//!    ▲                                                        place found in the WAL │ or healed by a diff
-//!    │ detach, file replaced               BACKFILL ◀──── enough frames ──────────  TAIL
-//!    └──────────────────────────────────── FENCE    ────▶ done ──────────────────▶
+//! ABSENT ────────────────────────────────▶ ATTACH ───────────────────────────────▶ ALIGN ◀── resume, time is up ── YIELD
+//!    ▲                                                        place found in the WAL │ or healed by a diff           ▲
+//!    │ detach, file replaced               BACKFILL ◀──── enough frames ──────────  TAIL ──────── pause ─────────────┘
+//!    └──────────────────────────────────── FENCE, SHRINK ▶ done ──────────────────▶
 //! ```
-//! - **ABSENT**: no [`Capture`] exists; [`Absent`] says why and what to do.
-//! - **ATTACH** ([`Capture::attach`]): a connection that stays open, then SQLite's checkpoint lock, exclusively.
-//! - **ALIGN**: [`Standing`] says whether the saved place is still in the WAL. If not, [`Capture::heal`] compares the live
-//!   pages with the page map, or [`Capture::snapshot`] sends them all ([`Capture::stage`] in parts, when they are many).
-//! - **TAIL** ([`Capture::next`]): committed transactions one by one. No read mark, no lock but the checkpoint lock.
-//! - **BACKFILL** and **FENCE** ([`Capture::maintain`]): the checkpoints that the application no longer does.
+//!
+//! | state | held | does | leaves |
+//! |---|---|---|---|
+//! | ABSENT | nothing; no [`Capture`] exists | [`Absent`] says why, and what to do | the file can be opened, in WAL mode |
+//! | ATTACH | SHARED; a read mark while it waits | tries the checkpoint lock for two seconds ([`Capture::attach`]) | lock owned, or ABSENT |
+//! | ALIGN | + checkpoint lock | [`Standing`]: the saved place is in the WAL, or [`Capture::heal`], [`Capture::snapshot`] | everything captured |
+//! | TAIL | checkpoint lock | committed transactions one by one ([`Capture::next`]); no read mark | enough frames |
+//! | BACKFILL | + read mark on R | waits for acks, saves the page map, lets SQLite copy ([`Capture::maintain`]) | copied, or no acks in 5 s |
+//! | FENCE | + writer lock, for milliseconds | takes the last transactions into memory, saves, copies | done; refused when too much is unread |
+//! | SHRINK | + writer lock, for milliseconds | as FENCE, then TRUNCATE without patience ([`Capture::checkpoint`]) | done; a reader may keep the log |
+//! | YIELD | SHARED alone | nothing: the application checkpoints by itself ([`Capture::yield_lock`]) | [`Capture::reclaim`]: ALIGN |
+//! | DETACH | – | saves what is acked; the WAL stays ([`Capture::detach`]) | ABSENT |
+//!
+//! SHARED on the database file is held in every state but ABSENT. The hard limit of the log overrides the bounds of FENCE
+//! ([`Capture::make_room`]): restore points are given up, and writers wait for as long as the copying takes.
 //!
 //! A commit is the update of the wal-index header in shared memory. A commit *frame* in the file proves nothing: the
 //! application may have died before it published the frame, and the next writer then overwrites it.
 //!
 //! Invariants, checked in code; a violation is [`Broken`], after which the capture has let go of its place in the WAL and
 //! only a heal goes on:
-//! - **I1** nobody but this agent raises `nBackfill`, because it owns the checkpoint lock.
+//! - **I1** nobody but this agent raises `nBackfill` while it owns the checkpoint lock. In YIELD others may; afterwards nothing
+//!   counts as captured that the log does not still hold.
 //! - **I2** no frame that was not captured can be overwritten: a restart of the log needs every frame to be backfilled.
 //! - **I3** SHARED on the database file is held while attached: no last-close checkpoint, no other journal mode.
 //! - **I4** only frames up to the published `mxFrame` are read, and the running checksum there is the published one.

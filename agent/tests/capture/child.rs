@@ -65,6 +65,7 @@ fn writer() {
             "fail-in-sync" => raw::fail_in_wal_sync(db),
             "die-torn" => raw::die_between_headers(db),
             "flood" => return Ok(flood(db, rest).to_string()),
+            "pace" => return Ok(pace(db, rest).as_micros().to_string()),
             "close" => connection = None,
             other => return Err(format!("unknown command {other}")),
         }
@@ -84,6 +85,23 @@ fn flood(db: &Connection, ms: &str) -> u64 {
         commits += 1;
     }
     commits
+}
+
+/// 500 small transactions a second, for so many milliseconds; the slowest.
+fn pace(db: &Connection, ms: &str) -> Duration {
+    let (begun, length) = (Instant::now(), Duration::from_millis(ms.parse().unwrap()));
+    let mut insert = db.prepare("INSERT INTO t(a) VALUES (randomblob(200))").unwrap();
+    let mut slowest = Duration::ZERO;
+    for n in 1.. {
+        let at = Instant::now();
+        insert.execute([]).unwrap();
+        slowest = slowest.max(at.elapsed());
+        if begun.elapsed() >= length {
+            break;
+        }
+        std::thread::sleep((Duration::from_millis(2) * n).saturating_sub(begun.elapsed()));
+    }
+    slowest
 }
 
 /// The parent's side of a child.

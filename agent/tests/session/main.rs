@@ -7,4 +7,5 @@ mod local;
 mod node;
 mod pace;
 mod scenarios;
+mod states;
 mod torture;
