@@ -42,7 +42,7 @@ fn a_log_is_shrunk_again_and_again_under_a_writer_without_losing_anything() {
     let mut app = App::create(&place.db(), "");
     let mut other = App::open(&place.db());
     let (mut capture, mut replica) = place.follow();
-    app.0.tell("flood 2000");
+    app.0.tell("pace 2000");
     let begun = Instant::now();
     let (mut truncated, mut refused, mut longest) = (0, 0, Duration::ZERO);
     while begun.elapsed() < Duration::from_millis(2100) {
