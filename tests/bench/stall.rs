@@ -65,7 +65,7 @@ pub(crate) fn run(plan: &Plan) -> Vec<Row> {
 fn feel(path: &Path, seconds: u32) -> Felt {
     let done = AtomicBool::new(false);
     // With patience: who waits for a TRUNCATE that waits must get its turn, to be measured.
-    let app = database(path, 0);
+    let app = patient(path);
     std::thread::scope(|scope| {
         let storm = scope.spawn(|| {
             let hostile = database(path, 0);
@@ -102,7 +102,7 @@ fn flood(folder: &Path, path: &Path, seconds: u64) -> f64 {
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                let app = database(path, 0);
+                let app = patient(path);
                 while !done.load(Ordering::Relaxed) {
                     commit(&app);
                 }
@@ -118,4 +118,11 @@ fn flood(folder: &Path, path: &Path, seconds: u64) -> f64 {
         done.store(true, Ordering::Relaxed);
         largest as f64 / f64::from(1 << 20)
     })
+}
+
+/// A writer that gives up on nothing.
+fn patient(path: &Path) -> rusqlite::Connection {
+    let app = database(path, 0);
+    app.busy_timeout(Duration::from_secs(60)).expect("busy timeout");
+    app
 }
