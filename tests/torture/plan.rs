@@ -130,7 +130,8 @@ impl Round {
                 // The log must show phantoms, and somebody must write over them.
                 (Game::DeadlyWriters, 0 | 1) => dice.pick(&["die-in-sync", "fail-in-sync"]),
                 (Game::DeadlyWriters, _) => dice.pick(&["small", "tight", "spill"]),
-                (Game::NoFaults, _) => dice.pick(&["small", "tight", "spill", "savepoint", "rollback"]),
+                // No ROLLBACK TO: an SQLite before 3.41 commits frames after it that no reader of the file can verify.
+                (Game::NoFaults, _) => dice.pick(&["small", "tight", "spill", "rollback"]),
             };
             WriterPlan { profile, engine: *dice.pick(&ENGINES), seed: dice.roll() }
         });
