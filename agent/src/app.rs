@@ -7,6 +7,7 @@ use crate::local::status::{AgentStatus, Facts};
 use crate::roster::{Public, Roster};
 use crate::ship::session::{Session, Switchboard};
 use crate::ship::window::Budget;
+use crate::spool::Room;
 use crate::state_dir::{StateDir, StateDirError};
 use crate::watch::{self, Events};
 use std::io;
@@ -75,6 +76,7 @@ impl App {
             wal_limit: config.wal_limit,
             snapshot_rate: config.snapshot_rate,
             parts_above: config.parts_above,
+            spool_room: Room::new(config.spool_max),
             poll_interval: config.poll_interval,
             board: Arc::new(Switchboard::default()),
             budget: Budget::new(MAX_WINDOW_BYTES),

@@ -22,8 +22,10 @@ use walhub_common::{AgentName, DatabaseName};
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/walhub-agent";
 /// Frames of WAL after which they are brought into the database; SQLite's own default.
 pub const DEFAULT_CHECKPOINT_FRAMES: u32 = 1000;
-/// Bytes of WAL past which restore points are given up while the hub is away.
+/// Bytes of WAL past which it is made to restart, its transactions spooled when the hub cannot take them.
 pub const DEFAULT_WAL_LIMIT: u64 = 256 << 20;
+/// Bytes that all spools together may take.
+pub const DEFAULT_SPOOL_MAX: u64 = 1 << 30;
 /// Time between slow polls.
 pub const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -32,6 +34,7 @@ const ISSUE: &str = "`hubctl cert issue --agent NAME`";
 
 const CHECKPOINT_FRAMES: std::ops::RangeInclusive<u32> = 16..=1_000_000;
 const WAL_LIMIT: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 40);
+const SPOOL_MAX: std::ops::RangeInclusive<u64> = 0..=(1 << 44);
 const SNAPSHOT_RATE: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 40);
 const UPLOAD_LIMIT: std::ops::RangeInclusive<u64> = (16 << 10)..=(1 << 40);
 const POLL_INTERVAL: std::ops::RangeInclusive<Duration> =
@@ -52,8 +55,10 @@ pub struct Config {
     pub sources: Vec<Source>,
     /// Frames of WAL after which they are brought into the database.
     pub checkpoint_frames: u32,
-    /// Bytes of WAL past which restore points are given up while the hub is away.
+    /// Bytes of WAL past which it is made to restart, its transactions spooled when the hub cannot take them.
     pub wal_limit: u64,
+    /// Bytes that the spools of all databases together may take; 0: none.
+    pub spool_max: u64,
     /// Bytes of a database read per second for its first snapshot; `None`: as fast as it may.
     pub snapshot_rate: Option<u64>,
     /// Page bytes above which a first snapshot is sent in parts. No key of the file: for tests.
@@ -135,6 +140,7 @@ fn parse(document: &Document, certificates: Certificates) -> Option<Config> {
     let checkpoint_frames = root
         .or("checkpoint-frames", DEFAULT_CHECKPOINT_FRAMES, |text| value::int_in(CHECKPOINT_FRAMES)(text));
     let wal_limit = root.or("wal-limit", DEFAULT_WAL_LIMIT, value::bytes_in(WAL_LIMIT));
+    let spool_max = root.or("spool-max", DEFAULT_SPOOL_MAX, value::bytes_in(SPOOL_MAX));
     let snapshot_rate = root.optional("snapshot-rate", value::bytes_in(SNAPSHOT_RATE));
     let poll_interval = root.or("poll-interval", DEFAULT_POLL_INTERVAL, value::duration_in(POLL_INTERVAL));
     let upload_limit = root.optional("upload-limit", value::bytes_in(UPLOAD_LIMIT)).map(UploadLimit);
@@ -153,6 +159,7 @@ fn parse(document: &Document, certificates: Certificates) -> Option<Config> {
         sources,
         checkpoint_frames,
         wal_limit,
+        spool_max,
         snapshot_rate,
         parts_above: PARTS_ABOVE,
         poll_interval,
@@ -256,7 +263,7 @@ mod tests {
         let config = parse(&format!("{HEAD}databases:\n  - path: /data/app.db\n")).unwrap();
         assert_eq!(config.checkpoint_frames, 1000);
         assert_eq!(config.poll_interval, Duration::from_secs(5));
-        assert_eq!(config.wal_limit, 256 << 20);
+        assert_eq!((config.wal_limit, config.spool_max), (256 << 20, 1 << 30));
         assert_eq!((config.snapshot_rate, config.parts_above), (None, 64 << 20));
         assert_eq!((config.upload_limit, config.compression), (None, Compression::FAST));
         let name = DatabaseName::new("app.db").unwrap();
@@ -272,6 +279,7 @@ tls: {ca: a, cert: b, key: c}
 state-dir: /s
 checkpoint-frames: 50
 wal-limit: 64MiB
+spool-max: 0B
 snapshot-rate: 20MiB
 poll-interval: 500ms
 upload-limit: 2MiB
@@ -283,7 +291,7 @@ databases:
 ";
         let config = parse(text).unwrap();
         assert_eq!(config.server_name.as_deref(), Some("hub.example"));
-        assert_eq!((config.wal_limit, config.checkpoint_frames), (64 << 20, 50));
+        assert_eq!((config.wal_limit, config.spool_max, config.checkpoint_frames), (64 << 20, 0, 50));
         assert_eq!(config.snapshot_rate, Some(20 << 20));
         assert_eq!(config.upload_limit, Some(UploadLimit(2 << 20)));
         assert_eq!(config.compression.level(), 9);

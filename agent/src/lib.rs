@@ -3,7 +3,7 @@
 //! ```text
 //! config ▸ app ─┬─ roster ▸ discover      which files, under which names
 //!               ├─ watch                  file events ▸ letter boxes
-//!               ├─ database (one task per file) ▸ capture ▸ page_map
+//!               ├─ database (one task per file) ▸ capture ▸ page_map; spool while the hub is away
 //!               ├─ ship                   one stream to the hub, what waits for its acks, how to resume
 //!               └─ local                  the status socket
 //! ```
@@ -20,6 +20,7 @@ pub mod local;
 pub mod page_map;
 pub mod roster;
 pub mod ship;
+pub mod spool;
 pub mod state_dir;
 pub mod watch;
 pub mod watchdog;

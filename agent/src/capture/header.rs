@@ -65,15 +65,20 @@ impl RawHeader {
             last,
             commit: words[5],
             checksum: [words[6], words[7]],
-            // The salts are kept in the byte order of the log.
-            salts: Salts([u32::from_be(words[8]), u32::from_be(words[9])]),
+            salts: salts(&words),
             // Right after a restart the counter may still be the old one.
             backfilled: FrameNo(self.backfilled).min(last),
         })
     }
 }
 
-/// The last committed frame, from words that may be torn.
+/// The generation, of words that may be torn.
+pub(super) fn salts(words: &[u32; WAL_INDEX_WORDS]) -> Salts {
+    // The salts are kept in the byte order of the log.
+    Salts([u32::from_be(words[8]), u32::from_be(words[9])])
+}
+
+/// The published end, of words that may be torn.
 pub(super) fn last_frame(words: &[u32; WAL_INDEX_WORDS]) -> u32 {
     words[4]
 }

@@ -194,6 +194,22 @@ impl Capture {
         Ok(given_up(before, self.position()))
     }
 
+    /// FENCE now: everything committed is copied under the writer lock and nothing is given up, so that the log may begin
+    /// anew. [`Maintained::Overrun`]: too much was not read yet.
+    pub fn clear_log(&mut self) -> Result<Maintained, CaptureError> {
+        let result = self.try_clear_log();
+        self.settle(result)
+    }
+
+    fn try_clear_log(&mut self) -> Result<Maintained, CaptureError> {
+        let header = self.header()?;
+        let done = self.upkeep.complete_at == Some(header.last);
+        if self.standing != Standing::Aligned || self.yielded || done || !self.is_current(&header) {
+            return Ok(Maintained::Nothing);
+        }
+        self.fence_now(Reach::PRESSED)
+    }
+
     /// True from the half of the limit on: the log must begin anew soon, whatever it costs.
     pub fn is_pressed(&self) -> bool {
         self.wal_bytes() > self.options.wal_limit_bytes / 2
@@ -365,7 +381,10 @@ impl Capture {
     pub(super) fn final_pass(&mut self) -> Result<(), CaptureError> {
         self.unmark();
         match self.standing {
-            Standing::Aligned => self.save(),
+            Standing::Aligned => {
+                self.try_keep_place()?;
+                self.save()
+            }
             Standing::Gap | Standing::Fresh => self.save_rolled(),
         }
     }

@@ -247,6 +247,23 @@ impl Capture {
         page_size.map_or(0, |size| FrameNo(header::last_frame(&self.files.glance())).end(size))
     }
 
+    /// True while transactions that FENCE took off the log wait to be handed out: they are in memory only.
+    pub fn holds_transactions(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// Bytes of the log that were not read yet.
+    pub fn unread_bytes(&self) -> u64 {
+        let wal_bytes = self.wal_bytes();
+        let current = self.cursor.filter(|c| !self.restarted() && c.anchored);
+        current.map_or(wal_bytes, |c| wal_bytes.saturating_sub(c.wal.frame.end(c.page_size)))
+    }
+
+    /// Bytes of the database as of its position; 0 without a page map.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.tracked.as_ref().map_or(0, |t| u64::from(t.map.commit()) * u64::from(t.map.page_size().get()))
+    }
+
     /// What it is doing.
     pub fn state(&self) -> State {
         match self.standing {

@@ -1,7 +1,7 @@
 //! TAIL: committed transactions, one at a time.
 
 use super::error::{Broken, CaptureError};
-use super::header::Header;
+use super::header::{self, Header};
 use super::image::{Image, place};
 use super::segment::{self, Origin, SegmentMeta, Sink};
 use super::{Capture, Cursor, Next, Standing, Tracked};
@@ -62,6 +62,26 @@ impl Capture {
     pub fn skip(&mut self) -> Result<u64, CaptureError> {
         let result = self.try_skip();
         self.settle(result)
+    }
+
+    /// True when the log restarted since it was read last. Costs twelve loads from memory.
+    pub fn restarted(&self) -> bool {
+        self.cursor.is_some_and(|c| c.wal.salts != header::salts(&self.files.glance()))
+    }
+
+    /// Follows the log into a new generation without reading it, so that its place is found again after a crash. For the
+    /// time in which nobody calls [`Capture::next`].
+    pub fn keep_place(&mut self) -> Result<(), CaptureError> {
+        let result = self.try_keep_place();
+        self.settle(result)
+    }
+
+    pub(super) fn try_keep_place(&mut self) -> Result<(), CaptureError> {
+        if self.standing == Standing::Aligned && self.restarted() {
+            let header = self.header()?;
+            self.ahead(&header)?;
+        }
+        Ok(())
     }
 
     fn try_next(&mut self, sink: &mut dyn Sink) -> Result<Next, CaptureError> {

@@ -4,6 +4,7 @@
 use super::desk::Call;
 use super::follower::{Follower, Target};
 use super::pace::Pace;
+use super::spooling::Lost;
 use super::{Attached, Database, FileId, State, WalWatch};
 use crate::capture::{CaptureError, Standing};
 use crate::ship::inbox::{Mail, Opened, Refusal, Staging};
@@ -100,6 +101,8 @@ pub(super) struct Driver<'a> {
     /// Both sides agree, and the handle takes segments.
     pub(super) following: bool,
     reopen: Backoff,
+    /// Restore points reported as lost, of transactions on their way to the hub.
+    pub(super) told_lost: Lost,
     /// A write that no commit was seen for yet.
     pub(super) unexplained: Option<Instant>,
     /// How often the log is read.
@@ -129,6 +132,7 @@ impl<'a> Driver<'a> {
             link_id: 0,
             following: false,
             reopen: Backoff::new(REOPEN_MIN, REOPEN_MAX),
+            told_lost: Lost::default(),
             unexplained: None,
             pace: Pace::new(Instant::now()),
             wal_watch,
@@ -179,7 +183,7 @@ impl<'a> Driver<'a> {
         self.db.report.notice(None);
         let Some(follower) = self.follower.take() else { return };
         let watched = self.watched.clone();
-        let detach = move || watchdog::watch(&watched, || follower.capture.detach());
+        let detach = move || watchdog::watch(&watched, || follower.let_go());
         let detached = tokio::task::spawn_blocking(detach).await;
         match detached {
             Ok(Ok(())) => {}
@@ -259,6 +263,9 @@ impl<'a> Driver<'a> {
             let step = decide(&self.situation());
             if step == Step::Follow {
                 steps = 0;
+                self.told_lost = Lost::default();
+                self.drop_unconnected_spool();
+                self.resume_spooling();
                 if let Some(txid) = self.named.take() {
                     self.acked(txid);
                 }
@@ -285,6 +292,7 @@ impl<'a> Driver<'a> {
             position: home.capture.position(),
             hub: self.hub,
             window: home.window.coverage(self.hub),
+            spool: home.spool.coverage(self.hub),
         }
     }
 
@@ -361,7 +369,10 @@ impl<'a> Driver<'a> {
     pub(super) fn account(&self) {
         let Some(home) = &self.follower else { return };
         let captured = home.capture.position().map(|p| p.txid);
-        self.db.report.progress(captured, home.capture.wal_bytes(), home.window.unacked_bytes());
+        let spooled = home.spool.bytes();
+        let lag_bytes = home.window.unacked_bytes() + spooled;
+        self.db.report.progress(captured, home.capture.wal_bytes(), lag_bytes);
+        self.db.report.spooled(spooled);
         self.db.report.waiting_since(home.window.oldest().map(|e| e.meta.agent_time_ms));
     }
 
@@ -383,7 +394,12 @@ impl<'a> Driver<'a> {
             RefusalCode::Corrupted
             | RefusalCode::Oversized
             | RefusalCode::Malformed
-            | RefusalCode::Unspecified => self.clear_window(),
+            | RefusalCode::Unspecified => {
+                self.clear_window();
+                if let Some(home) = &mut self.follower {
+                    home.spool.clear();
+                }
+            }
         }
         self.trouble(State::Refused, &text);
         Ok(delay.max(REFUSED_MIN))

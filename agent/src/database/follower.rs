@@ -7,6 +7,7 @@ use crate::capture::{AT_HAND_BYTES, Capture, CaptureError, Maintained, Next, Seg
 use crate::ship::inbox::{Inbox, Patience};
 use crate::ship::link::{Link, MESSAGE_BYTES};
 use crate::ship::window::{Budget, Keep, Window};
+use crate::spool::Spool;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use walhub_common::{Pos, Txid};
@@ -25,10 +26,11 @@ const SLICE: Duration = Duration::from_millis(10);
 const GLANCES: [Duration; 3] =
     [Duration::from_micros(50), Duration::from_micros(150), Duration::from_micros(800)];
 
-/// Capture and window of one database.
+/// Capture, window and spool of one database.
 pub(super) struct Follower {
     pub(super) capture: Capture,
     pub(super) window: Window,
+    pub(super) spool: Spool,
 }
 
 /// Where segments go.
@@ -172,6 +174,7 @@ impl Follower {
     /// The hub has everything up to `txid` on its disk.
     pub(super) fn acked(&mut self, txid: Txid) {
         self.window.ack(txid);
+        self.spool.acked(txid);
         self.capture.acked(txid);
     }
 }

@@ -27,6 +27,7 @@ mod report;
 mod rest;
 mod sink;
 mod snapshot;
+mod spooling;
 mod steps;
 mod wal_limit;
 
@@ -38,6 +39,7 @@ use crate::capture::{Absent, AttachError, Capture, Options, Standing};
 use crate::ship::inbox::{Inbox, Mail};
 use crate::ship::session::Switchboard;
 use crate::ship::window::{Budget, Window};
+use crate::spool::{Room, Spool};
 use crate::state_dir::StateDir;
 use crate::watch::{Guard, Watcher};
 use crate::watchdog;
@@ -76,6 +78,8 @@ pub struct Shared {
     pub snapshot_rate: Option<u64>,
     /// Page bytes above which a first snapshot is sent in parts.
     pub parts_above: u64,
+    /// The disk for what is spooled.
+    pub spool_room: Arc<Room>,
     /// Time between slow polls.
     pub poll_interval: Duration,
     /// The link and the letter boxes.
@@ -275,7 +279,7 @@ impl Database {
                 .map_err(|e| NotNow::Failed(format!("the state folder cannot be written: {e}")))?;
             let options = Options {
                 path,
-                state_dir: folder,
+                state_dir: folder.clone(),
                 checkpoint_frames: shared.checkpoint_frames,
                 compression: shared.compression,
                 wal_limit_bytes: shared.wal_limit,
@@ -285,24 +289,25 @@ impl Database {
                 AttachError::Absent(absent) => NotNow::Absent(absent),
                 AttachError::Failed(e) => NotNow::Failed(e.to_string()),
             })?;
-            if linked || capture.standing() == Standing::Aligned {
-                return Ok(capture);
+            if !linked && capture.standing() != Standing::Aligned {
+                capture.detach().map_err(|e| NotNow::Failed(e.to_string()))?;
+                return Err(NotNow::NeedsHub);
             }
-            capture.detach().map_err(|e| NotNow::Failed(e.to_string()))?;
-            Err(NotNow::NeedsHub)
+            let spool = Spool::open(shared.state.disk(), &folder.join("spool"), shared.spool_room.clone());
+            match spool {
+                Ok(spool) => Ok(Follower { capture, window: Window::default(), spool }),
+                Err(e) => Err(NotNow::Failed(format!("the spool cannot be read: {e}"))),
+            }
         });
-        let capture = match attach.await {
+        let follower = match attach.await {
             Ok(attached) => attached?,
             Err(died) => return Err(NotNow::Failed(format!("a bug ended the attach: {died}"))),
         };
         let watched = self.watch_wal(before);
         match watched {
-            Ok((id, wal_watch)) => {
-                let follower = Follower { capture, window: Window::default() };
-                Ok(Attached { follower, id, wal_watch })
-            }
+            Ok((id, wal_watch)) => Ok(Attached { follower, id, wal_watch }),
             Err(text) => {
-                let _ = tokio::task::spawn_blocking(move || capture.detach()).await;
+                let _ = tokio::task::spawn_blocking(move || follower.let_go()).await;
                 Err(NotNow::Failed(text))
             }
         }

@@ -108,7 +108,7 @@ pub struct DatabaseStatus {
     pub durable_txid: u64,
     /// Age of the oldest transaction that the hub does not have, milliseconds; 0 when it has all.
     pub lag_ms: u64,
-    /// Bytes sent and not acked.
+    /// Bytes sent or spooled, and not acked.
     pub lag_bytes: u64,
     /// Bytes of the `-wal` file in use.
     pub wal_bytes: u64,
@@ -116,6 +116,8 @@ pub struct DatabaseStatus {
     pub bytes_sent: u64,
     /// The last catch-up: what had to be sent so that hub and file agreed again; `null` when there was none since start.
     pub heal: Option<Heal>,
+    /// Bytes spooled on this node's disk until the hub takes them.
+    pub spool_bytes: u64,
     /// Restore points given up since start, because the hub was away too long; no data is lost with them.
     pub restore_points_lost: u64,
     /// A first snapshot that is being sent in parts; `null` when none is.
@@ -160,6 +162,7 @@ impl Report {
             wal_bytes: 0,
             bytes_sent: 0,
             heal: None,
+            spool_bytes: 0,
             restore_points_lost: 0,
             snapshot: None,
             paused_until_ms: None,
@@ -229,6 +232,11 @@ impl Report {
         facts.status.captured_txid = captured.map_or(0, Txid::get);
         facts.status.wal_bytes = wal_bytes;
         facts.status.lag_bytes = lag_bytes;
+    }
+
+    /// Bytes spooled.
+    pub(super) fn spooled(&self, bytes: u64) {
+        self.lock().status.spool_bytes = bytes;
     }
 
     /// Since when the oldest transaction waits for the hub; `None` when none does.

@@ -22,16 +22,25 @@ impl Driver<'_> {
                 hub.checksum
             ))),
             Step::Resend => self.resend(&to.link).await,
+            Step::Unspool => self.unspool(to).await,
             Step::Replay { until } => {
                 let target = to.clone();
                 let replayed = self.blocking(move |f| f.replay(until, &target)).await?;
                 self.exhausted = replayed.map_err(failed)? == Pumped::UpToDate;
                 self.look(&to.link)
             }
-            Step::Delta { since: None } => self.first_snapshot(to).await,
-            Step::Delta { since } => self.delta(since, to).await,
+            Step::Delta { since } => {
+                self.drop_unconnected_spool();
+                match since {
+                    None => self.first_snapshot(to).await,
+                    since => self.delta(since, to).await,
+                }
+            }
             Step::RollForward { after, until } => self.roll_forward(&to.link, after, until).await,
-            Step::Heal => self.heal(to).await,
+            Step::Heal => {
+                self.drop_unconnected_spool();
+                self.heal(to).await
+            }
         }
     }
 
@@ -43,7 +52,8 @@ impl Driver<'_> {
         let (meta, sent) = self.sent(made, &to.link)?;
         self.db.report.healed(sent.pages, sent.bytes);
         if had {
-            self.db.report.lost(meta.range.count() - 1);
+            let lost = (meta.range.count() - 1).saturating_sub(std::mem::take(&mut self.told_lost).all());
+            self.db.report.lost(lost);
         }
         self.hub = Some(meta.position());
         Ok(())

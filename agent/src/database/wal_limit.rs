@@ -1,15 +1,19 @@
-//! What is done about a WAL that grows: restore points are given up for it, or the one who keeps it long is named.
+//! What is done about a WAL that grows: its transactions are spooled, or restore points given up, or the one who keeps it
+//! long is named.
 
 use super::drive::{Driver, End, failed};
 use crate::capture::Standing;
 use walhub_common::clock::now_ms;
 
 impl Driver<'_> {
-    /// Gives up restore points when the WAL comes near its limit; true when it did. A quarter of the limit is left for what
+    /// Takes transactions off a WAL that comes near its limit; true when it did. A quarter of the limit is left for what
     /// writers do meanwhile.
     ///
     /// `hurry`: writers are faster than the reading.
     pub(super) async fn limit_wal(&mut self, hurry: bool) -> Result<bool, End> {
+        if self.home().capture.restarted() {
+            self.blocking(|f| f.capture.keep_place()).await?.map_err(failed)?;
+        }
         self.look_at_readers().await?;
         let capture = &self.home().capture;
         if capture.header_moved() {
@@ -21,13 +25,14 @@ impl Driver<'_> {
         if !near || capture.standing() != Standing::Aligned || capture.held_back().is_some() {
             return Ok(false);
         }
-        let lost = self.blocking(move |f| f.capture.make_room(hurry)).await?.map_err(failed)?;
-        if lost > 0 {
-            self.db.report.lost(lost);
-            tracing::warn!(database = %self.db.name, restore_points = lost, "transactions come faster than the hub takes them and the WAL is at its limit; the latest state is kept, these restore points are not");
+        let before = capture.position();
+        let lost = self.blocking(move |f| f.spool(hurry, limit)).await?.map_err(failed)?;
+        if lost.all() > 0 {
+            self.tell_lost(lost);
+            tracing::warn!(database = %self.db.name, restore_points = lost.all(), "transactions come faster than the hub takes them, the WAL is at its limit and the spool is full; the latest state is kept, these restore points are not");
         }
         self.account();
-        Ok(lost > 0)
+        Ok(self.home().capture.position() != before)
     }
 
     /// Says who keeps the log from beginning anew, once, and when that is over.

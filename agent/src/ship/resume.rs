@@ -27,6 +27,8 @@ pub struct Situation {
     pub hub: Option<Pos>,
     /// What the unacked segments in memory say about the hub's position.
     pub window: Coverage,
+    /// What the segments spooled on this node's disk say about it.
+    pub spool: Coverage,
 }
 
 /// The next step.
@@ -36,6 +38,8 @@ pub enum Step {
     Follow,
     /// Send the segments in memory after the hub's position again.
     Resend,
+    /// Send the spooled segments after the hub's position.
+    Unspool,
     /// Read transactions from the WAL without sending them: the hub has them already, up to this position.
     Replay {
         /// The hub's position.
@@ -67,6 +71,18 @@ pub enum Step {
 
 /// Decides the next step.
 pub fn decide(s: &Situation) -> Step {
+    let same_txid = s.position.zip(s.hub).filter(|(ours, hub)| ours.txid == hub.txid);
+    if let Some((ours, hub)) = same_txid.filter(|(ours, hub)| ours != hub && s.standing != Standing::Fresh) {
+        return Step::Fork { ours, hub };
+    }
+    for coverage in [s.window, s.spool] {
+        if let (Coverage::Fork { ours }, Some(hub)) = (coverage, s.hub) {
+            return Step::Fork { ours, hub };
+        }
+    }
+    if s.window != Coverage::Resendable && s.spool == Coverage::Resendable {
+        return Step::Unspool;
+    }
     let Some(position) = s.position.filter(|_| s.standing != Standing::Fresh) else {
         return match s.hub {
             None => Step::Delta { since: None },
@@ -79,12 +95,6 @@ pub fn decide(s: &Situation) -> Step {
             _ => Step::Delta { since: None },
         };
     };
-    if hub.txid == position.txid && hub.checksum != position.checksum {
-        return Step::Fork { ours: position, hub };
-    }
-    if let Coverage::Fork { ours } = s.window {
-        return Step::Fork { ours, hub };
-    }
     if hub.txid < position.txid {
         return match s.window {
             Coverage::Resendable => Step::Resend,
@@ -117,7 +127,8 @@ mod tests {
     }
 
     fn situation(standing: Standing, position: Option<Pos>, hub: Option<Pos>) -> Situation {
-        Situation { standing, exhausted: false, position, hub, window: Coverage::Nothing }
+        let (window, spool) = (Coverage::Nothing, Coverage::Nothing);
+        Situation { standing, exhausted: false, position, hub, window, spool }
     }
 
     #[test]
@@ -155,6 +166,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_spooled_goes_before_any_delta_or_heal() {
+        for standing in [Standing::Aligned, Standing::Gap, Standing::Fresh] {
+            // A crash may leave the page map behind the spool.
+            for position in [3, 7, 9] {
+                let position = (standing != Standing::Fresh).then(|| pos(position));
+                let mut s = situation(standing, position, Some(pos(4)));
+                s.spool = Coverage::Resendable;
+                assert_eq!(decide(&s), Step::Unspool);
+                s.spool = Coverage::Fork { ours: fork(4, 1) };
+                assert_eq!(decide(&s), Step::Fork { ours: fork(4, 1), hub: pos(4) });
+            }
+        }
+    }
+
+    #[test]
     fn a_hub_ahead_is_caught_up_with_from_the_wal_and_then_from_the_hub() {
         let mut s = situation(Standing::Aligned, Some(pos(3)), Some(pos(7)));
         assert_eq!(decide(&s), Step::Replay { until: pos(7) });
@@ -180,6 +206,8 @@ mod tests {
         dirty: bool,
         /// First TXID that the window can resend.
         window_from: Option<u64>,
+        /// TXIDs that are spooled.
+        spool: Option<(u64, u64)>,
     }
 
     impl Model {
@@ -194,11 +222,20 @@ mod tests {
             }
         }
 
+        fn spooled(&self) -> Coverage {
+            let next = self.s.hub.map_or(0, |p| p.txid.get()) + 1;
+            match self.spool {
+                Some((from, to)) if from <= next && next <= to => Coverage::Resendable,
+                _ => Coverage::Nothing,
+            }
+        }
+
         /// Applies a step; `true` when the database is stopped or followed.
         fn apply(&mut self, step: Step) -> bool {
             match step {
                 Step::Follow | Step::Fork { .. } => return true,
                 Step::Resend => self.s.hub = self.s.position,
+                Step::Unspool => self.s.hub = self.spool.map(|(_, to)| pos(to)),
                 Step::Replay { until } => {
                     let reached = self.wal_end.min(until.txid.get());
                     let from = self.s.position.unwrap().txid.get();
@@ -249,6 +286,7 @@ mod tests {
             wal_ahead in 0_u64..5,
             window_from in proptest::option::of(1_u64..9),
             dirty: bool,
+            spool in proptest::option::of((1_u64..9, 0_u64..5)),
         ) {
             let fresh = standing == Standing::Fresh;
             let mut model = Model {
@@ -258,14 +296,17 @@ mod tests {
                     position: (!fresh).then(|| pos(position)),
                     hub: (hub > 0).then(|| fork(hub, history)),
                     window: Coverage::Nothing,
+                    spool: Coverage::Nothing,
                 },
                 wal_end: position + wal_ahead,
                 dirty: dirty || standing == Standing::Gap,
                 window_from: window_from.filter(|_| standing == Standing::Aligned),
+                spool: spool.map(|(from, more)| (from, from + more)).filter(|(_, to)| *to <= position + wal_ahead),
             };
             let mut steps = Vec::new();
             loop {
                 model.s.window = model.coverage();
+                model.s.spool = model.spooled();
                 let step = decide(&model.s);
                 steps.push(step);
                 prop_assert!(steps.len() <= 6, "{steps:?}");

@@ -211,6 +211,11 @@ impl Window {
         self.entries.front()
     }
 
+    /// The segments that wait, oldest first.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
+    }
+
     /// Bytes of the segments that wait, kept or not.
     pub fn unacked_bytes(&self) -> u64 {
         self.entries.iter().map(Entry::total_bytes).sum()

@@ -5,6 +5,7 @@ mod certs;
 mod hub;
 mod local;
 mod node;
+mod offline;
 mod pace;
 mod scenarios;
 mod states;
