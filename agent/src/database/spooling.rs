@@ -191,11 +191,11 @@ impl Follower {
     }
 
     /// Squashes a spool that is larger than its database, for a hub that needs all of it. Says how many restore points
-    /// that cost.
-    fn tighten(&mut self, hub: Option<Pos>) -> Result<u64, CaptureError> {
+    /// that cost, those of transactions after the spool included; `None` when nothing was done.
+    fn tighten(&mut self, hub: Option<Pos>) -> Result<Option<u64>, CaptureError> {
         let aligned = self.capture.standing() == Standing::Aligned;
         let large = self.spool.outgrew(self.capture.mapped_bytes());
-        if aligned && large && hub == self.spool.start() { self.squash() } else { Ok(0) }
+        if aligned && large && hub == self.spool.start() { self.squash().map(Some) } else { Ok(None) }
     }
 
     /// Sends what was spooled after `hub`.
@@ -254,9 +254,12 @@ impl Driver<'_> {
     /// Step: sends what was spooled, oldest first.
     pub(super) async fn unspool(&mut self, to: &Target) -> Result<(), End> {
         let hub = self.hub;
-        let squashed = self.blocking(move |f| f.tighten(hub)).await?.map_err(failed)?;
-        self.tell_lost(Lost { squashed, skipped: 0 });
-        tracing::info!(database = %self.db.name, bytes = self.home().spool.bytes(), restore_points_lost = squashed, "sending what was spooled");
+        if let Some(lost) = self.blocking(move |f| f.tighten(hub)).await?.map_err(failed)? {
+            // What was skipped behind the spool is in the delta now, and was told.
+            let squashed = lost.saturating_sub(std::mem::take(&mut self.told_lost.skipped));
+            self.tell_lost(Lost { squashed, skipped: 0 });
+        }
+        tracing::info!(database = %self.db.name, bytes = self.home().spool.bytes(), "sending what was spooled");
         loop {
             let (hub, target) = (self.hub, to.clone());
             let sent = self.blocking(move |f| f.unspool(hub, &target)).await?;
