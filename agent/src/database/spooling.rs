@@ -18,20 +18,20 @@ const SLICE: Duration = Duration::from_millis(100);
 /// What is left of a log when it is copied under the writer lock.
 const NEAR_END: u64 = 1 << 20;
 
-/// Restore points given up, of transactions that the hub does not have yet and that were reported already: the delta that
-/// brings those must not report them again.
+/// What was given up among the transactions that the hub does not have yet, and reported already: the delta that brings
+/// those must not report it again.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Lost {
-    /// Of transactions in the spool.
+    /// Restore points, of transactions in the spool.
     pub(super) squashed: u64,
-    /// Of those after it.
+    /// Transactions after it that will be one restore point together.
     pub(super) skipped: u64,
 }
 
 impl Lost {
-    /// Both kinds.
-    pub(super) fn all(self) -> u64 {
-        self.squashed + self.skipped
+    /// Restore points.
+    pub(super) fn points(self) -> u64 {
+        self.squashed + self.skipped.saturating_sub(1)
     }
 }
 
@@ -61,7 +61,9 @@ impl Follower {
                 self.spool_while(|c| c.unread_bytes() > NEAR_END && c.wal_bytes() <= wal_limit)?;
             let cleared = self.capture.clear_log()?;
             lost.squashed += self.spool_while(Capture::holds_transactions)?;
-            if self.spool.takes() && cleared != Maintained::Overrun {
+            // Too much to read while writers wait: as long as the limit is not reached, another try costs nothing.
+            let again = cleared == Maintained::Overrun && self.capture.wal_bytes() <= wal_limit;
+            if self.spool.takes() && (again || cleared != Maintained::Overrun) {
                 return Ok(lost);
             }
             self.spool.suspend();
@@ -231,9 +233,10 @@ impl Follower {
 
 impl Driver<'_> {
     pub(super) fn tell_lost(&mut self, lost: Lost) {
+        let before = self.told_lost.points();
         self.told_lost.squashed += lost.squashed;
         self.told_lost.skipped += lost.skipped;
-        self.db.report.lost(lost.all());
+        self.db.report.lost(self.told_lost.points() - before);
     }
 
     /// What is spooled beyond the hub's position can never follow it: the next transactions are made anew.
@@ -256,8 +259,8 @@ impl Driver<'_> {
         let hub = self.hub;
         if let Some(lost) = self.blocking(move |f| f.tighten(hub)).await?.map_err(failed)? {
             // What was skipped behind the spool is in the delta now, and was told.
-            let squashed = lost.saturating_sub(std::mem::take(&mut self.told_lost.skipped));
-            self.tell_lost(Lost { squashed, skipped: 0 });
+            let told = std::mem::take(&mut self.told_lost.skipped).saturating_sub(1);
+            self.tell_lost(Lost { squashed: lost.saturating_sub(told), skipped: 0 });
         }
         tracing::info!(database = %self.db.name, bytes = self.home().spool.bytes(), "sending what was spooled");
         loop {

@@ -27,9 +27,9 @@ impl Driver<'_> {
         }
         let before = capture.position();
         let lost = self.blocking(move |f| f.spool(hurry, limit)).await?.map_err(failed)?;
-        if lost.all() > 0 {
-            self.tell_lost(lost);
-            tracing::warn!(database = %self.db.name, restore_points = lost.all(), "transactions come faster than the hub takes them, the WAL is at its limit and the spool is full; the latest state is kept, these restore points are not");
+        self.tell_lost(lost);
+        if lost.points() > 0 {
+            tracing::warn!(database = %self.db.name, restore_points = lost.points(), "transactions come faster than the hub takes them, the WAL is at its limit and the spool is full; the latest state is kept, these restore points are not");
         }
         self.account();
         Ok(self.home().capture.position() != before)
