@@ -64,6 +64,12 @@ impl HubLog {
         bytes
     }
 
+    /// Segments that end after a transaction.
+    pub(crate) fn segments_after(&mut self, txid: Option<Txid>) -> Vec<Vec<u8>> {
+        let first = self.index.partition_point(|(at, ..)| Some(*at) <= txid);
+        (first..self.index.len()).map(|n| self.bytes(n)).collect()
+    }
+
     /// The replica that it makes.
     pub(crate) fn replica(&mut self) -> Replica {
         let mut replica = Replica::default();
@@ -153,8 +159,7 @@ pub(crate) fn resume(capture: &mut Capture, hub: &mut HubLog) -> Result<(), Capt
 
 fn roll_forward(capture: &mut Capture, hub: &mut HubLog) -> Result<(), CaptureError> {
     let after = capture.position().map(|p| p.txid);
-    let first = hub.index.partition_point(|(txid, ..)| Some(*txid) <= after);
-    let newer: Vec<Vec<u8>> = (first..hub.index.len()).map(|n| hub.bytes(n)).collect();
+    let newer = hub.segments_after(after);
     hub.replica().roll_with(capture, newer.iter().map(|bytes| &bytes[..]))
 }
 

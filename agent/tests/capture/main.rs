@@ -13,6 +13,8 @@ mod hub;
 mod lint;
 mod locks;
 mod operator;
+mod power;
+mod power_disk;
 mod raw;
 mod scale;
 mod stage;
