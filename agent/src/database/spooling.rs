@@ -56,13 +56,14 @@ impl Follower {
         let mut lost = Lost::default();
         if self.spool.takes() {
             self.spool_window();
-            // Writers may be faster than this, and then the limit of the log counts for more than restore points.
-            lost.squashed +=
-                self.spool_while(|c| c.unread_bytes() > NEAR_END && c.wal_bytes() <= wal_limit)?;
+            // Writers may be faster than this, and then the limit of the log counts for more than restore points. An
+            // eighth of it is left for what they do until they are kept out.
+            let enough = wal_limit - wal_limit / 8;
+            lost.squashed += self.spool_while(|c| c.unread_bytes() > NEAR_END && c.wal_bytes() <= enough)?;
             let cleared = self.capture.clear_log()?;
             lost.squashed += self.spool_while(Capture::holds_transactions)?;
             // Too much to read while writers wait: as long as the limit is not reached, another try costs nothing.
-            let again = cleared == Maintained::Overrun && self.capture.wal_bytes() <= wal_limit;
+            let again = cleared == Maintained::Overrun && self.capture.wal_bytes() <= enough;
             if self.spool.takes() && (again || cleared != Maintained::Overrun) {
                 return Ok(lost);
             }
