@@ -27,6 +27,19 @@ pub struct SegmentMeta {
 }
 
 impl SegmentMeta {
+    /// Of a segment by the header of its LTX file; `None` when no walhub agent made it.
+    pub fn of(header: &Header) -> Option<SegmentMeta> {
+        let provenance = header.provenance?;
+        Some(SegmentMeta {
+            range: header.range,
+            pre: provenance.pre,
+            post: provenance.post,
+            page_size: header.page_size,
+            commit: header.commit,
+            agent_time_ms: header.timestamp_ms,
+        })
+    }
+
     /// The position after it.
     pub fn position(&self) -> Pos {
         Pos { txid: self.range.max(), checksum: self.post }

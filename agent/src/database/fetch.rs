@@ -47,15 +47,32 @@ pub(super) async fn fetch(
         until: Some(position_to_wire(Some(until))),
         staged: false,
     };
-    let mut client = RestoreServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let answer = client.page_checksums(request).await.map_err(|s| status_reason(&s))?;
-    let mut messages = answer.into_inner();
-    let first = messages.message().await.map_err(|s| status_reason(&s))?.and_then(|m| m.message);
-    let Some(Message::Table(table)) = first else { return Err("the answer has no beginning".into()) };
+    let (messages, table) = ask(channel, request).await?;
     let (page_size, commit) = check(&table, until)?;
     let (sender, batches) = mpsc::channel(QUEUE);
     let after = after.filter(|_| !table.whole);
     Ok((Fetch { messages, sender }, Fetched { position: until, page_size, commit, after, batches }))
+}
+
+/// Sends the request and reads the table that begins the answer.
+async fn ask(
+    channel: Channel,
+    request: PageChecksumsRequest,
+) -> Result<(Streaming<PageChecksumsResponse>, PageTable), String> {
+    let mut client = RestoreServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let answer = client.page_checksums(request).await.map_err(|s| status_reason(&s))?;
+    let mut messages = answer.into_inner();
+    let first = messages.message().await.map_err(|s| status_reason(&s))?.and_then(|m| m.message);
+    match first {
+        Some(Message::Table(table)) => Ok((messages, table)),
+        _ => Err("the answer has no beginning".into()),
+    }
+}
+
+/// The next batch, for which the watchdog knows that the network is waited for.
+fn next_batch(batches: &mut mpsc::Receiver<Batch>) -> Option<io::Result<Vec<Change>>> {
+    let batch = crate::watchdog::waiting(|| batches.blocking_recv())?;
+    Some(batch.map_err(|text| io::Error::new(io::ErrorKind::ConnectionAborted, text)))
 }
 
 /// Pages of an unfinished first snapshot that the hub keeps: the blocking end.
@@ -74,11 +91,7 @@ pub(super) async fn fetch_staged(
         until: None,
         staged: true,
     };
-    let mut client = RestoreServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let answer = client.page_checksums(request).await.map_err(|s| status_reason(&s))?;
-    let mut messages = answer.into_inner();
-    let first = messages.message().await.map_err(|s| status_reason(&s))?.and_then(|m| m.message);
-    let Some(Message::Table(_)) = first else { return Err("the answer has no beginning".into()) };
+    let (messages, _) = ask(channel, request).await?;
     let (sender, batches) = mpsc::channel(QUEUE);
     Ok((Fetch { messages, sender }, FetchedStaged { batches }))
 }
@@ -91,8 +104,8 @@ impl FetchedStaged {
         mut take: impl FnMut(&[Change]) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut last = 0;
-        while let Some(batch) = self.batches.blocking_recv() {
-            let batch = batch.map_err(|text| io::Error::new(io::ErrorKind::ConnectionAborted, text))?;
+        while let Some(batch) = next_batch(&mut self.batches) {
+            let batch = batch?;
             for (pgno, _) in &batch {
                 if pgno.get() <= last || pgno.get() > MAX_PAGES || *pgno == page_size.lock_page() {
                     return Err(io::Error::other(format!("page {pgno} came after page {last}")));
@@ -162,10 +175,7 @@ fn batch(message: PageChecksumsResponse) -> Batch {
 impl Fetched {
     /// Hands everything to `take`, as it comes. Blocks.
     pub(super) fn read<T>(mut self, take: impl FnOnce(HubPages<'_>) -> T) -> T {
-        let batches = &mut std::iter::from_fn(|| {
-            let batch = crate::watchdog::waiting(|| self.batches.blocking_recv())?;
-            Some(batch.map_err(|text| io::Error::new(io::ErrorKind::ConnectionAborted, text)))
-        });
+        let batches = &mut std::iter::from_fn(|| next_batch(&mut self.batches));
         let Self { position, page_size, commit, after, .. } = self;
         take(HubPages { position, page_size, commit, after, batches })
     }

@@ -72,7 +72,7 @@ pub struct Shared {
     pub checkpoint_frames: u32,
     /// How hard the pages of segments are compressed.
     pub compression: Compression,
-    /// Restore points are given up when a WAL grows past this while the hub takes nothing.
+    /// A WAL is kept under this: transactions that the hub does not take are spooled, then restore points given up.
     pub wal_limit: u64,
     /// Bytes of a database read per second for its first snapshot; `None`: as fast as it may.
     pub snapshot_rate: Option<u64>,

@@ -53,7 +53,7 @@ impl Driver<'_> {
         tracing::info!(database = %db.name, bytes, staged_pages = staged.pages(), "sending a first snapshot in parts");
         let meta = self.walk_around(staged, to).await?;
         if had {
-            db.report.lost(meta.range.count() - 1);
+            self.tell_joined(meta.range);
         }
         self.hub = Some(meta.position());
         self.account();

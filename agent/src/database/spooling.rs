@@ -10,7 +10,7 @@ use crate::ship::window::Keep;
 use crate::spool::BATCH_BYTES;
 use std::io;
 use std::time::{Duration, Instant};
-use walhub_common::Pos;
+use walhub_common::{Pos, TxidRange};
 
 /// The mail is looked at after this much sending.
 const SLICE: Duration = Duration::from_millis(100);
@@ -62,7 +62,7 @@ impl Follower {
             lost.squashed += self.spool_while(|c| c.unread_bytes() > NEAR_END && c.wal_bytes() <= enough)?;
             let cleared = self.capture.clear_log()?;
             lost.squashed += self.spool_while(Capture::holds_transactions)?;
-            // Too much to read while writers wait: as long as the limit is not reached, another try costs nothing.
+            // Too much to read while writers wait: as long as the limit is not near, another try costs nothing.
             let again = cleared == Maintained::Overrun && self.capture.wal_bytes() <= enough;
             if self.spool.takes() && (again || cleared != Maintained::Overrun) {
                 return Ok(lost);
@@ -238,6 +238,12 @@ impl Driver<'_> {
         self.told_lost.squashed += lost.squashed;
         self.told_lost.skipped += lost.skipped;
         self.db.report.lost(self.told_lost.points() - before);
+    }
+
+    /// A segment joined so many transactions into one restore point; what was told of them already is not told again.
+    pub(super) fn tell_joined(&mut self, range: TxidRange) {
+        let told = std::mem::take(&mut self.told_lost).points();
+        self.db.report.lost((range.count() - 1).saturating_sub(told));
     }
 
     /// What is spooled beyond the hub's position can never follow it: the next transactions are made anew.

@@ -52,8 +52,7 @@ impl Driver<'_> {
         let (meta, sent) = self.sent(made, &to.link)?;
         self.db.report.healed(sent.pages, sent.bytes);
         if had {
-            let lost = (meta.range.count() - 1).saturating_sub(std::mem::take(&mut self.told_lost).points());
-            self.db.report.lost(lost);
+            self.tell_joined(meta.range);
         }
         self.hub = Some(meta.position());
         Ok(())

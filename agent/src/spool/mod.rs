@@ -329,15 +329,7 @@ impl Segments {
 fn meta_of(bytes: &[u8]) -> io::Result<SegmentMeta> {
     let header = bytes.get(..HEADER_BYTES).ok_or_else(|| invalid("a segment without its header"))?;
     let header = Header::decode(header).map_err(|e| invalid(&e.to_string()))?;
-    let provenance = header.provenance.ok_or_else(|| invalid("a segment that this agent did not make"))?;
-    Ok(SegmentMeta {
-        range: header.range,
-        pre: provenance.pre,
-        post: provenance.post,
-        page_size: header.page_size,
-        commit: header.commit,
-        agent_time_ms: header.timestamp_ms,
-    })
+    SegmentMeta::of(&header).ok_or_else(|| invalid("a segment that this agent did not make"))
 }
 
 fn invalid(what: &str) -> io::Error {

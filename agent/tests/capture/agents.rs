@@ -82,16 +82,7 @@ impl HubLog {
         let from = self.index.partition_point(|(txid, ..)| Some(*txid) <= replica.position.map(|p| p.txid));
         for n in from..self.index.len() {
             let bytes = self.bytes(n);
-            let header = Header::decode(&bytes).unwrap();
-            let provenance = header.provenance.unwrap();
-            let meta = SegmentMeta {
-                range: header.range,
-                pre: provenance.pre,
-                post: provenance.post,
-                page_size: header.page_size,
-                commit: header.commit,
-                agent_time_ms: header.timestamp_ms,
-            };
+            let meta = SegmentMeta::of(&Header::decode(&bytes).unwrap()).unwrap();
             replica.apply(&meta, &bytes);
         }
     }
