@@ -106,18 +106,31 @@ impl Capture {
         if let Some(behind) = self.behind()?.filter(|behind| *behind > reach.bytes) {
             return Ok(Err(NoCheckpoint::Behind(behind)));
         }
+        match self.with_writer_lock(reach.wait, |capture| capture.fenced(reach, shrink))? {
+            None => Ok(Err(NoCheckpoint::WriterBusy)),
+            Some((done, held)) => {
+                Ok(done?.map(|(complete, truncated)| Checkpointed { complete, truncated, held }))
+            }
+        }
+    }
+
+    /// Works while writers are kept out, and says for how long they were; `None` when the lock was not free for `wait`.
+    pub(super) fn with_writer_lock<T>(
+        &mut self,
+        wait: Duration,
+        work: impl FnOnce(&mut Capture) -> T,
+    ) -> Result<Option<(T, Duration)>, CaptureError> {
         let begun = Instant::now();
         while !self.files.try_lock_writer()? {
-            if begun.elapsed() >= reach.wait {
-                return Ok(Err(NoCheckpoint::WriterBusy));
+            if begun.elapsed() >= wait {
+                return Ok(None);
             }
             std::thread::sleep(STEP);
         }
         let locked = Instant::now();
-        let done = watchdog::with_writer_lock(|| self.fenced(reach, shrink));
+        let done = watchdog::with_writer_lock(|| work(self));
         self.files.unlock_writer();
-        let held = locked.elapsed();
-        Ok(done?.map(|(complete, truncated)| Checkpointed { complete, truncated, held }))
+        Ok(Some((done, locked.elapsed())))
     }
 
     /// Bytes of the log that were not read yet, and of what is in memory already; `None` without a place in the log.

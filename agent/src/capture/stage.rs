@@ -22,14 +22,13 @@ use super::{Capture, Standing};
 use crate::page_map::PageMap;
 use std::cell::Cell;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use walhub_common::clock::now_ms;
 use walhub_common::wal::FrameNo;
 use walhub_common::{Checksum, PageSize, Pgno, Txid, TxidRange};
 
 /// How long [`Capture::shorten_log`] waits for the writer lock.
 const WRITER_WAIT: Duration = Duration::from_millis(150);
-const WRITER_STEP: Duration = Duration::from_micros(100);
 /// Checkpoints without the writer lock before one with it.
 const PASSES: usize = 4;
 /// Log left to copy at which writers are made to wait for the rest.
@@ -223,16 +222,10 @@ impl Capture {
             left = self.copy_log()?;
         }
         // Writers that never pause: the rest is copied while they wait.
-        let begun = Instant::now();
-        while !self.files.try_lock_writer()? {
-            if begun.elapsed() >= WRITER_WAIT {
-                return Ok(false);
-            }
-            std::thread::sleep(WRITER_STEP);
+        match self.with_writer_lock(WRITER_WAIT, Capture::copy_log)? {
+            None => Ok(false),
+            Some((left, _)) => Ok(left? == 0),
         }
-        let left = crate::watchdog::with_writer_lock(|| self.copy_log());
-        self.files.unlock_writer();
-        Ok(left? == 0)
     }
 
     /// Copies what may be copied; frames that are left.
