@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use walhub_common::task::TaskGroup;
 use walhub_common::{Checksum, DatabaseKey, DestinationName, Pos, Txid, TxidRange};
 use walhub_hub::buffer::disk::{DiskBuffer, Options};
-use walhub_hub::buffer::{BufferError, Chunk, DatabaseId, SegmentMeta, WalBuffer};
+use walhub_hub::buffer::{BufferError, Chunk, DatabaseId, EveryDatabase, SegmentMeta, WalBuffer};
 
 const MAX_BYTES: u64 = 4 << 30;
 
@@ -40,7 +40,7 @@ async fn main() -> anyhow::Result<()> {
 async fn measure(dir: &Path, appenders: u64, bytes: usize, time: Duration) -> anyhow::Result<()> {
     let buffer = Arc::new(DiskBuffer::open(Options::new(dir, MAX_BYTES))?);
     let lane = DestinationName::new("bench")?;
-    buffer.trim(std::slice::from_ref(&lane)).await?;
+    buffer.trim(EveryDatabase::by(std::slice::from_ref(&lane))).await?;
     let tasks = TaskGroup::new("bench");
     let started = Instant::now();
     let mut running = Vec::new();

@@ -7,9 +7,8 @@ use crate::api::{self, Handles};
 use crate::buffer::disk::{DiskBuffer, Options};
 use crate::buffer::{BufferError, WalBuffer};
 use crate::config::Config;
-use crate::copies::Board;
-use crate::copies::board::LaneFacts;
-use crate::fanout::{Fanout, LaneConfig};
+use crate::copies::{Board, InService, Place, Roster, Rules};
+use crate::fanout::Fanout;
 use crate::fleet::{Epochs, Fleet, Registry};
 use crate::ingest::{Ingest, Origins};
 use crate::restore::Restores;
@@ -139,12 +138,14 @@ impl App {
     /// Works until `stop` is ready, then goes down in order. Everything acknowledged is on disk when it returns.
     pub async fn serve(self, stop: impl Future<Output = ()> + Send) -> Result<(), AppError> {
         let App { config, buffer, destinations, epochs, staging, listener, address, acceptor } = self;
-        let board = Arc::new(Board::new(config.policy, lane_facts(&config, &destinations)));
+        let count = destinations.len();
+        let board = Arc::new(Board::new(roster(&config, destinations)));
         let fleet = Arc::new(Fleet { epochs, registry: Registry::default(), board: board.clone() });
-        let fanout = start_fanout(&config, &buffer, &board, &destinations)
+        let fanout = Fanout::start(buffer.clone(), board.clone(), &config.data_dir.join(TMP))
             .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
-        let origins = Origins::new(&destinations, sessions.token().clone());
+        let in_service = InService::new(move || board.roster().destinations());
+        let origins = Origins::new(in_service.clone(), sessions.token().clone());
         let seals = TaskGroup::new("first snapshots");
         seals.spawn(expire(staging.clone(), seals.token().clone()));
         let handles = Handles {
@@ -156,7 +157,7 @@ impl App {
                 origins,
                 sessions.token().clone(),
             ),
-            restores: Restores::new(buffer.clone(), &destinations, sessions.token().clone()),
+            restores: Restores::new(buffer.clone(), in_service, sessions.token().clone()),
             fleet,
             buffer: buffer.clone(),
             staging,
@@ -168,7 +169,7 @@ impl App {
         let closing = door.token().clone();
         let server = api::router(handles)
             .serve_with_incoming_shutdown(connections, async move { closing.cancelled().await });
-        tracing::info!(%address, destinations = destinations.len(), version = env!("CARGO_PKG_VERSION"), "serving");
+        tracing::info!(%address, destinations = count, version = env!("CARGO_PKG_VERSION"), "serving");
         let mut server = std::pin::pin!(server);
         let served = tokio::select! {
             () = stop => Ok(()),
@@ -225,27 +226,11 @@ async fn expire(staging: Arc<Staging>, stop: CancellationToken) {
     }
 }
 
-fn lane_facts(config: &Config, destinations: &[DynDestination]) -> Vec<LaneFacts> {
-    let facts = config.destinations.iter().zip(destinations).map(|(entry, destination)| LaneFacts {
-        site: entry.site.clone(),
-        kind: destination.kind(),
-        location: destination.location(),
-        sync_interval: entry.sync_interval,
-    });
-    facts.collect()
-}
-
-fn start_fanout(
-    config: &Config,
-    buffer: &Arc<dyn WalBuffer>,
-    board: &Arc<Board>,
-    destinations: &[DynDestination],
-) -> io::Result<Fanout> {
-    let lanes = config.destinations.iter().zip(destinations).map(|(entry, destination)| LaneConfig {
-        destination: destination.clone(),
-        sync_interval: entry.sync_interval,
-    });
-    Fanout::start(buffer.clone(), board.clone(), lanes.collect(), &config.data_dir.join(TMP))
+fn roster(config: &Config, destinations: Vec<DynDestination>) -> Roster {
+    let places = config.destinations.iter().zip(destinations).enumerate();
+    let places = places
+        .map(|(lane, (entry, destination))| Arc::new(Place { lane, entry: entry.clone(), destination }));
+    Roster::new(places.collect(), Rules::new(config.databases.clone(), config.policy))
 }
 
 /// Writes the address into a file that appears complete or not at all: whoever waits for it may connect.

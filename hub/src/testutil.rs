@@ -1,10 +1,29 @@
 //! For tests: a database image whose transactions come out as honest segments, and ways to make them dishonest.
 
+use crate::config::DestinationEntry;
+use crate::copies::{LaneId, Place};
 use bytes::Bytes;
+use std::path::Path;
+use std::sync::Arc;
 use walhub_common::ltx::{Encoder, Header, Provenance};
-use walhub_common::{Checksum, PageSize, Pgno, Txid, TxidRange};
+use walhub_common::{Checksum, DatabaseKey, PageSize, Pgno, Txid, TxidRange};
 use walhub_proto::convert;
 use walhub_proto::v1::SegmentChunk;
+use walhub_store::destinations::file::FileDestination;
+use walhub_store::destinations::{DestinationConfig, DynDestination};
+
+/// `node/<name>`.
+pub fn key(name: &str) -> DatabaseKey {
+    format!("node/{name}").parse().expect("a legal name")
+}
+
+/// A destination that nobody will ask.
+pub fn place(lane: LaneId, name: &str) -> Arc<Place> {
+    let entry = DestinationEntry::folder(name, Path::new(&format!("/nowhere/{name}")));
+    let DestinationConfig::File(config) = &entry.config else { unreachable!("a folder") };
+    let destination: DynDestination = Arc::new(FileDestination::new(entry.name.clone(), config));
+    Arc::new(Place { lane, entry, destination })
+}
 
 /// A database of small pages, as a node would hold it.
 #[derive(Clone, Debug)]

@@ -64,6 +64,20 @@ impl<'d> Section<'d> {
             .collect()
     }
 
+    /// A single value or a list of them; empty when absent. `None` stands for each faulty one.
+    pub fn one_or_list<T>(
+        &mut self,
+        key: &'static str,
+        mut parse: impl FnMut(&str) -> Result<T, String>,
+    ) -> Vec<Option<T>> {
+        let Some(entry) = self.entry(key) else { return Vec::new() };
+        if !matches!(entry.value.data, Data::List(_)) {
+            return vec![self.typed(&entry.value, self.name(key), parse)];
+        }
+        let items = self.items(key).iter().enumerate();
+        items.map(|(i, item)| self.typed(item, format!("{}[{i}]", self.name(key)), &mut parse)).collect()
+    }
+
     /// A section; empty when absent, so that its defaults apply and its required keys are reported.
     pub fn section(&mut self, key: &'static str) -> Section<'d> {
         let (line, path) = (self.line_of(key), self.name(key));

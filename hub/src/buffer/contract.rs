@@ -1,6 +1,6 @@
 //! The suite that every buffer must pass.
 
-use super::{BufferError, Chunk, DatabaseId, Registered, SegmentMeta, SegmentRef, WalBuffer};
+use super::{BufferError, Chunk, DatabaseId, EveryDatabase, Registered, SegmentMeta, SegmentRef, WalBuffer};
 use async_trait::async_trait;
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -345,7 +345,7 @@ async fn closed_buffers_say_so(subject: &mut dyn Subject) {
     assert!(matches!(buffer.read(id, None, 1), Err(BufferError::Closed)));
     assert!(matches!(buffer.list(id, None, 1), Err(BufferError::Closed)));
     assert!(matches!(buffer.open(id, &found[0]), Err(BufferError::Closed)));
-    assert!(matches!(buffer.trim(&[]).await, Err(BufferError::Closed)));
+    assert!(matches!(buffer.trim(EveryDatabase::by(&[])).await, Err(BufferError::Closed)));
     assert!(matches!(buffer.set_cursor(&lane("a"), id, txid(1)), Err(BufferError::Closed)));
     subject.reopen().await;
     assert_eq!(subject.buffer().list(id, None, 1).unwrap().len(), 1);
@@ -372,12 +372,12 @@ pub async fn bound_suite(subject: &mut dyn Subject, max_bytes: u64) {
     let usage = buffer.usage();
     assert!(usage.bytes <= usage.max_bytes && usage.bytes > max_bytes / 2, "{usage:?}");
     // Nobody has taken anything; then one of two; then both but for a database of which one lane has no cursor.
-    buffer.trim(&lanes).await.unwrap();
+    buffer.trim(EveryDatabase::by(&lanes)).await.unwrap();
     assert!(matches!(full.0.append(&*buffer, id).await, Err(BufferError::Full { .. })));
     let end = position.unwrap().txid;
     for (lane, id) in [(&lanes[0], id), (&lanes[0], idle), (&lanes[1], id)] {
         buffer.set_cursor(lane, id, end).unwrap();
-        buffer.trim(&lanes).await.unwrap();
+        buffer.trim(EveryDatabase::by(&lanes)).await.unwrap();
         assert_eq!(buffer.list(idle, None, 1).unwrap().len(), 1, "a lane without a cursor has not passed");
         assert!(matches!(
             full.0.append(&*buffer, id).await,
@@ -399,7 +399,7 @@ pub async fn bound_suite(subject: &mut dyn Subject, max_bytes: u64) {
     }
     assert!(matches!(buffer.read(id, None, 1), Err(BufferError::Trimmed { .. })));
     assert!(matches!(buffer.open(id, &open), Err(BufferError::Trimmed { .. })));
-    buffer.trim(&lanes).await.unwrap();
+    buffer.trim(EveryDatabase::by(&lanes)).await.unwrap();
     assert!(buffer.usage().bytes <= max_bytes / 5 * 4, "{:?}", buffer.usage());
     subject.reopen().await;
     let buffer = subject.buffer();

@@ -70,12 +70,13 @@ impl CursorTable {
         lanes.flat_map(|(lane, of)| of.into_iter().map(move |(id, at)| (lane.clone(), id, at))).collect()
     }
 
-    /// True when every one of `lanes` has taken `database` up to `txid`.
+    /// True when there are `lanes` and every one of them has taken `database` up to `txid`.
     pub(super) fn all_passed(&self, lanes: &[DestinationName], database: DatabaseId, txid: Txid) -> bool {
         let state = self.lock();
-        lanes.iter().all(|lane| {
-            state.all.get(lane).and_then(|of| of.get(&database)).is_some_and(|cursor| *cursor >= txid)
-        })
+        !lanes.is_empty()
+            && lanes.iter().all(|lane| {
+                state.all.get(lane).and_then(|of| of.get(&database)).is_some_and(|cursor| *cursor >= txid)
+            })
     }
 }
 
@@ -95,6 +96,7 @@ mod tests {
         table.set(&lanes[1], id, txid(4));
         assert!(table.all_passed(&lanes, id, txid(4)));
         assert!(!table.all_passed(&lanes, DatabaseId(2), txid(1)));
+        assert!(!table.all_passed(&[], id, txid(1)), "nobody has copied it");
     }
 
     #[test]

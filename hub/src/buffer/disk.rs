@@ -13,7 +13,7 @@ use super::log::writer::Writer;
 use super::registry::Registry;
 use super::tail::wanted;
 use super::trim::{Trimmed, Trimmer};
-use super::{BufferError, Chunk, DatabaseId, Registered, SegmentRef, Usage, WalBuffer, lineage_for};
+use super::{BufferError, Chunk, DatabaseId, Registered, SegmentRef, Takers, Usage, WalBuffer, lineage_for};
 use async_trait::async_trait;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Read;
@@ -171,10 +171,10 @@ impl Inner {
         self.max_bytes.checked_sub(waiting).map_or(Ok(false), |target| self.trim(None, target))
     }
 
-    fn trim(&self, lanes: Option<&[DestinationName]>, target: u64) -> Result<bool, BufferError> {
+    fn trim(&self, takers: Option<Arc<dyn Takers>>, target: u64) -> Result<bool, BufferError> {
         let mut trimmer = self.trimmer();
-        if let Some(lanes) = lanes {
-            trimmer.set_lanes(lanes);
+        if let Some(takers) = takers {
+            trimmer.set_takers(takers);
         }
         let on = Trimmed {
             files: &self.files,
@@ -324,10 +324,10 @@ impl WalBuffer for DiskBuffer {
         self.inner.flusher.changed()
     }
 
-    async fn trim(&self, lanes: &[DestinationName]) -> Result<(), BufferError> {
+    async fn trim(&self, takers: Arc<dyn Takers>) -> Result<(), BufferError> {
         self.inner.flusher.check_open()?;
-        let (inner, lanes) = (Arc::clone(&self.inner), lanes.to_vec());
-        blocking(move || inner.trim(Some(&lanes), inner.max_bytes / 5 * 4)).await?.map(drop)
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.trim(Some(takers), inner.max_bytes / 5 * 4)).await?.map(drop)
     }
 
     fn usage(&self) -> Usage {

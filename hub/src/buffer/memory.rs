@@ -3,7 +3,8 @@
 
 use super::tail::{Tail, check_adoption, wanted};
 use super::{
-    BufferError, Chunk, DatabaseId, Place, Registered, SegmentMeta, SegmentRef, Usage, WalBuffer, lineage_for,
+    BufferError, Chunk, DatabaseId, Place, Registered, SegmentMeta, SegmentRef, Takers, Usage, WalBuffer,
+    lineage_for,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -30,7 +31,7 @@ struct State {
     order: BTreeMap<u64, (DatabaseId, Txid)>,
     appended: u64,
     cursors: HashMap<(DestinationName, DatabaseId), Txid>,
-    lanes: Vec<DestinationName>,
+    takers: Option<Arc<dyn Takers>>,
     usage: Usage,
 }
 
@@ -77,7 +78,7 @@ impl MemoryBuffer {
         }
         let bytes = state.databases.values().flat_map(|d| d.segments.values()).map(Stored::bytes).sum();
         state.usage = Usage { bytes, ..Usage::default() };
-        state.lanes.clear();
+        state.takers = None;
         drop(state);
         Self::over(Arc::clone(&self.state), self.max_bytes)
     }
@@ -111,7 +112,8 @@ impl State {
             let max = segment.meta.range.max();
             let passed =
                 |lane: &DestinationName| self.cursors.get(&(lane.clone(), id)).is_some_and(|at| *at >= max);
-            if self.lanes.is_empty() || !self.lanes.iter().all(passed) {
+            let lanes = self.takers.as_ref().map(|takers| takers.of(id));
+            if !lanes.is_some_and(|lanes| !lanes.is_empty() && lanes.iter().all(passed)) {
                 return;
             }
             self.usage.bytes -= segment.bytes();
@@ -288,9 +290,9 @@ impl WalBuffer for MemoryBuffer {
         self.changed.subscribe()
     }
 
-    async fn trim(&self, lanes: &[DestinationName]) -> Result<(), BufferError> {
+    async fn trim(&self, takers: Arc<dyn Takers>) -> Result<(), BufferError> {
         let mut state = self.open_state()?;
-        state.lanes = lanes.to_vec();
+        state.takers = Some(takers);
         state.trim(self.max_bytes / 5 * 4);
         Ok(())
     }

@@ -31,6 +31,7 @@ pub mod model;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::io::Read;
+use std::sync::Arc;
 use tokio::sync::watch;
 use walhub_common::{Checksum, DatabaseKey, DestinationName, Pos, Txid, TxidRange};
 
@@ -191,6 +192,36 @@ fn lineage_for(asked: Option<u64>) -> u64 {
     asked.filter(|lineage| *lineage != 0).unwrap_or_else(|| rand::random_range(1..=u64::MAX))
 }
 
+/// Which lanes must have taken a database's segments before they may be given back.
+pub trait Takers: Send + Sync + std::fmt::Debug {
+    /// The lanes of `database`. None at all: nobody has copied it, nothing of it may go.
+    fn of(&self, database: DatabaseId) -> Arc<[DestinationName]>;
+
+    /// Another number whenever an answer may have changed.
+    fn revision(&self) -> u64;
+}
+
+/// The same lanes for every database.
+#[derive(Clone, Debug)]
+pub struct EveryDatabase(Arc<[DestinationName]>);
+
+impl EveryDatabase {
+    /// These lanes.
+    pub fn by(lanes: &[DestinationName]) -> Arc<dyn Takers> {
+        Arc::new(Self(lanes.into()))
+    }
+}
+
+impl Takers for EveryDatabase {
+    fn of(&self, _: DatabaseId) -> Arc<[DestinationName]> {
+        self.0.clone()
+    }
+
+    fn revision(&self) -> u64 {
+        0
+    }
+}
+
 /// The seam. See the module doc for the contract.
 #[async_trait]
 pub trait WalBuffer: Send + Sync {
@@ -263,10 +294,10 @@ pub trait WalBuffer: Send + Sync {
     /// Changes whenever a segment became durable (the value only counts).
     fn changed(&self) -> watch::Receiver<u64>;
 
-    /// Gives back log files that every lane in `lanes` has passed, oldest first, while the buffer is over the mark
-    /// at which it wants room. The lanes are remembered, for an append that finds the buffer at its bound. With no lanes
-    /// nothing is given back: nobody has copied it. A lane without a cursor for a database has passed none of it.
-    async fn trim(&self, lanes: &[DestinationName]) -> Result<(), BufferError>;
+    /// Gives back log files that every one of `takers` has passed, oldest first, while the buffer is over the mark
+    /// at which it wants room. They are remembered, for an append that finds the buffer at its bound. A lane without a
+    /// cursor for a database has passed none of it.
+    async fn trim(&self, takers: Arc<dyn Takers>) -> Result<(), BufferError>;
 
     /// Bytes and counters.
     fn usage(&self) -> Usage;

@@ -5,19 +5,20 @@ use super::index::Index;
 use super::log::file::{Files, LogFile};
 use super::log::head::{At, Before, Head};
 use super::log::scan::{Found, Scanner};
-use super::{BufferError, DatabaseId, SegmentMeta};
+use super::{BufferError, DatabaseId, SegmentMeta, Takers};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use walhub_common::{DestinationName, Txid};
+use std::sync::Arc;
+use walhub_common::Txid;
 
 /// Decides and does it. One at a time.
 #[derive(Debug, Default)]
 pub(super) struct Trimmer {
-    lanes: Vec<DestinationName>,
+    takers: Option<Arc<dyn Takers>>,
     /// What the oldest file holds, so that asking again costs nothing.
     oldest: Option<Held>,
-    /// The count of cursor moves at which nothing could be done.
-    stuck_at: Option<u64>,
+    /// The count of cursor moves, and the revision of the takers, at which nothing could be done.
+    stuck_at: Option<(u64, u64)>,
 }
 
 /// The last transaction of each database that lies in a file.
@@ -41,20 +42,21 @@ pub(super) struct Trimmed<'a> {
 }
 
 impl Trimmer {
-    /// Sets the lanes that must have passed a file.
-    pub(super) fn set_lanes(&mut self, lanes: &[DestinationName]) {
-        if self.lanes != lanes {
-            self.lanes = lanes.to_vec();
+    /// Sets who must have passed a file.
+    pub(super) fn set_takers(&mut self, takers: Arc<dyn Takers>) {
+        if self.takers.as_ref().is_none_or(|before| !Arc::ptr_eq(before, &takers)) {
+            self.takers = Some(takers);
             self.stuck_at = None;
         }
     }
 
     /// Unlinks old files until at most `target` bytes are left, or the next one is still needed: then false.
     pub(super) fn trim(&mut self, on: &Trimmed<'_>, target: u64) -> Result<bool, BufferError> {
-        while on.files.total_bytes() > target && !self.lanes.is_empty() {
+        let Some(takers) = self.takers.clone() else { return Ok(on.files.total_bytes() <= target) };
+        while on.files.total_bytes() > target {
             let Some(oldest) = on.files.oldest() else { break };
-            let moves = on.cursors.moves();
-            if oldest >= on.keep_from || self.stuck_at == Some(moves) {
+            let at = (on.cursors.moves(), takers.revision());
+            if oldest >= on.keep_from || self.stuck_at == Some(at) {
                 break;
             }
             // What sled does not know yet cannot be forgotten there.
@@ -64,8 +66,8 @@ impl Trimmer {
                     break;
                 }
             }
-            if !self.passed(on, oldest)? {
-                self.stuck_at = Some(moves);
+            if !self.passed(on, oldest, &*takers)? {
+                self.stuck_at = Some(at);
                 break;
             }
             self.unlink(on, oldest)?;
@@ -73,7 +75,7 @@ impl Trimmer {
         Ok(on.files.total_bytes() <= target)
     }
 
-    fn passed(&mut self, on: &Trimmed<'_>, file: u64) -> Result<bool, BufferError> {
+    fn passed(&mut self, on: &Trimmed<'_>, file: u64, takers: &dyn Takers) -> Result<bool, BufferError> {
         if self.oldest.as_ref().is_none_or(|held| held.file != file) {
             let last = match on.files.get(file) {
                 Ok(Some(log)) => held_by(&log, on.index)?,
@@ -83,7 +85,7 @@ impl Trimmer {
             self.oldest = Some(Held { file, last });
         }
         let held = self.oldest.as_ref().expect("BUG: just set");
-        Ok(held.last.iter().all(|(id, txid)| on.cursors.all_passed(&self.lanes, *id, *txid)))
+        Ok(held.last.iter().all(|(id, txid)| on.cursors.all_passed(&takers.of(*id), *id, *txid)))
     }
 
     fn unlink(&mut self, on: &Trimmed<'_>, file: u64) -> Result<(), BufferError> {

@@ -2,6 +2,7 @@
 
 use super::DEFAULT_SYNC_INTERVAL;
 use crate::copies::policy::{LIVE_MEDIA, Site};
+use crc_fast::CrcAlgorithm;
 use rustix::fs::Access;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -11,7 +12,8 @@ use walhub_common::config::{Section, value};
 use walhub_store::destinations::config::{Checksums, DestinationConfig, FileConfig, S3Config, S3Keys};
 use walhub_store::restore::source::BUFFER;
 
-const SYNC_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(24 * 3600);
+pub(super) const SYNC_INTERVAL: RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(24 * 3600);
 const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
 /// One checked destination.
@@ -25,6 +27,11 @@ pub struct DestinationEntry {
     pub site: Site,
     /// Where it is.
     pub config: DestinationConfig,
+    /// The place as one line: equal for two entries that mean one place.
+    pub place: String,
+    /// Under which name the buffer keeps the cursors of this place. It does not depend on the name in the configuration:
+    /// a renamed destination goes on where it was, and another place under an old name does not.
+    pub cursor: DestinationName,
 }
 
 #[derive(Clone, Copy)]
@@ -78,8 +85,8 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
         Kind::File => file(&mut item, taken.look),
         Kind::S3 => s3(&mut item),
     };
-    if let (Some(name), Some(config)) = (&name, &config) {
-        let place = place(config);
+    let place = config.as_ref().map(place);
+    if let (Some(name), Some(place)) = (&name, place.clone()) {
         match taken.places.iter().find(|(other, _)| *other == place) {
             Some((_, other)) => {
                 let text = format!("is the place of {other} already: one copy must not count twice");
@@ -90,8 +97,16 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
     }
     item.finish();
     let name = name?;
-    let site = Site { name: name.to_string(), media, offsite };
-    Some(DestinationEntry { name, sync_interval, site, config: config? })
+    let site = Site { name: name.to_string(), media, offsite, immutable: false };
+    let (config, place) = (config?, place?);
+    let cursor = cursor(&config, &place);
+    Some(DestinationEntry { name, sync_interval, site, config, place, cursor })
+}
+
+fn cursor(config: &DestinationConfig, place: &str) -> DestinationName {
+    let digest = crc_fast::checksum(CrcAlgorithm::Crc64Nvme, place.as_bytes());
+    let name = format!("{}-{digest:016x}", config.kind());
+    DestinationName::new(name).expect("BUG: letters and digits are a legal name")
 }
 
 /// Two entries of one place are one copy.

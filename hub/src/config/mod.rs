@@ -2,11 +2,13 @@
 //!
 //! A fault is a value that can never work; a destination that does not answer right now is status, not a fault.
 
+mod databases;
 mod destination;
+mod policy;
 
 pub use destination::DestinationEntry;
 
-use crate::copies::policy::{Policy, Site};
+use crate::copies::{Policy, Selector};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,8 +37,10 @@ pub struct Config {
     pub tls: TlsPaths,
     /// Bound of the buffer, bytes.
     pub buffer_bytes: u64,
-    /// What makes a transaction durable.
+    /// What makes a transaction durable, where no selector says it.
     pub policy: Policy,
+    /// What applies to some databases only; the first one that matches counts.
+    pub databases: Vec<Selector>,
     /// Where copies go, in the order of the file; names are unique.
     pub destinations: Vec<DestinationEntry>,
     /// Log filter.
@@ -78,7 +82,8 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
     buffer.finish();
     let (log_level, log_format) = parts::log(root.section("log"));
     let destinations = destinations(&mut root, files);
-    let policy = policy(&mut root, destinations.as_deref());
+    let policy = policy::parse(root.section("policy"), destinations.as_deref());
+    let databases = databases::parse(&mut root, policy, destinations.as_deref());
     root.finish();
     Some(Config {
         listen: listen?,
@@ -86,6 +91,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
         tls: tls?,
         buffer_bytes,
         policy,
+        databases,
         destinations: destinations?,
         log_level,
         log_format,
@@ -110,23 +116,15 @@ fn destinations(root: &mut Section<'_>, files: Files) -> Option<Vec<DestinationE
     entries.into_iter().collect()
 }
 
-fn policy(root: &mut Section<'_>, destinations: Option<&[DestinationEntry]>) -> Policy {
-    let mut section = root.section("policy");
-    let default = Policy::default();
-    let count = value::int_in(0..=100u32);
-    let policy = Policy {
-        copies: section.or("copies", default.copies, &count),
-        media: section.or("media", default.media, &count),
-        offsite: section.or("offsite", default.offsite, &count),
-    };
-    if let Some(destinations) = destinations {
-        let sites: Vec<Site> = destinations.iter().map(|d| d.site.clone()).collect();
-        if let Some(reason) = policy.unsatisfiable(&sites) {
-            section.fault(format!("can never be met: {reason}; add a destination or ask for less"));
-        }
+#[cfg(any(test, feature = "testutil"))]
+impl DestinationEntry {
+    /// What `{name: NAME, type: file, path: PATH}` gives.
+    pub fn folder(name: &str, path: &Path) -> Self {
+        let text = format!("{{name: {name}, type: file, path: {}}}", path.display());
+        let document = Document::parse("hub.yml", &text).expect("plain YAML");
+        let entry = destination::parse(document.root(), &mut destination::Taken::new(false));
+        document.check(entry).expect("a good entry")
     }
-    section.finish();
-    policy
 }
 
 #[cfg(test)]

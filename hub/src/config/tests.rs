@@ -15,7 +15,7 @@ fn a_small_file_gets_defaults() {
             .unwrap();
     assert_eq!(config.data_dir, Path::new(DEFAULT_DATA_DIR));
     assert_eq!(config.buffer_bytes, DEFAULT_BUFFER_BYTES);
-    assert_eq!(config.policy, Policy { copies: 2, media: 1, offsite: 0 });
+    assert_eq!(config.policy, Policy { copies: 2, media: 1, offsite: 0, immutable: 0 });
     let disk = &config.destinations[0];
     assert_eq!(disk.sync_interval, Duration::from_secs(1));
     assert_eq!((disk.site.media.as_str(), disk.site.offsite), ("disk", false));
@@ -103,4 +103,81 @@ fn a_path_that_cannot_become_a_folder_is_told() {
         let reason = destination::can_be_made(&path).unwrap_err();
         assert!(reason.contains("is not a folder"), "{reason}");
     }
+}
+
+const TWO: &str = "destinations:
+  - {name: near, type: file, path: /srv/copies}
+  - {name: far, type: s3, bucket: b, endpoint: 'http://127.0.0.1:9000', access-key-id: i, secret-access-key: s}
+";
+
+#[test]
+fn selectors_say_what_applies_to_some_databases() {
+    let text = format!(
+        "{HEAD}policy: {{copies: 3, media: 2, offsite: 1}}
+{TWO}databases:
+  - {{match: 'pos-*/app.db', sync-interval: 60s, destinations: near, policy: {{copies: 2}}, retention: 168h}}
+  - {{match: [lab-1/*, lab-2/*], destinations: [far, near]}}
+"
+    );
+    let config = parse_text(&text).unwrap();
+    let [pos, lab] = &config.databases[..] else { panic!("{:?}", config.databases) };
+    assert!(pos.matches(&"pos-7/app.db".parse().unwrap()) && !pos.matches(&"pos-7/log.db".parse().unwrap()));
+    assert_eq!(
+        (pos.sync_interval, pos.retention),
+        (Some(Duration::from_secs(60)), Some(Duration::from_secs(604_800)))
+    );
+    assert_eq!(pos.policy, Policy { copies: 2, media: 1, offsite: 0, immutable: 0 });
+    assert!(pos.chooses(&"near".parse().unwrap()) && !pos.chooses(&"far".parse().unwrap()));
+    assert_eq!((lab.policy, lab.sync_interval), (config.policy, None));
+    assert_eq!(lab.destinations.as_ref().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_selector_whose_policy_can_never_be_met_is_a_fault_with_its_line() {
+    let text = format!(
+        "{HEAD}policy: {{copies: 3, media: 2, offsite: 1}}
+{TWO}databases:
+  - match: a/*
+    destinations: near
+  - match: b/*
+    destinations: far
+    policy: {{copies: 3}}
+  - match: c/*
+    policy: {{immutable: 1}}
+  - match: d/*
+    destinations: [near, fra]
+    policy: {{copies: 9}}
+  - destinations: []
+    retention: 1s
+    synk-interval: 1s
+"
+    );
+    let faults = parse_text(&text).unwrap_err();
+    for (line, words) in [
+        (
+            8,
+            "databases[0]: the policy of all databases can never be met here: its destinations together give only 2 of 3 copies",
+        ),
+        (12, "databases[1].policy: can never be met"),
+        (14, "0 of 1 immutable copies"),
+        (16, "there is no destination called fra; did you mean \"far\"?"),
+        (18, "match: is missing"),
+        (18, "names none"),
+        (19, "out of bounds"),
+        (20, "did you mean \"sync-interval\""),
+    ] {
+        let place = format!("hub.yml:{line}:");
+        let found = faults.lines().any(|fault| fault.starts_with(&place) && fault.contains(words));
+        assert!(found, "nothing says {words:?} at line {line}:\n{faults}");
+    }
+    assert_eq!(faults.lines().count(), 8, "{faults}");
+}
+
+#[test]
+fn the_cursor_belongs_to_the_place_and_not_to_the_name() {
+    let entry = |name, path| DestinationEntry::folder(name, Path::new(path)).cursor;
+    assert_eq!(entry("a", "/srv/x"), entry("b", "/srv/x"));
+    assert_ne!(entry("a", "/srv/x"), entry("a", "/srv/y"));
+    let two = parse_text(&format!("{HEAD}{TWO}")).unwrap().destinations;
+    assert_ne!(two[0].cursor, two[1].cursor);
 }

@@ -1,29 +1,23 @@
 //! The shared picture of which database lies where: lanes post what a destination holds, sessions post what an agent has
 //! open, the status reads it, and whoever waits for `durable` is told.
 //!
-//! Invariants: a durable position that was told is never taken back to its listener; posting never blocks on a reader.
+//! # Invariants
+//! - What was told to a listener as durable is never told again, nor less than it: when a policy is raised, `durable` in
+//!   the picture falls back to what is true now, and the listener hears of it again once it is beyond what it knows.
+//! - What a destination holds counts only for databases that it serves; one that is taken out of service stops counting
+//!   at once.
+//! - Posting never blocks on a reader.
+//!
 //! Non-goal: it decides nothing; the rule is [`super::policy`].
 
-use super::policy::{Policy, Site};
-use crate::buffer::DatabaseId;
-use std::collections::HashMap;
+use super::roster::{LaneId, Roster, Terms};
+use crate::buffer::{DatabaseId, Takers};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-use tokio::sync::Notify;
-use walhub_common::Txid;
-
-/// A destination as the status shows it; fixed at start.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct LaneFacts {
-    /// Name and what the policy counts.
-    pub site: Site,
-    /// `file`, `s3`.
-    pub kind: &'static str,
-    /// Path or bucket, no secrets.
-    pub location: String,
-    /// Pause between two flushes.
-    pub sync_interval: Duration,
-}
+use tokio::sync::{Notify, watch};
+use walhub_common::{DatabaseKey, DestinationName, Txid};
 
 /// How a lane is doing.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -39,12 +33,12 @@ pub struct LaneHealth {
 }
 
 /// What the board knows of one database.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Row {
-    /// Newest transaction each destination holds without a hole before it.
-    pub held: Vec<Option<Txid>>,
-    /// Why a destination does not take this database, where it does not.
-    pub faults: Vec<Option<String>>,
+    /// What applies to it.
+    pub terms: Arc<Terms>,
+    held: BTreeMap<LaneId, Txid>,
+    faults: BTreeMap<LaneId, String>,
     /// Newest transaction that satisfies the policy.
     pub durable: Option<Txid>,
     /// The agent has it open.
@@ -53,10 +47,53 @@ pub struct Row {
     pub refusal: String,
 }
 
-#[derive(Default)]
+impl Row {
+    fn new(terms: Arc<Terms>) -> Self {
+        Self {
+            terms,
+            held: BTreeMap::new(),
+            faults: BTreeMap::new(),
+            durable: None,
+            open: false,
+            refusal: String::new(),
+        }
+    }
+
+    /// Newest transaction the destination of `lane` holds without a hole before it.
+    pub fn held(&self, lane: LaneId) -> Option<Txid> {
+        self.held.get(&lane).copied()
+    }
+
+    /// Why the destination of `lane` does not take this database, when it does not.
+    pub fn fault(&self, lane: LaneId) -> Option<&str> {
+        self.faults.get(&lane).map(String::as_str)
+    }
+
+    /// What is missing for `txid` to be durable, for people; empty when nothing is.
+    pub fn missing(&self, txid: Txid) -> String {
+        self.terms.missing(|lane| self.held(lane), txid)
+    }
+}
+
 struct Entry {
+    key: DatabaseKey,
     row: Row,
     listener: Option<Arc<Inbox>>,
+    /// Newest durable transaction that the listener knows of.
+    told: Option<Txid>,
+}
+
+impl Entry {
+    /// Counts anew, and tells the listener of more.
+    fn count(&mut self, database: DatabaseId) {
+        self.row.durable = self.row.terms.durable(|lane| self.row.held(lane));
+        let Some(durable) = self.row.durable.filter(|durable| Some(*durable) > self.told) else { return };
+        if let Some(listener) = &self.listener {
+            self.told = Some(durable);
+            lock(&listener.news).insert(database, durable);
+            listener.bell.notify_one();
+        }
+    }
 }
 
 /// Durable positions on their way to one session: only the newest per database is kept.
@@ -86,120 +123,156 @@ impl Inbox {
 
 /// The board.
 pub struct Board {
-    policy: Policy,
-    lanes: Vec<LaneFacts>,
-    sites: Vec<Site>,
-    health: Mutex<Vec<LaneHealth>>,
+    roster: watch::Sender<Arc<Roster>>,
+    health: Mutex<BTreeMap<LaneId, LaneHealth>>,
     entries: Mutex<HashMap<DatabaseId, Entry>>,
-    /// Rung whenever a destination holds more than before.
+    /// Counts changes of who serves what.
+    revision: AtomicU64,
+    /// Rung whenever a destination holds more than before, or the roster changed.
     advanced: Notify,
 }
 
+impl fmt::Debug for Board {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Board").field("roster", &self.roster).finish_non_exhaustive()
+    }
+}
+
 impl Board {
-    /// An empty board for these lanes.
-    pub fn new(policy: Policy, lanes: Vec<LaneFacts>) -> Self {
-        let health = lanes.iter().map(|_| LaneHealth::default()).collect();
-        let sites = lanes.iter().map(|lane| lane.site.clone()).collect();
+    /// An empty board over these destinations.
+    pub fn new(roster: Roster) -> Self {
         Self {
-            policy,
-            lanes,
-            sites,
-            health: Mutex::new(health),
+            roster: watch::Sender::new(Arc::new(roster)),
+            health: Mutex::default(),
             entries: Mutex::default(),
+            revision: AtomicU64::new(0),
             advanced: Notify::new(),
         }
     }
 
-    /// The policy.
-    pub fn policy(&self) -> Policy {
-        self.policy
+    /// The destinations in service and the rules, as of now.
+    pub fn roster(&self) -> Arc<Roster> {
+        self.roster.borrow().clone()
     }
 
-    /// The lanes, in the order of the configuration.
-    pub fn lanes(&self) -> &[LaneFacts] {
-        &self.lanes
+    /// Changes of the roster.
+    pub fn roster_changes(&self) -> watch::Receiver<Arc<Roster>> {
+        self.roster.subscribe()
     }
 
-    /// What the policy counts, in the order of the lanes.
-    pub fn sites(&self) -> &[Site] {
-        &self.sites
+    /// Replaces the roster: every database is counted anew.
+    pub fn apply(&self, roster: Roster) {
+        let roster = Arc::new(roster);
+        {
+            let mut entries = lock(&self.entries);
+            for (database, entry) in entries.iter_mut() {
+                let terms = roster.terms(&entry.key).clone();
+                entry.row.held.retain(|lane, _| terms.serves(*lane));
+                entry.row.faults.retain(|lane, _| terms.serves(*lane));
+                entry.row.terms = terms;
+                entry.count(*database);
+            }
+            // Under the lock: an entry that is made from now on takes the new one.
+            self.roster.send_replace(roster.clone());
+            self.revision.fetch_add(1, Ordering::Relaxed);
+        }
+        lock(&self.health).retain(|lane, _| roster.place(*lane).is_some());
+        self.advanced.notify_one();
     }
 
-    /// How the lanes are doing, in their order.
-    pub fn health(&self) -> Vec<LaneHealth> {
-        lock(&self.health).clone()
+    /// How a lane is doing.
+    pub fn health(&self, lane: LaneId) -> LaneHealth {
+        lock(&self.health).get(&lane).cloned().unwrap_or_default()
     }
 
     /// One database.
-    pub fn row(&self, database: DatabaseId) -> Row {
+    pub fn row(&self, database: DatabaseId, key: &DatabaseKey) -> Row {
         let entries = lock(&self.entries);
         match entries.get(&database) {
             Some(entry) => entry.row.clone(),
-            None => self.blank(),
+            None => Row::new(self.roster.borrow().terms(key).clone()),
         }
     }
 
-    fn blank(&self) -> Row {
-        Row { held: vec![None; self.lanes.len()], faults: vec![None; self.lanes.len()], ..Row::default() }
-    }
-
-    fn with<T>(&self, database: DatabaseId, change: impl FnOnce(&mut Entry) -> T) -> T {
+    fn with<T>(&self, database: DatabaseId, key: &DatabaseKey, change: impl FnOnce(&mut Entry) -> T) -> T {
         let mut entries = lock(&self.entries);
-        let entry = entries.entry(database).or_insert_with(|| Entry { row: self.blank(), listener: None });
+        let entry = entries.entry(database).or_insert_with(|| {
+            self.revision.fetch_add(1, Ordering::Relaxed);
+            let row = Row::new(self.roster.borrow().terms(key).clone());
+            Entry { key: key.clone(), row, listener: None, told: None }
+        });
         change(entry)
     }
 
     /// Lane `lane` holds `database` up to `txid`, without a hole; tells the session when more became durable.
-    pub fn post_copy(&self, lane: usize, database: DatabaseId, txid: Option<Txid>) {
-        self.with(database, |entry| {
-            entry.row.held[lane] = txid;
-            let durable = self.policy.durable(&self.sites, &entry.row.held);
-            let more = durable > entry.row.durable;
-            entry.row.durable = durable;
-            if let (true, Some(listener), Some(durable)) = (more, &entry.listener, durable) {
-                lock(&listener.news).insert(database, durable);
-                listener.bell.notify_one();
-            }
+    pub fn post_copy(&self, lane: LaneId, database: DatabaseId, key: &DatabaseKey, txid: Option<Txid>) {
+        self.with(database, key, |entry| {
+            match txid.filter(|_| entry.row.terms.serves(lane)) {
+                Some(txid) => entry.row.held.insert(lane, txid),
+                None => entry.row.held.remove(&lane),
+            };
+            entry.count(database);
         });
         self.advanced.notify_one();
     }
 
     /// Lane `lane` does (`Some`) or no longer does (`None`) refuse `database`, and why.
-    pub fn post_fault(&self, lane: usize, database: DatabaseId, fault: Option<String>) {
-        self.with(database, |entry| entry.row.faults[lane] = fault);
+    pub fn post_fault(&self, lane: LaneId, database: DatabaseId, key: &DatabaseKey, fault: Option<String>) {
+        self.with(database, key, |entry| match fault.filter(|_| entry.row.terms.serves(lane)) {
+            Some(fault) => entry.row.faults.insert(lane, fault),
+            None => entry.row.faults.remove(&lane),
+        });
     }
 
-    /// Changes what is known of a lane.
-    pub fn post_health(&self, lane: usize, change: impl FnOnce(&mut LaneHealth)) {
-        change(&mut lock(&self.health)[lane]);
+    /// Changes what is known of a lane; nothing of one that is out of service.
+    pub fn post_health(&self, lane: LaneId, change: impl FnOnce(&mut LaneHealth)) {
+        let mut health = lock(&self.health);
+        if self.roster.borrow().place(lane).is_some() {
+            change(health.entry(lane).or_default());
+        }
     }
 
     /// A session has the database open; the newest durable transaction so far, the next ones go to `listener`.
-    pub fn open(&self, database: DatabaseId, listener: Arc<Inbox>) -> Option<Txid> {
-        self.with(database, |entry| {
+    pub fn open(&self, database: DatabaseId, key: &DatabaseKey, listener: Arc<Inbox>) -> Option<Txid> {
+        self.with(database, key, |entry| {
             entry.listener = Some(listener);
             entry.row.open = true;
             entry.row.refusal.clear();
+            entry.told = entry.row.durable;
             entry.row.durable
         })
     }
 
     /// The session no longer has it open.
     pub fn close(&self, database: DatabaseId) {
-        self.with(database, |entry| {
+        if let Some(entry) = lock(&self.entries).get_mut(&database) {
             entry.listener = None;
             entry.row.open = false;
-        });
+        }
     }
 
     /// The session refused it.
     pub fn post_refusal(&self, database: DatabaseId, message: &str) {
-        self.with(database, |entry| message.clone_into(&mut entry.row.refusal));
+        if let Some(entry) = lock(&self.entries).get_mut(&database) {
+            message.clone_into(&mut entry.row.refusal);
+        }
     }
 
-    /// Waits until a destination holds more than before; one waiter.
+    /// Waits until a destination holds more than before, or others serve; one waiter.
     pub async fn advanced(&self) {
         self.advanced.notified().await;
+    }
+}
+
+impl Takers for Board {
+    fn of(&self, database: DatabaseId) -> Arc<[DestinationName]> {
+        lock(&self.entries)
+            .get(&database)
+            .map_or_else(|| Arc::new([]) as Arc<_>, |entry| entry.row.terms.cursors())
+    }
+
+    fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Relaxed)
     }
 }
 
@@ -208,48 +281,5 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn board() -> Board {
-        let lane = |name: &str, media: &str| LaneFacts {
-            site: Site { name: name.into(), media: media.into(), offsite: false },
-            kind: "file",
-            location: String::new(),
-            sync_interval: Duration::from_secs(1),
-        };
-        let policy = Policy { copies: 3, media: 1, offsite: 0 };
-        Board::new(policy, vec![lane("a", "disk"), lane("b", "disk")])
-    }
-
-    #[tokio::test]
-    async fn a_listener_hears_of_durable_transactions_only_and_only_the_newest() {
-        let board = board();
-        let (db, inbox) = (DatabaseId(1), Arc::new(Inbox::default()));
-        assert_eq!(board.open(db, inbox.clone()), None);
-        board.post_copy(0, db, Txid::new(5));
-        assert!(inbox.take().is_empty());
-        board.post_copy(1, db, Txid::new(3));
-        board.post_copy(1, db, Txid::new(4));
-        inbox.wait().await;
-        assert_eq!(inbox.take().into_iter().collect::<Vec<_>>(), [(db, Txid::new(4).unwrap())]);
-        board.close(db);
-        board.post_copy(1, db, Txid::new(5));
-        assert!(inbox.take().is_empty());
-        assert_eq!(board.open(db, inbox), Txid::new(5));
-    }
-
-    #[test]
-    fn a_copy_that_shrank_shows_and_is_no_news() {
-        let board = board();
-        let (db, inbox) = (DatabaseId(1), Arc::new(Inbox::default()));
-        board.open(db, inbox.clone());
-        board.post_copy(0, db, Txid::new(5));
-        board.post_copy(1, db, Txid::new(5));
-        inbox.take();
-        board.post_copy(1, db, None);
-        assert!(inbox.take().is_empty());
-        assert_eq!(board.row(db).durable, None);
-        assert_eq!(board.row(db).held, [Txid::new(5), None]);
-    }
-}
+#[path = "board_tests.rs"]
+mod tests;

@@ -2,12 +2,18 @@
 //! status, told to whoever waits for `durable`.
 //!
 //! - [`policy`]: when a transaction is durable. Pure.
+//! - [`rules`]: what applies to which database. Pure.
+//! - [`roster`]: the destinations in service, as a value.
 //! - [`board`]: the shared picture.
 //!
 //! Non-goals: no copying, no connections, nothing on disk (cursors belong to the buffer).
 
 pub mod board;
 pub mod policy;
+pub mod roster;
+pub mod rules;
 
-pub use board::{Board, Inbox, LaneFacts, LaneHealth, Row};
+pub use board::{Board, Inbox, LaneHealth, Row};
 pub use policy::{Policy, Site};
+pub use roster::{InService, LaneId, Place, Roster, Terms};
+pub use rules::{Rules, Selector};

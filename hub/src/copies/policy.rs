@@ -17,12 +17,14 @@ pub struct Policy {
     pub media: u32,
     /// Copies that are off-site.
     pub offsite: u32,
+    /// Copies that nobody can change or delete for a time: on destinations with object lock.
+    pub immutable: u32,
 }
 
 impl Default for Policy {
     /// One copy beside the live database.
     fn default() -> Self {
-        Self { copies: 2, media: 1, offsite: 0 }
+        Self { copies: 2, media: 1, offsite: 0, immutable: 0 }
     }
 }
 
@@ -35,6 +37,8 @@ pub struct Site {
     pub media: String,
     /// Away from the nodes and the hub.
     pub offsite: bool,
+    /// Locked against change and deletion (object lock).
+    pub immutable: bool,
 }
 
 /// What a set of copies amounts to.
@@ -43,14 +47,16 @@ struct Tally {
     copies: u32,
     media: u32,
     offsite: u32,
+    immutable: u32,
 }
 
 fn tally<'a>(holders: impl Iterator<Item = &'a Site>) -> Tally {
     let mut kinds = vec![LIVE_MEDIA];
-    let mut tally = Tally { copies: 1, media: 1, offsite: 0 };
+    let mut tally = Tally { copies: 1, media: 1, offsite: 0, immutable: 0 };
     for site in holders {
         tally.copies += 1;
         tally.offsite += u32::from(site.offsite);
+        tally.immutable += u32::from(site.immutable);
         if !kinds.contains(&site.media.as_str()) {
             kinds.push(&site.media);
             tally.media += 1;
@@ -71,15 +77,18 @@ impl Policy {
         if have.offsite < self.offsite {
             missing.push(format!("{} of {} off-site copies", have.offsite, self.offsite));
         }
+        if have.immutable < self.immutable {
+            missing.push(format!("{} of {} immutable copies", have.immutable, self.immutable));
+        }
         missing
     }
 
     /// Why this policy can never be met with `sites`; `None` when it can.
-    pub fn unsatisfiable(self, sites: &[Site]) -> Option<String> {
-        let missing = self.shortfall(tally(sites.iter()));
+    pub fn unsatisfiable<'a>(self, sites: impl IntoIterator<Item = &'a Site>) -> Option<String> {
+        let missing = self.shortfall(tally(sites.into_iter()));
         (!missing.is_empty()).then(|| {
             format!(
-                "all destinations together give only {} (the live database counts as one copy)",
+                "its destinations together give only {} (the live database counts as one copy)",
                 missing.join(", ")
             )
         })
@@ -123,14 +132,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn site(name: &str, media: &str, offsite: bool) -> Site {
-        Site { name: name.into(), media: media.into(), offsite }
+        Site { name: name.into(), media: media.into(), offsite, immutable: false }
     }
 
     fn txid(n: u64) -> Option<Txid> {
         Txid::new(n)
     }
 
-    const THREE_TWO_ONE: Policy = Policy { copies: 3, media: 2, offsite: 1 };
+    const THREE_TWO_ONE: Policy = Policy { copies: 3, media: 2, offsite: 1, immutable: 0 };
 
     #[test]
     fn three_two_one_needs_a_disk_and_an_offsite_object_store() {
@@ -156,8 +165,20 @@ mod tests {
     }
 
     #[test]
+    fn immutable_copies_are_those_under_object_lock() {
+        let policy = Policy { immutable: 1, ..Policy::default() };
+        let mut sites = [site("disk", "disk", false), site("cloud", "object", true)];
+        assert!(policy.unsatisfiable(&sites).unwrap().contains("0 of 1 immutable copies"));
+        sites[1].immutable = true;
+        assert_eq!(policy.unsatisfiable(&sites), None);
+        assert_eq!(policy.durable(&sites, &[txid(9), txid(4)]), txid(4));
+        let missing = policy.missing(&sites, &[txid(9), txid(4)], Txid::new(9).unwrap());
+        assert_eq!(missing, "0 of 1 immutable copies; not yet in cloud");
+    }
+
+    #[test]
     fn any_two_of_three_sites_are_enough_for_three_copies() {
-        let policy = Policy { copies: 3, media: 1, offsite: 0 };
+        let policy = Policy { copies: 3, media: 1, offsite: 0, immutable: 0 };
         let sites = [site("a", "disk", false), site("b", "disk", false), site("c", "disk", false)];
         assert_eq!(policy.durable(&sites, &[txid(3), txid(9), txid(5)]), txid(5));
     }
@@ -166,12 +187,13 @@ mod tests {
         #[test]
         fn durable_is_the_newest_with_nothing_missing(
             held in proptest::collection::vec(0..6u64, 4),
-            copies in 1..6u32, media in 1..4u32, offsite in 0..3u32,
+            copies in 1..6u32, media in 1..4u32, offsite in 0..3u32, immutable in 0..3u32,
         ) {
-            let policy = Policy { copies, media, offsite };
-            let sites = [
+            let policy = Policy { copies, media, offsite, immutable };
+            let mut sites = [
                 site("a", "disk", false), site("b", "object", true), site("c", "tape", false), site("d", "disk", true),
             ];
+            (sites[1].immutable, sites[3].immutable) = (true, true);
             let held: Vec<Option<Txid>> = held.into_iter().map(Txid::new).collect();
             let durable = policy.durable(&sites, &held);
             for n in 1..7u64 {

@@ -1,13 +1,15 @@
 //! Past the buffer: a destination that needs transactions which the buffer has given back gets another destination's
 //! files, byte for byte.
 
-use super::Shared;
+use super::Venue;
 use super::coverage;
 use super::error::TurnError;
 use crate::buffer::BufferError;
+use crate::copies::Place;
 use futures_util::StreamExt;
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use walhub_common::ltx::{Verified, Verifier};
@@ -17,34 +19,35 @@ use walhub_store::destinations::{Body, DestinationError, DynDestination, FileKey
 /// A file of another destination.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
-    /// Place of that destination in the configuration.
-    pub(super) from: usize,
+    /// That destination.
+    pub(super) from: Arc<Place>,
     /// Which file.
     pub(super) file: Listed,
 }
 
 /// Files that lead on from `cursor`, from the first healthy destination that has any; never empty.
 pub(super) async fn plan(
-    shared: &Shared,
-    lane: usize,
+    venue: &Venue,
     database: &DatabaseKey,
     cursor: Option<Txid>,
     reason: BufferError,
 ) -> Result<VecDeque<Step>, TurnError> {
-    let health = shared.board.health();
     let mut failed = None;
-    for (from, sibling) in shared.destinations.iter().enumerate() {
+    for sibling in venue.board.roster().places() {
         // A destination in trouble must not hold up this one.
-        if from == lane || !health[from].healthy {
+        if sibling.lane == venue.place.lane || !venue.board.health(sibling.lane).healthy {
             continue;
         }
-        match list(shared, sibling, database).await {
+        match list(venue, &sibling.destination, database).await {
             Ok(files) => {
                 let chain = coverage::chain(&files, cursor);
                 if !chain.is_empty() {
-                    let name = sibling.name();
-                    tracing::info!(%database, from = %name, files = chain.len(), %reason, "catching up from another destination");
-                    return Ok(chain.into_iter().map(|file| Step { from, file: file.clone() }).collect());
+                    let (from, to) = (sibling.name(), venue.place.name());
+                    tracing::info!(%database, %from, %to, files = chain.len(), %reason, "catching up from another destination");
+                    return Ok(chain
+                        .into_iter()
+                        .map(|file| Step { from: sibling.clone(), file: file.clone() })
+                        .collect());
                 }
             }
             Err(error) => failed = Some(Box::new(error)),
@@ -57,30 +60,28 @@ pub(super) async fn plan(
 }
 
 async fn list(
-    shared: &Shared,
+    venue: &Venue,
     sibling: &DynDestination,
     database: &DatabaseKey,
 ) -> Result<Vec<Listed>, DestinationError> {
     let mut files = Vec::new();
     for level in Level::all() {
-        files.extend(sibling.list(database, level, &shared.abort).await?);
+        files.extend(sibling.list(database, level, &venue.abort).await?);
     }
     Ok(files)
 }
 
 /// Copies one file under its own name; its bytes if it was created here, and its page size. The file is verified before it is put.
 pub(super) async fn copy(
-    shared: &Shared,
-    lane: usize,
+    venue: &Venue,
     database: &DatabaseKey,
     step: &Step,
 ) -> Result<(Option<u64>, PageSize), TurnError> {
-    let to = &shared.destinations[lane];
-    let from = &shared.destinations[step.from];
+    let (to, from) = (&venue.place.destination, &step.from.destination);
     let key = FileKey { database: database.clone(), level: step.file.level, range: step.file.range };
     let name = format!("{}-{}-{}-copy-{}.ltx", to.name(), database.agent, database.name, step.file.range);
-    let temp = TempFile(shared.tmp.join(name));
-    let verified = download(shared, from, &key, &temp).await?;
+    let temp = TempFile(venue.tmp.join(name));
+    let verified = download(venue, from, &key, &temp).await?;
     if verified.header.range != step.file.range {
         return Err(TurnError::Sibling(format!("{key} at {} covers {}", from.name(), verified.header.range)));
     }
@@ -88,13 +89,13 @@ pub(super) async fn copy(
         time_ms: verified.header.timestamp_ms,
         post: verified.header.provenance.map(|provenance| provenance.post),
     };
-    let put = to.put(&key, Body::File(temp.0.clone()), meta, &shared.abort).await;
+    let put = to.put(&key, Body::File(temp.0.clone()), meta, &venue.abort).await;
     let put = put.map_err(TurnError::Destination)?;
     Ok(((put == Put::Created).then_some(verified.bytes), verified.header.page_size))
 }
 
 async fn download(
-    shared: &Shared,
+    venue: &Venue,
     from: &DynDestination,
     key: &FileKey,
     temp: &TempFile,
@@ -103,7 +104,7 @@ async fn download(
     let damaged = |error| TurnError::Sibling(format!("{key} at {}: {error}", from.name()));
     let mut verifier = Verifier::new(u64::MAX);
     let mut file = File::create(&temp.0).await?;
-    let mut pieces = from.open(key, 0, &shared.abort).await.map_err(missing)?;
+    let mut pieces = from.open(key, 0, &venue.abort).await.map_err(missing)?;
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(missing)?;
         verifier.push(&piece).map_err(damaged)?;

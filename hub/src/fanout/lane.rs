@@ -1,23 +1,27 @@
 //! The lane of one destination: which database is served when, and what a failure means for whom.
 //!
-//! New transactions are looked for at most once per sync interval, and only when something was buffered; the first ones
-//! after a pause go at once. A failure of the destination opens the circuit: nothing is tried until its pause has passed,
-//! then one turn alone decides. A failure of one database lets the others go on.
+//! New transactions are looked for at most once per sync interval, and only when something was buffered
+//! ([`super::schedule`]). A failure of the destination opens the circuit: nothing is tried until its pause has passed, then
+//! one turn alone decides, which asks for a byte before it sends much. A failure of one database lets the others go on.
+//! A new roster changes which databases are served, and how often; what is under way goes on.
 
-use super::Shared;
 use super::error::{Concerns, TurnError};
-use super::turn::{Progress, Turn, Venue};
-use crate::buffer::DatabaseId;
+use super::schedule::Schedule;
+use super::turn::{Progress, Turn};
+use super::{Trust, Venue};
+use crate::buffer::{DatabaseId, Registered};
+use crate::copies::Roster;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use walhub_common::backoff::{Backoff, Class};
-use walhub_store::destinations::DynDestination;
+use walhub_common::{DatabaseKey, DestinationName};
 
 /// Databases served at once by one lane.
 const CONCURRENCY: usize = 4;
@@ -71,56 +75,56 @@ type Finished = (Progress, Result<Turn, TurnError>);
 
 /// See the module doc.
 pub(super) struct Lane {
-    shared: Arc<Shared>,
-    index: usize,
-    interval: Duration,
+    venue: Arc<Venue>,
+    roster: watch::Receiver<Arc<Roster>>,
+    trust: Trust,
     stop: CancellationToken,
     /// Databases that are not in flight.
     idle: HashMap<DatabaseId, Progress>,
+    /// Databases that go elsewhere.
+    foreign: HashSet<DatabaseId>,
     queue: VecDeque<DatabaseId>,
     queued: HashSet<DatabaseId>,
     in_flight: FuturesUnordered<BoxFuture<'static, Finished>>,
     away: HashSet<DatabaseId>,
     blocked: HashMap<DatabaseId, Pauses>,
     circuit: Option<Pauses>,
-    flush_at: Option<Instant>,
-    last_flush: Option<Instant>,
+    schedule: Schedule,
 }
 
 impl Lane {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        index: usize,
-        interval: Duration,
-        stop: CancellationToken,
-    ) -> Self {
+    pub(super) fn new(venue: Arc<Venue>, trust: Trust, stop: CancellationToken) -> Self {
+        let roster = venue.board.roster_changes();
         let mut lane = Self {
-            shared,
-            index,
-            interval,
+            venue,
+            roster,
+            trust,
             stop,
             idle: HashMap::new(),
+            foreign: HashSet::new(),
             queue: VecDeque::new(),
             queued: HashSet::new(),
             in_flight: FuturesUnordered::new(),
             away: HashSet::new(),
             blocked: HashMap::new(),
             circuit: None,
-            flush_at: None,
-            last_flush: None,
+            schedule: Schedule::default(),
         };
         lane.post_health(false, "it has not answered yet");
+        lane.set_intervals();
         // What it held when the hub last ran shows, and counts, from the start.
-        lane.scan();
+        lane.scan(None);
+        // What it is given to serve from now on it has to be asked about.
+        lane.trust = Trust::Listings;
         lane
     }
 
-    fn destination(&self) -> &DynDestination {
-        &self.shared.destinations[self.index]
+    fn name(&self) -> &DestinationName {
+        self.venue.place.name()
     }
 
     fn post_health(&self, healthy: bool, error: &str) {
-        self.shared.board.post_health(self.index, |health| {
+        self.venue.board.post_health(self.venue.place.lane, |health| {
             health.healthy = healthy;
             error.clone_into(&mut health.last_error);
         });
@@ -132,8 +136,8 @@ impl Lane {
             return;
         }
         let stop = self.stop.clone();
-        let mut changed = self.shared.buffer.changed();
-        self.scan();
+        let mut changed = self.venue.buffer.changed();
+        self.schedule.news(Instant::now());
         loop {
             self.start_turns();
             let wake = self.wake();
@@ -142,10 +146,11 @@ impl Lane {
                 () = stop.cancelled() => break,
                 Some(finished) = self.in_flight.next(), if !self.in_flight.is_empty() => self.finished(finished),
                 // Nobody listens while a flush is due anyway: a busy buffer does not wake the lane per transaction.
-                news = changed.changed(), if self.flush_at.is_none() => match news {
-                    Ok(()) => self.flush_soon(),
+                news = changed.changed(), if self.schedule.listens() => match news {
+                    Ok(()) => self.schedule.news(Instant::now()),
                     Err(_) => break,
                 },
+                Ok(()) = self.roster.changed() => self.reselect(),
                 () = sleep_until(wake) => self.woken(),
             }
         }
@@ -158,8 +163,9 @@ impl Lane {
     async fn probe(&mut self) -> bool {
         let mut pauses: Option<Pauses> = None;
         loop {
-            let probe = self.destination().probe(&self.stop).await;
-            let (name, location) = (self.destination().name(), self.destination().location());
+            let destination = &self.venue.place.destination;
+            let probe = destination.probe(&self.stop).await;
+            let (name, location) = (self.name(), destination.location());
             let error = match probe {
                 Ok(()) => {
                     tracing::info!(destination = %name, %location, "destination is ready");
@@ -182,10 +188,34 @@ impl Lane {
         }
     }
 
-    fn flush_soon(&mut self) {
-        let now = Instant::now();
-        let due = self.last_flush.map_or(now, |last| (last + self.interval).max(now));
-        self.flush_at = Some(self.flush_at.map_or(due, |at| at.min(due)));
+    /// The databases it serves, and how often, may be others than before.
+    fn reselect(&mut self) {
+        let roster = self.roster.borrow_and_update().clone();
+        self.foreign.clear();
+        let place = &self.venue.place;
+        self.idle.retain(|_, progress| {
+            let terms = roster.terms(&progress.key);
+            progress.interval = terms.sync_interval(place);
+            terms.serves(place.lane)
+        });
+        let (idle, away) = (&self.idle, &self.away);
+        self.blocked.retain(|id, _| idle.contains_key(id) || away.contains(id));
+        self.set_intervals();
+        self.schedule.news(Instant::now());
+    }
+
+    fn set_intervals(&mut self) {
+        let roster = self.roster.borrow_and_update().clone();
+        let place = &self.venue.place;
+        let served = roster.all_terms().iter().filter(|terms| terms.serves(place.lane));
+        self.schedule.set_intervals(served.map(|terms| terms.sync_interval(place)));
+    }
+
+    /// How often this database is served; `None` when it goes elsewhere.
+    fn interval_of(&self, database: &DatabaseKey) -> Option<Duration> {
+        let roster = self.roster.borrow();
+        let (terms, place) = (roster.terms(database), &self.venue.place);
+        terms.serves(place.lane).then(|| terms.sync_interval(place))
     }
 
     /// When something is due by time alone.
@@ -195,15 +225,14 @@ impl Lane {
             _ => None,
         };
         let blocked = self.blocked.values().filter_map(|pauses| pauses.until).min();
-        [self.flush_at, circuit, blocked].into_iter().flatten().min()
+        [self.schedule.next(), circuit, blocked].into_iter().flatten().min()
     }
 
     fn woken(&mut self) {
         let now = Instant::now();
-        if self.flush_at.is_some_and(|at| at <= now) {
-            self.flush_at = None;
-            self.last_flush = Some(now);
-            self.scan();
+        for interval in self.schedule.take_due(now) {
+            let found = self.scan(Some(interval));
+            self.schedule.looked(interval, now, found);
         }
         let mut due = Vec::new();
         for (id, pauses) in &mut self.blocked {
@@ -216,24 +245,46 @@ impl Lane {
         }
     }
 
-    /// Queues every database that has more than the destination.
-    fn scan(&mut self) {
-        let shared = self.shared.clone();
-        for database in shared.buffer.databases() {
-            if self.away.contains(&database.id) {
+    /// Queues every database of this interval (or of any) that has more than the destination; true when there are some.
+    fn scan(&mut self, interval: Option<Duration>) -> bool {
+        let venue = self.venue.clone();
+        let mut found = false;
+        for database in venue.buffer.databases() {
+            let id = database.id;
+            if self.away.contains(&id) || self.foreign.contains(&id) || !self.meet(&database) {
                 continue;
             }
-            let (index, name) = (self.index, shared.destinations[self.index].name());
-            let progress = self.idle.entry(database.id).or_insert_with(|| {
-                let cursor = shared.buffer.cursor(name, database.id);
-                shared.board.post_copy(index, database.id, cursor);
-                Progress::new(database.id, database.key.clone(), cursor)
-            });
-            let behind = database.position.map(|pos| pos.txid) > progress.cursor;
-            if behind && !self.blocked.contains_key(&database.id) {
-                self.enqueue(database.id);
+            let progress = &self.idle[&id];
+            if interval.is_some_and(|interval| interval != progress.interval) {
+                continue;
+            }
+            let position = database.position.map(|pos| pos.txid);
+            let unknown = position.is_some() && progress.must_be_seen();
+            if (unknown || position > progress.cursor) && !self.blocked.contains_key(&id) {
+                found = true;
+                self.enqueue(id);
             }
         }
+        found
+    }
+
+    /// Makes sure that it is known where this database stands; false when it goes elsewhere.
+    fn meet(&mut self, database: &Registered) -> bool {
+        if self.idle.contains_key(&database.id) {
+            return true;
+        }
+        let Some(interval) = self.interval_of(&database.key) else {
+            self.foreign.insert(database.id);
+            return false;
+        };
+        let (place, id) = (&self.venue.place, database.id);
+        let cursor = self.venue.buffer.cursor(&place.entry.cursor, id);
+        if self.trust == Trust::Cursors {
+            self.venue.board.post_copy(place.lane, id, &database.key, cursor);
+        }
+        let progress = Progress::new(id, database.key.clone(), cursor, interval, self.trust);
+        self.idle.insert(id, progress);
+        true
     }
 
     fn enqueue(&mut self, id: DatabaseId) {
@@ -252,9 +303,12 @@ impl Lane {
             self.queued.remove(&id);
             let Some(mut progress) = self.idle.remove(&id) else { continue };
             self.away.insert(id);
-            let (shared, lane) = (self.shared.clone(), self.index);
+            let (venue, careful) = (self.venue.clone(), self.circuit.is_some());
             self.in_flight.push(Box::pin(async move {
-                let result = Venue { shared: &shared, lane }.turn(&mut progress).await;
+                let result = match careful {
+                    true => venue.careful_turn(&mut progress).await,
+                    false => venue.turn(&mut progress).await,
+                };
                 (progress, result)
             }));
         }
@@ -263,6 +317,13 @@ impl Lane {
     fn finished(&mut self, (mut progress, result): Finished) {
         let id = progress.id;
         self.away.remove(&id);
+        match self.interval_of(&progress.key) {
+            Some(interval) => progress.interval = interval,
+            None => {
+                self.blocked.remove(&id);
+                return;
+            }
+        }
         match result {
             Ok(turn) => self.succeeded(&progress, turn),
             Err(error) => self.failed(&mut progress, &error),
@@ -273,12 +334,12 @@ impl Lane {
     fn succeeded(&mut self, progress: &Progress, turn: Turn) {
         let id = progress.id;
         if self.circuit.take().is_some() {
-            tracing::info!(destination = %self.destination().name(), "destination works again");
+            tracing::info!(destination = %self.name(), "destination works again");
         }
         if self.blocked.remove(&id).is_some() {
-            self.shared.board.post_fault(self.index, id, None);
+            self.post_fault(progress, None);
         }
-        self.shared.board.post_health(self.index, |health| {
+        self.venue.board.post_health(self.venue.place.lane, |health| {
             health.healthy = true;
             health.last_error.clear();
             if let Some(bytes) = turn.created {
@@ -288,16 +349,20 @@ impl Lane {
         });
         if turn.more {
             self.enqueue(id);
-        } else if self.shared.buffer.find(&progress.key).and_then(|held| held.position).map(|pos| pos.txid)
+        } else if self.venue.buffer.find(&progress.key).and_then(|held| held.position).map(|pos| pos.txid)
             > progress.cursor
         {
             // It came while the turn ran, and the news of it may have been heard already.
-            self.flush_soon();
+            self.schedule.look_soon(progress.interval, Instant::now());
         }
     }
 
+    fn post_fault(&self, progress: &Progress, fault: Option<String>) {
+        self.venue.board.post_fault(self.venue.place.lane, progress.id, &progress.key, fault);
+    }
+
     fn failed(&mut self, progress: &mut Progress, error: &TurnError) {
-        let name = self.destination().name().clone();
+        let name = self.name().clone();
         if error.unsettles() {
             progress.unsettle();
         }
@@ -323,7 +388,7 @@ impl Lane {
                     tracing::error!(destination = %name, database = %progress.key, %error, "a database does not get on at a destination");
                 }
                 self.blocked.insert(progress.id, Pauses::again(previous, error.class()));
-                self.shared.board.post_fault(self.index, progress.id, Some(error.to_string()));
+                self.post_fault(progress, Some(error.to_string()));
             }
         }
     }

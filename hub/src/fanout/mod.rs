@@ -18,84 +18,116 @@ mod catchup;
 mod coverage;
 mod error;
 mod lane;
+mod schedule;
 mod turn;
 
 use crate::buffer::WalBuffer;
-use crate::copies::Board;
+use crate::copies::{Board, LaneId, Place};
 use lane::Lane;
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use walhub_common::DestinationName;
 use walhub_common::task::TaskGroup;
-use walhub_store::destinations::DynDestination;
 
 /// At most one round of giving space back in this time.
 const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 /// After the deadline of a shutdown, puts are cancelled and get this long.
 const ABORT_GRACE: Duration = Duration::from_secs(2);
 
-/// A destination and how often it is served.
-#[derive(Clone, Debug)]
-pub struct LaneConfig {
-    /// Where to.
-    pub destination: DynDestination,
-    /// Least time between two flushes of new transactions.
-    pub sync_interval: Duration,
+/// What is believed of a destination before it was asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trust {
+    /// The buffer's record of how far it was served: it was in service when that was written.
+    Cursors,
+    /// Nothing: it is listed first.
+    Listings,
 }
 
-/// What all lanes use; nothing in it is held across a wait.
-struct Shared {
+/// Where a lane works: what its turns use. Nothing in it is held across a wait.
+struct Venue {
     buffer: Arc<dyn WalBuffer>,
     board: Arc<Board>,
-    destinations: Vec<DynDestination>,
+    place: Arc<Place>,
     tmp: PathBuf,
-    /// Ends calls to destinations; cancelled only when the deadline of a shutdown has passed.
+    /// Ends calls to the destination; cancelled only when the deadline of a shutdown has passed.
     abort: CancellationToken,
 }
 
-/// The running lanes.
-pub struct Fanout {
+struct Running {
     tasks: TaskGroup,
     abort: CancellationToken,
 }
 
-impl Fanout {
-    /// Starts a lane for each of `lanes`, which are in the order of the board's. Large files in the making lie in `tmp`,
-    /// which is emptied first.
-    pub fn start(
-        buffer: Arc<dyn WalBuffer>,
-        board: Arc<Board>,
-        lanes: Vec<LaneConfig>,
-        tmp: &Path,
-    ) -> io::Result<Fanout> {
-        empty_dir(tmp)?;
-        let tasks = TaskGroup::new("fanout");
-        let abort = CancellationToken::new();
-        let shared = Arc::new(Shared {
-            buffer: buffer.clone(),
-            board: board.clone(),
-            destinations: lanes.iter().map(|lane| lane.destination.clone()).collect(),
-            tmp: tmp.to_path_buf(),
-            abort: abort.clone(),
-        });
-        for (index, config) in lanes.iter().enumerate() {
-            let lane = Lane::new(shared.clone(), index, config.sync_interval, tasks.token().clone());
-            tasks.spawn(lane.run());
-        }
-        let names = lanes.iter().map(|lane| lane.destination.name().clone()).collect();
-        tasks.spawn(housekeeping(buffer, board, names, tasks.token().clone()));
-        Ok(Fanout { tasks, abort })
-    }
-
+impl Running {
     /// Starts no new put and waits for the current ones, at most `deadline`; then they are cancelled.
-    pub async fn shutdown(&self, deadline: Duration) {
+    async fn end(self, deadline: Duration) {
         if !self.tasks.shutdown(deadline).await {
             self.abort.cancel();
             self.tasks.shutdown(ABORT_GRACE).await;
         }
+    }
+}
+
+/// The running lanes.
+pub struct Fanout {
+    buffer: Arc<dyn WalBuffer>,
+    board: Arc<Board>,
+    tmp: PathBuf,
+    lanes: Mutex<HashMap<LaneId, Running>>,
+    housekeeping: TaskGroup,
+}
+
+impl Fanout {
+    /// Starts a lane for each destination of the board's roster. Large files in the making lie in `tmp`, which is emptied
+    /// first.
+    pub fn start(buffer: Arc<dyn WalBuffer>, board: Arc<Board>, tmp: &Path) -> io::Result<Fanout> {
+        empty_dir(tmp)?;
+        let housekeeping = TaskGroup::new("buffer space");
+        let fanout = Fanout {
+            buffer: buffer.clone(),
+            board: board.clone(),
+            tmp: tmp.to_path_buf(),
+            lanes: Mutex::default(),
+            housekeeping,
+        };
+        for place in board.roster().places() {
+            fanout.open(place.clone(), Trust::Cursors);
+        }
+        let stop = fanout.housekeeping.token().clone();
+        fanout.housekeeping.spawn(keep_house(buffer, board, stop));
+        Ok(fanout)
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, HashMap<LaneId, Running>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the lane of a destination that is in the board's roster.
+    pub fn open(&self, place: Arc<Place>, trust: Trust) {
+        let (lane, tasks, abort) = (place.lane, TaskGroup::new("lane"), CancellationToken::new());
+        let (buffer, board, tmp) = (self.buffer.clone(), self.board.clone(), self.tmp.clone());
+        let venue = Arc::new(Venue { buffer, board, place, tmp, abort: abort.clone() });
+        tasks.spawn(Lane::new(venue, trust, tasks.token().clone()).run());
+        let before = self.lanes().insert(lane, Running { tasks, abort });
+        assert!(before.is_none(), "BUG: lane {lane} runs already");
+    }
+
+    /// Ends some lanes: no new put is started, current ones get `deadline`, then they are cancelled.
+    pub async fn close(&self, lanes: &[LaneId], deadline: Duration) {
+        let ending: Vec<Running> = {
+            let mut running = self.lanes();
+            lanes.iter().filter_map(|lane| running.remove(lane)).collect()
+        };
+        futures_util::future::join_all(ending.into_iter().map(|lane| lane.end(deadline))).await;
+    }
+
+    /// Ends all lanes, as [`Fanout::close`] does.
+    pub async fn shutdown(&self, deadline: Duration) {
+        let lanes: Vec<LaneId> = self.lanes().keys().copied().collect();
+        tokio::join!(self.close(&lanes, deadline), self.housekeeping.shutdown(deadline));
     }
 }
 
@@ -108,14 +140,9 @@ fn empty_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Gives buffer space back when destinations have advanced.
-async fn housekeeping(
-    buffer: Arc<dyn WalBuffer>,
-    board: Arc<Board>,
-    lanes: Vec<DestinationName>,
-    stop: CancellationToken,
-) {
+async fn keep_house(buffer: Arc<dyn WalBuffer>, board: Arc<Board>, stop: CancellationToken) {
     loop {
-        if let Err(error) = buffer.trim(&lanes).await {
+        if let Err(error) = buffer.trim(board.clone()).await {
             tracing::warn!(%error, "cannot give buffer space back");
         }
         let round = async {

@@ -1,19 +1,18 @@
 //! Lanes over real folders: what arrives there is one gap-free history, whatever the destinations do.
 
-use super::{Fanout, LaneConfig};
+use super::Fanout;
 use crate::buffer::memory::MemoryBuffer;
-use crate::buffer::{Chunk, DatabaseId, SegmentMeta, WalBuffer};
-use crate::copies::Board;
-use crate::copies::board::LaneFacts;
-use crate::copies::policy::{Policy, Site};
-use crate::testutil::{Image, Segment};
-use std::path::PathBuf;
+use crate::buffer::{Chunk, DatabaseId, EveryDatabase, SegmentMeta, WalBuffer};
+use crate::config::DestinationEntry;
+use crate::copies::{Board, Place, Policy, Roster, Row, Rules};
+use crate::testutil::{Image, Segment, key};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::Decoder;
 use walhub_common::restore::Applier;
-use walhub_common::{DatabaseKey, DestinationName, Level, Pos, Txid};
+use walhub_common::{DestinationName, Level, Pos, Txid};
 use walhub_store::destinations::config::FileConfig;
 use walhub_store::destinations::error::Operation;
 use walhub_store::destinations::faulty::{Faults, Faulty};
@@ -51,13 +50,8 @@ impl Bench {
     }
 
     fn start(&mut self) {
-        let lane = |destination: &Arc<Faulty>| LaneConfig {
-            destination: destination.clone() as DynDestination,
-            sync_interval: INTERVAL,
-        };
-        let lanes = self.destinations.iter().map(lane).collect();
         let tmp = self.dir.path().join("tmp");
-        self.fanout = Some(Fanout::start(self.buffer.clone(), self.board.clone(), lanes, &tmp).unwrap());
+        self.fanout = Some(Fanout::start(self.buffer.clone(), self.board.clone(), &tmp).unwrap());
     }
 
     async fn stop(&mut self) {
@@ -81,8 +75,13 @@ impl Bench {
         append(&self.buffer, id, segment).await;
     }
 
+    fn row(&self, id: DatabaseId) -> Row {
+        let registered = self.buffer.databases().into_iter().find(|database| database.id == id);
+        self.board.row(id, &registered.unwrap().key)
+    }
+
     fn held(&self, lane: usize, id: DatabaseId) -> u64 {
-        self.board.row(id).held[lane].map_or(0, Txid::get)
+        self.row(id).held(lane).map_or(0, Txid::get)
     }
 
     async fn reaches(&self, lane: usize, id: DatabaseId, txid: u64) {
@@ -126,18 +125,16 @@ impl Bench {
     }
 }
 
-fn board(destinations: &[Arc<Faulty>]) -> Arc<Board> {
-    let facts = |destination: &Arc<Faulty>| LaneFacts {
-        site: Site { name: destination.name().to_string(), media: "disk".into(), offsite: false },
-        kind: "file",
-        location: destination.location(),
-        sync_interval: INTERVAL,
-    };
-    Arc::new(Board::new(Policy::default(), destinations.iter().map(facts).collect()))
+/// Served every [`INTERVAL`]; the cursor of destination `d0` is called so.
+fn place(lane: usize, destination: &Arc<Faulty>) -> Arc<Place> {
+    let entry = DestinationEntry::folder(destination.name().as_str(), Path::new(&destination.location()));
+    let entry = DestinationEntry { sync_interval: INTERVAL, cursor: entry.name.clone(), ..entry };
+    Arc::new(Place { lane, entry, destination: destination.clone() })
 }
 
-fn key(name: &str) -> DatabaseKey {
-    format!("node/{name}").parse().unwrap()
+fn board(destinations: &[Arc<Faulty>]) -> Arc<Board> {
+    let places = destinations.iter().enumerate().map(|(lane, destination)| place(lane, destination));
+    Arc::new(Board::new(Roster::new(places.collect(), Rules::new(Vec::new(), Policy::default()))))
 }
 
 async fn append(buffer: &MemoryBuffer, database: DatabaseId, segment: &Segment) {
@@ -181,8 +178,8 @@ async fn a_snapshot_and_merged_ranges_arrive_everywhere() {
         let header = *Decoder::new(&std::fs::read(&file).unwrap()[..]).unwrap().header();
         assert_eq!(header.timestamp_ms, 1_800_000_000_011, "the hub's time, not the agent's");
     }
-    assert_eq!(bench.board.row(id).durable, Txid::new(11));
-    let health = bench.board.health();
+    assert_eq!(bench.row(id).durable, Txid::new(11));
+    let health = [0, 1].map(|lane| bench.board.health(lane));
     assert!(health.iter().all(|h| h.healthy && h.puts == 2 && h.put_bytes > 0), "{health:?}");
     bench.stop().await;
 }
@@ -231,14 +228,14 @@ async fn a_destination_that_is_down_holds_up_nobody_and_catches_up() {
         bench.append(id, &image.commit(&[n % 6 + 1])).await;
         bench.reaches(0, id, image.txid()).await;
     }
-    eventually("the lane to be red", || !bench.board.health()[1].healthy).await;
-    let error = bench.board.health()[1].last_error.clone();
+    eventually("the lane to be red", || !bench.board.health(1).healthy).await;
+    let error = bench.board.health(1).last_error.clone();
     assert!(error.contains("destination d1") && error.contains("unavailable"), "{error}");
     assert_eq!(bench.held(1, id), 1);
-    assert_eq!(bench.board.row(id).durable, Txid::new(41), "one copy is enough here");
+    assert_eq!(bench.row(id).durable, Txid::new(41), "one copy is enough here");
     bench.destinations[1].set_down(false);
     bench.reaches(1, id, 41).await;
-    assert!(bench.board.health()[1].healthy);
+    assert!(bench.board.health(1).healthy);
     bench.assert_restores(0, "app", &image);
     bench.assert_restores(1, "app", &image);
     bench.stop().await;
@@ -336,12 +333,12 @@ async fn another_history_stops_one_database_at_one_destination_only() {
     bench.reaches(0, id, 2).await;
     bench.reaches(0, other, 1).await;
     bench.reaches(1, other, 1).await;
-    eventually("the fault to show", || bench.board.row(id).faults[1].is_some()).await;
-    let fault = bench.board.row(id).faults[1].clone().unwrap();
+    eventually("the fault to show", || bench.row(id).fault(1).is_some()).await;
+    let fault = bench.row(id).fault(1).unwrap().to_owned();
     assert!(fault.contains("another history"), "{fault}");
     assert_eq!(bench.held(1, id), 0);
     assert_eq!(bench.files(1, "app").len(), 1);
-    assert!(bench.board.health()[1].healthy);
+    assert!(bench.board.health(1).healthy);
     bench.append(other, &other_image.commit(&[2])).await;
     bench.reaches(1, other, 2).await;
     bench.stop().await;
@@ -378,7 +375,7 @@ async fn a_hub_with_an_old_disk_puts_the_segment_in_whose_middle_a_destination_e
             bench.assert_restores(1, "db", &image);
         } else {
             eventually("the lineage is refused", || {
-                bench.board.row(id).faults[0].as_deref().is_some_and(|fault| fault.contains("lineage"))
+                bench.row(id).fault(0).is_some_and(|fault| fault.contains("lineage"))
             })
             .await;
         }
@@ -432,7 +429,7 @@ async fn past_the_buffer_a_destination_catches_up_from_its_sibling() {
     while bench.buffer.read(id, None, 1).is_ok() {
         bench.append(id, &image.commit(&[1, 2, 3, 4, 5, 6, 7, 8])).await;
         bench.reaches(0, id, image.txid()).await;
-        bench.buffer.trim(std::slice::from_ref(&lane)).await.unwrap();
+        bench.buffer.trim(EveryDatabase::by(std::slice::from_ref(&lane))).await.unwrap();
     }
     bench.append(id, &image.commit(&[9])).await;
     bench.reaches(0, id, image.txid()).await;
@@ -455,14 +452,14 @@ async fn what_nobody_has_any_more_is_named() {
     while bench.buffer.read(id, None, 1).is_ok() {
         bench.append(id, &image.commit(&[1, 2, 3, 4, 5, 6, 7, 8])).await;
         bench.reaches(0, id, image.txid()).await;
-        bench.buffer.trim(std::slice::from_ref(&lane)).await.unwrap();
+        bench.buffer.trim(EveryDatabase::by(std::slice::from_ref(&lane))).await.unwrap();
     }
     bench.stop().await;
     std::fs::remove_dir_all(bench.folder(0, "app")).unwrap();
     bench.append(id, &image.commit(&[9])).await;
     bench.restart().await;
-    eventually("the fault to show", || bench.board.row(id).faults[0].is_some()).await;
-    let fault = bench.board.row(id).faults[0].clone().unwrap();
+    eventually("the fault to show", || bench.row(id).fault(0).is_some()).await;
+    let fault = bench.row(id).fault(0).unwrap().to_owned();
     assert!(fault.contains("transactions from") && fault.contains("no other destination"), "{fault}");
     bench.stop().await;
 }
@@ -480,3 +477,6 @@ async fn an_idle_lane_does_nothing() {
     assert_eq!((calls(Operation::Put), calls(Operation::List), calls(Operation::Open)), before);
     bench.stop().await;
 }
+
+#[path = "service_tests.rs"]
+mod service;

@@ -1,20 +1,22 @@
 //! One database's turn at one destination: settle, build, put, advance. At most one file per turn, so that databases
 //! take turns.
 
-use super::Shared;
 use super::build::{Built, Wanted, build};
 use super::catchup::{self, Step};
 use super::coverage;
 use super::error::TurnError;
-use crate::buffer::{BufferError, DatabaseId, WalBuffer};
+use super::{Trust, Venue};
+use crate::buffer::{BufferError, DatabaseId};
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::time::Duration;
 use walhub_common::ltx::{HEADER_BYTES, Header, Provenance};
 use walhub_common::{Checksum, DatabaseKey, Level, PageSize, Pos, Txid, TxidRange};
-use walhub_store::destinations::{DynDestination, FileKey, Listed, Put};
+use walhub_store::destinations::{Fault, FileKey, Listed, Put};
 
 /// Segments listed at once.
 const PAGE: usize = 1024;
+/// Sending this much costs more than asking first.
+const LARGE: u64 = 1 << 20;
 
 /// Where a lane stands with a database.
 #[derive(Debug)]
@@ -23,6 +25,9 @@ pub(super) struct Progress {
     pub(super) key: DatabaseKey,
     /// Newest transaction at the destination.
     pub(super) cursor: Option<Txid>,
+    /// Least time between two flushes.
+    pub(super) interval: Duration,
+    trust: Trust,
     look: Look,
     /// Page size at the destination, once it is known.
     page_size: Option<PageSize>,
@@ -57,8 +62,26 @@ pub(super) struct Turn {
 }
 
 impl Progress {
-    pub(super) fn new(id: DatabaseId, key: DatabaseKey, cursor: Option<Txid>) -> Self {
-        Self { id, key, cursor, look: Look::again(), page_size: None, pending: None, chain: VecDeque::new() }
+    pub(super) fn new(
+        id: DatabaseId,
+        key: DatabaseKey,
+        cursor: Option<Txid>,
+        interval: Duration,
+        trust: Trust,
+    ) -> Self {
+        let (look, chain) = (Look::again(), VecDeque::new());
+        Self { id, key, cursor, interval, trust, look, page_size: None, pending: None, chain }
+    }
+
+    /// The cursor is not believed, and the destination was not looked at yet.
+    pub(super) fn must_be_seen(&self) -> bool {
+        self.trust == Trust::Listings && matches!(self.look, Look::At { .. })
+    }
+
+    /// Bytes that the next turn is known to send.
+    fn next_bytes(&self) -> u64 {
+        let copied = self.chain.front().map(|step| step.file.size);
+        self.pending.as_ref().map(|built| built.bytes).or(copied).unwrap_or(0)
     }
 
     /// The destination must be looked at again before anything is put.
@@ -69,21 +92,7 @@ impl Progress {
     }
 }
 
-/// The place of a turn.
-pub(super) struct Venue<'a> {
-    pub(super) shared: &'a Arc<Shared>,
-    pub(super) lane: usize,
-}
-
-impl Venue<'_> {
-    fn destination(&self) -> &DynDestination {
-        &self.shared.destinations[self.lane]
-    }
-
-    fn buffer(&self) -> &Arc<dyn WalBuffer> {
-        &self.shared.buffer
-    }
-
+impl Venue {
     /// Takes one turn. After an error the same turn may be taken again.
     pub(super) async fn turn(&self, progress: &mut Progress) -> Result<Turn, TurnError> {
         self.settle(progress).await?;
@@ -105,9 +114,24 @@ impl Venue<'_> {
         self.put(progress).await
     }
 
+    /// A turn at a destination that failed the last time: it asks for a byte before it sends many.
+    pub(super) async fn careful_turn(&self, progress: &mut Progress) -> Result<Turn, TurnError> {
+        if progress.next_bytes() > LARGE {
+            let level = progress.pending.as_ref().map_or(Level::RAW, |built| built.level);
+            let key =
+                FileKey { database: progress.key.clone(), level, range: TxidRange::single(Txid::FIRST) };
+            let answer = self.place.destination.read_start(&key, 1, &self.abort).await;
+            answer.map(drop).or_else(|error| match error.fault {
+                Fault::NotFound => Ok(()),
+                _ => Err(TurnError::Destination(error)),
+            })?;
+        }
+        self.turn(progress).await
+    }
+
     async fn build(&self, progress: &Progress) -> Result<Option<Built>, TurnError> {
-        let (buffer, tmp) = (self.buffer().clone(), self.shared.tmp.clone());
-        let lane = self.destination().name().clone();
+        let (buffer, tmp) = (self.buffer.clone(), self.tmp.clone());
+        let lane = self.place.name().clone();
         let lineage = buffer.find(&progress.key).map_or(0, |held| held.lineage);
         let Progress { id, cursor, page_size, .. } = *progress;
         let wanted = Wanted { database: id, lineage, after: cursor, page_size };
@@ -120,8 +144,9 @@ impl Venue<'_> {
         let built = progress.pending.as_ref().expect("BUG: nothing to put");
         let key = FileKey { database: progress.key.clone(), level: built.level, range: built.range };
         let put = self
-            .destination()
-            .put(&key, built.body.clone(), built.meta, &self.shared.abort)
+            .place
+            .destination
+            .put(&key, built.body.clone(), built.meta, &self.abort)
             .await
             .map_err(TurnError::Destination)?;
         let turn = Turn { more: built.more, created: (put == Put::Created).then_some(built.bytes) };
@@ -132,10 +157,14 @@ impl Venue<'_> {
         Ok(turn)
     }
 
+    fn post_copy(&self, progress: &Progress) {
+        self.board.post_copy(self.place.lane, progress.id, &progress.key, progress.cursor);
+    }
+
     fn advance(&self, progress: &mut Progress, txid: Txid) -> Result<(), TurnError> {
-        self.buffer().set_cursor(self.destination().name(), progress.id, txid)?;
+        self.buffer.set_cursor(&self.place.entry.cursor, progress.id, txid)?;
         progress.cursor = Some(txid);
-        self.shared.board.post_copy(self.lane, progress.id, progress.cursor);
+        self.post_copy(progress);
         Ok(())
     }
 
@@ -145,11 +174,10 @@ impl Venue<'_> {
         reason: BufferError,
     ) -> Result<Turn, TurnError> {
         if progress.chain.is_empty() {
-            progress.chain =
-                catchup::plan(self.shared, self.lane, &progress.key, progress.cursor, reason).await?;
+            progress.chain = catchup::plan(self, &progress.key, progress.cursor, reason).await?;
         }
         let step = progress.chain.pop_front().expect("BUG: an empty plan is an error");
-        let copied = catchup::copy(self.shared, self.lane, &progress.key, &step).await;
+        let copied = catchup::copy(self, &progress.key, &step).await;
         if copied.is_err() {
             progress.chain.clear();
         }
@@ -163,7 +191,7 @@ impl Venue<'_> {
     async fn settle(&self, progress: &mut Progress) -> Result<(), TurnError> {
         let Look::At { levels, files } = &mut progress.look else { return Ok(()) };
         while let Some(level) = levels.last() {
-            let found = self.destination().list(&progress.key, *level, &self.shared.abort).await;
+            let found = self.place.destination.list(&progress.key, *level, &self.abort).await;
             files.extend(found.map_err(TurnError::Destination)?);
             levels.pop();
         }
@@ -178,14 +206,14 @@ impl Venue<'_> {
         progress.page_size = page_size;
         let found = reach.map(|file| file.range.max());
         if found < progress.cursor {
-            let (database, destination) = (&progress.key, self.destination().name());
+            let (database, destination) = (&progress.key, self.place.name());
             tracing::warn!(%database, %destination, ?found, expected = ?progress.cursor, "files are missing at a destination, they are put again");
         }
         match go_on {
             Some(txid) => self.advance(progress, txid)?,
             None => {
                 progress.cursor = None;
-                self.shared.board.post_copy(self.lane, progress.id, None);
+                self.post_copy(progress);
             }
         }
         progress.look = Look::Done;
@@ -201,7 +229,7 @@ impl Venue<'_> {
         last: &Listed,
     ) -> Result<(Option<Txid>, PageSize), TurnError> {
         let other = |text| Err(TurnError::History(text));
-        let held = self.buffer().find(&progress.key);
+        let held = self.buffer.find(&progress.key);
         let (lineage, position) = held.map_or((0, None), |held| (held.lineage, held.position));
         let txid = last.range.max();
         let Some(position) = position.filter(|pos| pos.txid >= txid) else {
@@ -209,7 +237,7 @@ impl Venue<'_> {
             return other(format!("its files reach to {}, the hub's to {held}", txid.get()));
         };
         let key = FileKey { database: progress.key.clone(), level: last.level, range: last.range };
-        let start = self.destination().read_start(&key, HEADER_BYTES, &self.shared.abort).await;
+        let start = self.place.destination.read_start(&key, HEADER_BYTES, &self.abort).await;
         let header = Header::decode(&start.map_err(TurnError::Destination)?);
         let header = header.map_err(|e| TurnError::History(format!("{}: {e}", last.range)))?;
         if header.node_id != 0 && header.node_id != lineage {
@@ -230,7 +258,7 @@ impl Venue<'_> {
                 other(format!("at {} its checksum is {post}, the hub's {expected}", txid.get()))
             }
             Place::Inside(range) if header.node_id == lineage => {
-                let (database, destination) = (&progress.key, self.destination().name());
+                let (database, destination) = (&progress.key, self.place.name());
                 tracing::info!(%database, %destination, %txid, segment = %range, "a destination ends in the middle of a segment, which is put whole");
                 go_on(Txid::new(range.min().get() - 1))
             }
@@ -245,14 +273,14 @@ impl Venue<'_> {
         if position.txid == txid {
             return Ok(Place::End(position.checksum));
         }
-        let next = self.buffer().list(id, Some(txid), 1)?.into_iter().next();
+        let next = self.buffer.list(id, Some(txid), 1)?.into_iter().next();
         let follows = next.filter(|next| next.meta.range.follows(Some(txid)));
         if let Some(expected) = follows.and_then(|next| next.meta.pre) {
             return Ok(Place::End(expected));
         }
         let mut after = None;
         loop {
-            let page = self.buffer().list(id, after, PAGE)?;
+            let page = self.buffer.list(id, after, PAGE)?;
             let Some(last) = page.last() else { return Ok(Place::Gone) };
             after = Some(last.meta.range.max());
             let Some(found) = page.iter().find(|segment| segment.meta.range.max() >= txid) else { continue };

@@ -2,8 +2,9 @@
 
 use super::Fleet;
 use crate::buffer::{Registered, WalBuffer};
-use crate::copies::{LaneFacts, LaneHealth, Row, Site};
+use crate::copies::{LaneHealth, LaneId, Place, Roster, Row};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use walhub_common::{AgentName, DatabaseName, Txid, clock};
 use walhub_proto::convert;
 use walhub_proto::v1;
@@ -36,42 +37,44 @@ pub fn assemble(fleet: &Fleet, buffer: &dyn WalBuffer, scope: &Scope, started_ms
     let now_ms = clock::now_ms();
     let registered = buffer.databases();
     let mut per_agent: BTreeMap<&AgentName, u32> = BTreeMap::new();
-    let mut lanes = vec![LaneLag::default(); fleet.board.lanes().len()];
+    let roster = fleet.board.roster();
+    let mut lanes: BTreeMap<LaneId, LaneLag> = BTreeMap::new();
     let mut databases = Vec::new();
     for database in &registered {
         *per_agent.entry(&database.key.agent).or_default() += 1;
-        let row = fleet.board.row(database.id);
+        let row = fleet.board.row(database.id, &database.key);
         let lags = lags(buffer, database, &row, now_ms);
-        for (lane, lag) in lanes.iter_mut().zip(&lags) {
+        for (lane, lag) in &lags {
             if let Some(lag) = lag {
+                let lane = lanes.entry(*lane).or_default();
                 lane.behind += 1;
                 lane.oldest_ms = lane.oldest_ms.max(*lag);
             }
         }
         if scope.shows(database) {
-            databases.push(database_status(fleet, database, &row, &lags));
+            databases.push(database_status(database, &row, &lags));
         }
     }
     v1::StatusResponse {
         hub: Some(hub_status(buffer, started_ms, now_ms)),
-        destinations: destinations(fleet, &lanes),
+        destinations: destinations(fleet, &roster, &lanes),
         agents: agents(fleet, &per_agent, scope),
         databases,
     }
 }
 
-/// Age of the oldest transaction that each destination lacks; `None` where it lacks nothing.
-fn lags(buffer: &dyn WalBuffer, database: &Registered, row: &Row, now_ms: i64) -> Vec<Option<u64>> {
+/// Age of the oldest transaction that each destination of the database lacks; `None` where it lacks nothing.
+fn lags(buffer: &dyn WalBuffer, database: &Registered, row: &Row, now_ms: i64) -> Vec<(LaneId, Option<u64>)> {
     let position = database.position.map(|pos| pos.txid);
-    let age = |held: &Option<Txid>| {
-        if *held >= position {
+    let age = |held: Option<Txid>| {
+        if held >= position {
             return None;
         }
-        let oldest = buffer.list(database.id, *held, 1).ok().and_then(|found| found.into_iter().next());
+        let oldest = buffer.list(database.id, held, 1).ok().and_then(|found| found.into_iter().next());
         let since = oldest.map_or(database.time_ms, |segment| segment.meta.time_ms);
         Some(u64::try_from(now_ms - since).unwrap_or(0))
     };
-    row.held.iter().map(age).collect()
+    row.terms.places.iter().map(|place| (place.lane, age(row.held(place.lane)))).collect()
 }
 
 fn hub_status(buffer: &dyn WalBuffer, started_ms: i64, now_ms: i64) -> v1::HubStatus {
@@ -87,24 +90,28 @@ fn hub_status(buffer: &dyn WalBuffer, started_ms: i64, now_ms: i64) -> v1::HubSt
     }
 }
 
-fn destinations(fleet: &Fleet, lags: &[LaneLag]) -> Vec<v1::DestinationStatus> {
-    let health = fleet.board.health();
-    let view = |((facts, health), lag): ((&LaneFacts, _), &LaneLag)| {
-        let LaneHealth { healthy, last_error, puts, put_bytes } = health;
+fn destinations(
+    fleet: &Fleet,
+    roster: &Roster,
+    lags: &BTreeMap<LaneId, LaneLag>,
+) -> Vec<v1::DestinationStatus> {
+    let view = |place: &Arc<Place>| {
+        let LaneHealth { healthy, last_error, puts, put_bytes } = fleet.board.health(place.lane);
+        let lag = lags.get(&place.lane).copied().unwrap_or_default();
         v1::DestinationStatus {
-            name: facts.site.name.clone(),
-            kind: facts.kind.to_owned(),
+            name: place.name().to_string(),
+            kind: place.destination.kind().to_owned(),
             healthy,
             last_error,
             databases_behind: lag.behind,
             puts,
             put_bytes,
-            location: facts.location.clone(),
-            sync_interval_ms: facts.sync_interval.as_millis() as u64,
+            location: place.destination.location(),
+            sync_interval_ms: place.entry.sync_interval.as_millis() as u64,
             lag_ms: lag.oldest_ms,
         }
     };
-    fleet.board.lanes().iter().zip(health).zip(lags).map(view).collect()
+    roster.places().iter().map(view).collect()
 }
 
 fn agents(fleet: &Fleet, per_agent: &BTreeMap<&AgentName, u32>, scope: &Scope) -> Vec<v1::AgentStatus> {
@@ -128,25 +135,17 @@ fn agents(fleet: &Fleet, per_agent: &BTreeMap<&AgentName, u32>, scope: &Scope) -
         .collect()
 }
 
-fn database_status(
-    fleet: &Fleet,
-    database: &Registered,
-    row: &Row,
-    lags: &[Option<u64>],
-) -> v1::DatabaseStatus {
-    let sites = fleet.board.sites();
-    let copy = |((site, held), lag): ((&Site, &Option<Txid>), &Option<u64>)| v1::CopyStatus {
-        destination: site.name.clone(),
-        txid: held.map_or(0, Txid::get),
+fn database_status(database: &Registered, row: &Row, lags: &[(LaneId, Option<u64>)]) -> v1::DatabaseStatus {
+    let copy = |(place, (_, lag)): (&Arc<Place>, &(LaneId, Option<u64>))| v1::CopyStatus {
+        destination: place.name().to_string(),
+        txid: row.held(place.lane).map_or(0, Txid::get),
         lag_ms: lag.unwrap_or(0),
     };
-    let mut missing = database
-        .position
-        .map_or_else(String::new, |pos| fleet.board.policy().missing(sites, &row.held, pos.txid));
-    for (site, fault) in sites.iter().zip(&row.faults) {
-        if let Some(fault) = fault {
+    let mut missing = database.position.map_or_else(String::new, |pos| row.missing(pos.txid));
+    for place in &row.terms.places {
+        if let Some(fault) = row.fault(place.lane) {
             let separator = if missing.is_empty() { "" } else { "; " };
-            missing.push_str(&format!("{separator}{}: {fault}", site.name));
+            missing.push_str(&format!("{separator}{}: {fault}", place.name()));
         }
     }
     v1::DatabaseStatus {
@@ -158,7 +157,7 @@ fn database_status(
         buffered: Some(convert::position_to_wire(database.position)),
         buffered_ms: database.time_ms,
         durable_txid: row.durable.map_or(0, Txid::get),
-        copies: sites.iter().zip(&row.held).zip(lags).map(copy).collect(),
+        copies: row.terms.places.iter().zip(lags).map(copy).collect(),
         open: row.open,
         last_refusal: row.refusal.clone(),
         path: database.path.clone(),

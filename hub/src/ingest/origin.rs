@@ -16,6 +16,7 @@
 
 use super::error::Refusal;
 use crate::buffer::{BufferError, DatabaseId, Registered, WalBuffer};
+use crate::copies::InService;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -27,7 +28,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, Pos};
 use walhub_store::destinations::error::{Context, Operation};
-use walhub_store::destinations::{DestinationError, DynDestination, Fault, FileKey, Listed};
+use walhub_store::destinations::{DestinationError, Fault, FileKey, Listed};
 use walhub_store::restore::{
     self, DestinationSource, DynSource, PlanError, RestoreError, Source, SourceName, Target,
 };
@@ -41,7 +42,7 @@ const IMPATIENCE: Duration = Duration::from_secs(2);
 
 /// The destinations as a memory.
 pub struct Origins {
-    sources: Vec<DynSource>,
+    destinations: InService,
     looks: Semaphore,
     settled: Mutex<HashSet<DatabaseId>>,
     shutdown: CancellationToken,
@@ -84,6 +85,8 @@ struct Look {
     headless: bool,
     /// What kept destinations from answering.
     unanswered: Vec<String>,
+    /// None of them answered.
+    nobody: bool,
 }
 
 /// The newest position that can be restored from the destinations.
@@ -96,10 +99,9 @@ struct Found {
 }
 
 impl Origins {
-    /// Over these destinations.
-    pub fn new(destinations: &[DynDestination], shutdown: CancellationToken) -> Self {
-        let sources = destinations.iter().map(|d| Arc::new(DestinationSource(d.clone())) as DynSource);
-        Self { sources: sources.collect(), looks: Semaphore::new(LOOKS), settled: Mutex::default(), shutdown }
+    /// Over the destinations of the moment.
+    pub fn new(destinations: InService, shutdown: CancellationToken) -> Self {
+        Self { destinations, looks: Semaphore::new(LOOKS), settled: Mutex::default(), shutdown }
     }
 
     fn settled(&self) -> MutexGuard<'_, HashSet<DatabaseId>> {
@@ -109,7 +111,7 @@ impl Origins {
     /// True when the destinations must be asked before the database is opened.
     pub(super) fn must_look(&self, held: Option<&Registered>, position: Option<Pos>) -> bool {
         let known = held.is_some_and(|held| held.position.is_some() && held.position == position);
-        !known && !self.sources.is_empty() && held.is_none_or(|held| !self.settled().contains(&held.id))
+        !known && !self.destinations.is_empty() && held.is_none_or(|held| !self.settled().contains(&held.id))
     }
 
     /// Registers the database, where the hub or its destinations hold it.
@@ -167,8 +169,7 @@ impl Origins {
                 ))),
             };
         }
-        let nobody = look.unanswered.len() == self.sources.len();
-        if nobody || (!fresh && !look.unanswered.is_empty()) {
+        if look.nobody || (!fresh && !look.unanswered.is_empty()) {
             return Err(Refusal::busy(format!(
                 "the hub holds nothing of {key}, and cannot ask its destinations whether they do: {}; nothing is lost, \
                  it is tried again",
@@ -184,15 +185,18 @@ impl Origins {
     }
 
     async fn look(&self, key: &DatabaseKey, patience: Duration) -> Look {
+        let patient = |destination| {
+            let source: DynSource = Arc::new(DestinationSource(destination));
+            Arc::new(Patient { source, patience }) as DynSource
+        };
+        let sources: Vec<DynSource> = self.destinations.all().into_iter().map(patient).collect();
         let nothing = |why: String| Look {
             found: None,
             headless: false,
-            unanswered: self.sources.iter().map(|source| format!("{}: {why}", source.name())).collect(),
+            unanswered: sources.iter().map(|source| format!("{}: {why}", source.name())).collect(),
+            nobody: true,
         };
         let Ok(_turn) = self.looks.acquire().await else { return nothing("the hub is shutting down".into()) };
-        let patient =
-            |source: &DynSource| Arc::new(Patient { source: source.clone(), patience }) as DynSource;
-        let sources: Vec<DynSource> = self.sources.iter().map(patient).collect();
         self.ask(&sources, key).await.unwrap_or_else(|error| nothing(error.to_string()))
     }
 
@@ -219,8 +223,9 @@ impl Origins {
                 let position = Pos { txid: header.range.max(), checksum };
                 Some(Found { position, time_ms: header.timestamp_ms, lineage: header.node_id })
             });
+            let nobody = unanswered.len() == sources.len();
             let unanswered = unanswered.iter().map(ToString::to_string).collect();
-            return Ok(Look { found, headless, unanswered });
+            return Ok(Look { found, headless, unanswered, nobody });
         }
     }
 }

@@ -10,7 +10,7 @@ use walhub_proto::v1::RefusalCode;
 use walhub_store::destinations::config::FileConfig;
 use walhub_store::destinations::faulty::{Faults, Faulty};
 use walhub_store::destinations::file::FileDestination;
-use walhub_store::destinations::{Body, Destination, FileKey, PutMeta};
+use walhub_store::destinations::{Body, Destination, DynDestination, FileKey, PutMeta};
 
 const LINEAGE: u64 = 0xfeed;
 
@@ -42,7 +42,7 @@ impl Bench {
         for destination in &destinations {
             destination.probe(&CancellationToken::new()).await.unwrap();
         }
-        let origins = Origins::new(&destinations, CancellationToken::new());
+        let origins = Origins::new(InService::fixed(&destinations), CancellationToken::new());
         let mut image = Image::new(6);
         let mut segments = vec![image.first()];
         segments.extend((2..=5).map(|page| image.commit(&[page])));
@@ -176,7 +176,7 @@ async fn a_destination_that_hangs_does_not_hold_up_a_database_that_is_known() {
     let hangs = Faults { delay: 1.0, max_delay: Duration::from_secs(1_000_000), ..Faults::default() };
     let mut bench = Bench::new(LINEAGE).await;
     let hanging = Arc::new(Faulty::new(bench.far.clone(), hangs, 1));
-    bench.origins = Origins::new(&[bench.near.clone(), hanging], CancellationToken::new());
+    bench.origins = Origins::new(InService::fixed(&[bench.near.clone(), hanging]), CancellationToken::new());
     bench.hold(2).await;
     let begun = std::time::Instant::now();
     assert_eq!(bench.open(LINEAGE, bench.at(5)).await.unwrap().position, bench.at(4));

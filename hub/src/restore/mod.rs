@@ -18,12 +18,13 @@ pub use checksums::{ChecksumsError, Table};
 pub use fold::{Batch, FoldError};
 
 use crate::buffer::WalBuffer;
+use crate::copies::InService;
 use buffer_source::BufferSource;
 use futures_util::stream::BoxStream;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, Txid};
-use walhub_store::destinations::{DestinationError, DynDestination};
+use walhub_store::destinations::DestinationError;
 use walhub_store::restore::{
     self, DestinationSource, DynSource, Inventory, Piece, Plan, Prepared, RestoreError, SourceName, Target,
 };
@@ -79,32 +80,33 @@ pub enum PrepareError {
 #[derive(Clone)]
 pub struct Restores {
     buffer: Arc<dyn WalBuffer>,
-    sources: Vec<DynSource>,
+    destinations: InService,
     turns: Arc<checksums::Turns>,
     shutdown: CancellationToken,
 }
 
 impl Restores {
-    /// Streams end when `shutdown` is cancelled.
-    pub fn new(
-        buffer: Arc<dyn WalBuffer>,
-        destinations: &[DynDestination],
-        shutdown: CancellationToken,
-    ) -> Self {
-        let mut sources: Vec<DynSource> = vec![Arc::new(BufferSource::new(buffer.clone()))];
-        let mut destinations = destinations.to_vec();
+    /// Over the buffer and the destinations of the moment. Streams end when `shutdown` is cancelled.
+    pub fn new(buffer: Arc<dyn WalBuffer>, destinations: InService, shutdown: CancellationToken) -> Self {
+        Self { buffer, destinations, turns: Arc::default(), shutdown }
+    }
+
+    fn sources(&self) -> Vec<DynSource> {
+        let mut sources: Vec<DynSource> = vec![Arc::new(BufferSource::new(self.buffer.clone()))];
+        let mut destinations = self.destinations.all();
         destinations.sort_by_key(|destination| destination.kind() != "file");
         sources.extend(destinations.into_iter().map(|d| Arc::new(DestinationSource(d)) as DynSource));
-        Self { buffer, sources, turns: Arc::default(), shutdown }
+        sources
     }
 
     /// All sources, or the one that was asked for.
     pub fn select(&self, only: Option<&SourceName>) -> Result<Vec<DynSource>, UnknownSource> {
-        let Some(only) = only else { return Ok(self.sources.clone()) };
-        match self.sources.iter().find(|source| source.name() == only) {
+        let sources = self.sources();
+        let Some(only) = only else { return Ok(sources) };
+        match sources.iter().find(|source| source.name() == only) {
             Some(source) => Ok(vec![source.clone()]),
             None => {
-                let known: Vec<&str> = self.sources.iter().map(|source| source.name().as_str()).collect();
+                let known: Vec<&str> = sources.iter().map(|source| source.name().as_str()).collect();
                 Err(UnknownSource { asked: only.clone(), known: known.join(", ") })
             }
         }

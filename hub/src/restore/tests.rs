@@ -3,7 +3,8 @@
 
 use super::{Batch, ChecksumsError, FoldError, PrepareError, Request, Restores, Table};
 use crate::buffer::memory::MemoryBuffer;
-use crate::buffer::{Chunk, DatabaseId, SegmentMeta, WalBuffer};
+use crate::buffer::{Chunk, DatabaseId, EveryDatabase, SegmentMeta, WalBuffer};
+use crate::copies::InService;
 use crate::testutil::{Image, Segment};
 use futures_util::StreamExt;
 use std::collections::BTreeMap;
@@ -46,7 +47,8 @@ impl Bench {
         let disk = Arc::new(Faulty::new(Arc::new(folder), Faults::default(), 1));
         disk.probe(&CancellationToken::new()).await.unwrap();
         let destinations = [disk.clone() as DynDestination];
-        let restores = Restores::new(buffer.clone(), &destinations, CancellationToken::new());
+        let restores =
+            Restores::new(buffer.clone(), InService::fixed(&destinations), CancellationToken::new());
         let id = buffer.register(&key(), None, "").await.unwrap().id;
         Self { dir, buffer, disk, restores, id, image: Image::new(6), states: Vec::new() }
     }
@@ -89,7 +91,7 @@ impl Bench {
         self.buffer.set_cursor(&lane(), self.id, Txid::new(txid).unwrap()).unwrap();
         while self.buffer.list(self.id, None, 1).unwrap()[0].meta.range.min().get() <= txid {
             self.append(1).await;
-            self.buffer.trim(&[lane()]).await.unwrap();
+            self.buffer.trim(EveryDatabase::by(&[lane()])).await.unwrap();
         }
     }
 
@@ -204,7 +206,7 @@ async fn a_restore_never_ends_short_because_a_source_is_away_or_has_lost_files()
     bench.buffer.set_cursor(&lane(), bench.id, Txid::new(all).unwrap()).unwrap();
     let lost = MemoryBuffer::new(1);
     let emptied =
-        Restores::new(Arc::new(lost), &[bench.disk.clone() as DynDestination], CancellationToken::new());
+        Restores::new(Arc::new(lost), InService::fixed(&[bench.disk.clone()]), CancellationToken::new());
     let sources = emptied.select(None).unwrap();
     let request = bench.ask(Target::Latest, 0, None);
     assert_eq!(emptied.prepare(&sources, &request).await.unwrap().plan.reached.get(), 5);

@@ -25,13 +25,13 @@ fn child() {
         if let Some(position) = registered.position {
             buffer.set_cursor(&lane(), id, position.txid).unwrap();
         }
-        buffer.trim(&[lane()]).await.unwrap();
+        buffer.trim(EveryDatabase::by(&[lane()])).await.unwrap();
         loop {
             let position = append_next(&buffer, &name).await.unwrap();
             writeln!(io::stdout().lock(), "acked {n} {}", position.txid.get()).unwrap();
             buffer.set_cursor(&lane(), id, position.txid).unwrap();
             if position.txid.get() % 64 == 0 {
-                buffer.trim(&[lane()]).await.unwrap();
+                buffer.trim(EveryDatabase::by(&[lane()])).await.unwrap();
             }
         }
     };

@@ -15,7 +15,7 @@ async fn an_unfinished_segment_keeps_its_files() {
     let fast = buffer.find(&key("fast")).unwrap().id;
     while append_next(&buffer, "fast").await.is_ok() {}
     buffer.set_cursor(&lane(), fast, buffer.find(&key("fast")).unwrap().position.unwrap().txid).unwrap();
-    buffer.trim(&[lane()]).await.unwrap();
+    buffer.trim(EveryDatabase::by(&[lane()])).await.unwrap();
     assert_eq!(buffer.inner.files.oldest(), Some(1), "the first chunk lies there");
     buffer.abandon(slow).await.unwrap();
     // The writer hears of it behind what came before.
@@ -23,7 +23,7 @@ async fn an_unfinished_segment_keeps_its_files() {
         tokio::task::yield_now().await;
     }
     buffer.set_cursor(&lane(), fast, buffer.find(&key("fast")).unwrap().position.unwrap().txid).unwrap();
-    buffer.trim(&[lane()]).await.unwrap();
+    buffer.trim(EveryDatabase::by(&[lane()])).await.unwrap();
     assert!(buffer.inner.files.oldest() > Some(1), "what was given up keeps nothing");
     made.append(&buffer, slow).await.unwrap();
     assert_eq!(bytes_of(&buffer, slow, &buffer.read(slow, None, 1).unwrap()[0]), made.bytes());

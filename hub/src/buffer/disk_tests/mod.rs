@@ -8,6 +8,7 @@ mod large;
 mod power_cut;
 
 use super::*;
+use crate::buffer::EveryDatabase;
 use crate::buffer::contract::{Made, bytes_of, segment};
 use std::collections::HashMap;
 use walhub_common::Pos;

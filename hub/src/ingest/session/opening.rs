@@ -90,7 +90,7 @@ where
         }
         let state = self.handles.get_mut(&handle).expect("BUG: an opened handle is known");
         self.ids.insert(held.id, handle);
-        let durable = self.hub.fleet.board.open(held.id, self.inbox.clone());
+        let durable = self.hub.fleet.board.open(held.id, &held.key, self.inbox.clone());
         match state.registered(held) {
             Ok(()) => self.outbox.push(Response::Opened(DatabaseOpened {
                 handle,

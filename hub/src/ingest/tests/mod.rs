@@ -7,13 +7,11 @@ mod streams;
 
 use super::{Ingest, Origins, SessionError};
 use crate::buffer::memory::MemoryBuffer;
-use crate::buffer::{Chunk, WalBuffer};
-use crate::copies::Board;
-use crate::copies::board::LaneFacts;
-use crate::copies::policy::{Policy, Site};
+use crate::buffer::{Chunk, EveryDatabase, WalBuffer};
+use crate::copies::{Board, InService, Policy, Roster, Rules};
 use crate::fleet::{Epochs, Fleet, Registry};
 use crate::staging::Staging;
-use crate::testutil::{Image, Segment, chunks};
+use crate::testutil::{Image, Segment, chunks, place};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -45,22 +43,19 @@ impl Hub {
 
     fn with_buffer(buffer: MemoryBuffer) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let lane = LaneFacts {
-            site: Site { name: "one".into(), media: "disk".into(), offsite: false },
-            kind: "file",
-            location: String::new(),
-            sync_interval: Duration::from_secs(1),
-        };
         let fleet = Arc::new(Fleet {
             epochs: Epochs::open(dir.path()).unwrap(),
             registry: Registry::default(),
-            board: Arc::new(Board::new(Policy::default(), vec![lane])),
+            board: Arc::new(Board::new(Roster::new(
+                vec![place(0, "one")],
+                Rules::new(Vec::new(), Policy::default()),
+            ))),
         });
         let buffer = Arc::new(buffer);
         let staging = Arc::new(Staging::open(dir.path(), 64 << 20).unwrap());
         let tasks = TaskGroup::new("test");
         let shutdown = CancellationToken::new();
-        let origins = Origins::new(&[], shutdown.clone());
+        let origins = Origins::new(InService::fixed(&[]), shutdown.clone());
         let ingest =
             Ingest::new(buffer.clone(), fleet.clone(), staging.clone(), tasks.clone(), origins, shutdown);
         Self { ingest, buffer, fleet, staging, tasks, _dir: dir }

@@ -119,7 +119,7 @@ async fn a_full_buffer_says_busy_and_takes_more_once_there_is_room() {
     let lane = "one".parse().unwrap();
     let id = hub.buffer.find(&"a/app".parse().unwrap()).unwrap().id;
     hub.buffer.set_cursor(&lane, id, Txid::new(held).unwrap()).unwrap();
-    hub.buffer.trim(&[lane]).await.unwrap();
+    hub.buffer.trim(EveryDatabase::by(&[lane])).await.unwrap();
     assert_eq!(client.open(1, "app").await.position.unwrap().txid, held);
     let next = sent.iter().find(|s| s.range.min().get() == held + 1).unwrap();
     client.send(1, next).await;
@@ -131,7 +131,7 @@ async fn durable_is_told_when_the_policy_is_met() {
     let hub = Hub::new();
     let (mut client, _, _) = two_databases(&hub).await;
     let id = hub.buffer.find(&"a/app".parse().unwrap()).unwrap().id;
-    hub.fleet.board.post_copy(0, id, Txid::new(2));
+    hub.fleet.board.post_copy(0, id, &"a/app".parse().unwrap(), Txid::new(2));
     match client.next().await {
         Response::Ack(ack) => {
             assert_eq!((ack.handle, ack.level, ack.txid), (1, i32::from(AckLevel::Durable), 2));
