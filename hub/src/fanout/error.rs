@@ -66,6 +66,7 @@ impl TurnError {
                 Fault::Conflict(_)
                 | Fault::NotFound
                 | Fault::Corrupt(_)
+                | Fault::Locked(_)
                 | Fault::Body(_)
                 | Fault::Rejected(_) => Concerns::Database,
                 _ => Concerns::Lane,

@@ -30,6 +30,8 @@ pub enum Operation {
     List,
     /// Reading a file.
     Open,
+    /// Removing files.
+    Delete,
     /// Testing the destination.
     Probe,
 }
@@ -42,6 +44,7 @@ impl Operation {
             Operation::Put => "put",
             Operation::List => "list",
             Operation::Open => "open",
+            Operation::Delete => "delete",
             Operation::Probe => "probe",
         }
     }
@@ -89,6 +92,9 @@ pub enum Fault {
     /// No space, or a quota.
     #[error("it is full: {0}; make room or raise the quota, walhub goes on by itself then")]
     Full(String),
+    /// A lock or a legal hold keeps the file from being deleted.
+    #[error("it is locked: {0}; it can go once its retention time is over or its legal hold is lifted")]
+    Locked(String),
     /// Mounted read-only.
     #[error("it is read-only: {0}; mount it for writing")]
     ReadOnly(String),
@@ -120,7 +126,7 @@ impl DestinationError {
             Fault::Throttled(_) => Class::Throttled,
             // Space may come back at any moment, and asking costs nothing.
             Fault::Unavailable(_) | Fault::Full(_) | Fault::Body(_) => Class::Transient,
-            // Only a write leaves a question behind.
+            // Only a write leaves a question behind; what is deleted twice is gone as well.
             Fault::TimedOut { .. } | Fault::Interrupted(_) if self.operation == Operation::Put => {
                 Class::Unknown
             }
@@ -129,6 +135,7 @@ impl DestinationError {
             Fault::Conflict(_)
             | Fault::NotFound
             | Fault::Denied(_)
+            | Fault::Locked(_)
             | Fault::ReadOnly(_)
             | Fault::Corrupt(_)
             | Fault::Misconfigured(_)
@@ -165,6 +172,15 @@ impl Context {
     /// The error of this call for an I/O error at `path`.
     pub fn io(&self, path: &std::path::Path, error: &std::io::Error) -> DestinationError {
         self.error(io_fault(path, error))
+    }
+}
+
+/// Several files as the subject of one call: the first, and how many more.
+pub(super) fn many<T: fmt::Display>(items: &[T]) -> String {
+    match items {
+        [] => "nothing".to_owned(),
+        [one] => one.to_string(),
+        [first, rest @ ..] => format!("{first} and {} more", rest.len()),
     }
 }
 

@@ -1,14 +1,18 @@
 //! A decorator that makes any destination unreliable, the same way for the same seed: failures, delays, answers that
-//! lie (the put happened, the caller is told it did not), and a switch that takes it away. It counts every call.
+//! lie (the put or the delete happened, the caller is told it did not), and a switch that takes it away. It counts every call.
 
-use super::error::{Context, Operation};
-use super::{Body, Destination, DestinationError, DynDestination, Fault, FileKey, Listed, Put, PutMeta};
+use super::error::{Context, Operation, many};
+use super::{
+    Body, ByteStream, Destination, DestinationError, DynDestination, Fault, FileKey, Listed, ListedObject,
+    ObjectPath, Put, PutMeta, PutMode,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::{self, StreamExt};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +24,7 @@ use walhub_common::{DatabaseKey, DestinationName, Level};
 pub struct Faults {
     /// A call fails before anything happened.
     pub fail: f64,
-    /// A put happens, and the caller is told that no answer came.
+    /// A put or a delete happens, and the caller is told that no answer came.
     pub lie: f64,
     /// A read breaks off somewhere.
     pub break_read: f64,
@@ -96,6 +100,25 @@ impl Faulty {
         Ok(())
     }
 
+    /// An answer that lies, perhaps.
+    fn answer<T>(&self, context: &Context, result: T) -> Result<T, DestinationError> {
+        if self.draw(self.faults.lie) {
+            self.state().failed += 1;
+            return Err(context.error(Fault::TimedOut { after: Duration::ZERO }));
+        }
+        Ok(result)
+    }
+
+    /// A stream that breaks off, perhaps: one piece, cut in half, and then nothing more.
+    fn reading(&self, context: Context, stream: ByteStream) -> ByteStream {
+        if !self.draw(self.faults.break_read) {
+            return stream;
+        }
+        let error = context.error(Fault::Interrupted("a fault made for a test".into()));
+        let half = stream.take(1).map(|piece| piece.map(|piece| piece.slice(..piece.len().div_ceil(2))));
+        half.chain(stream::once(async move { Err(error) })).boxed()
+    }
+
     fn context(&self, operation: Operation, subject: impl std::fmt::Display) -> Context {
         Context::new(self.inner.name(), operation, subject)
     }
@@ -125,11 +148,7 @@ impl Destination for Faulty {
         let context = self.context(Operation::Put, key);
         self.enter(&context, Operation::Put).await?;
         let put = self.inner.put(key, body, meta, cancel).await?;
-        if self.draw(self.faults.lie) {
-            self.state().failed += 1;
-            return Err(context.error(Fault::TimedOut { after: Duration::ZERO }));
-        }
-        Ok(put)
+        self.answer(&context, put)
     }
 
     async fn list(
@@ -157,20 +176,81 @@ impl Destination for Faulty {
         key: &FileKey,
         offset: u64,
         cancel: &CancellationToken,
-    ) -> Result<BoxStream<'static, Result<Bytes, DestinationError>>, DestinationError> {
+    ) -> Result<ByteStream, DestinationError> {
         let context = self.context(Operation::Open, key);
         self.enter(&context, Operation::Open).await?;
         let stream = self.inner.open(key, offset, cancel).await?;
-        if !self.draw(self.faults.break_read) {
-            return Ok(stream);
-        }
-        // One piece, cut in half, and then nothing more.
-        let broken =
-            stream::once(
-                async move { Err(context.error(Fault::Interrupted("a fault made for a test".into()))) },
-            );
-        let half = stream.take(1).map(|piece| piece.map(|piece| piece.slice(..piece.len().div_ceil(2))));
-        Ok(half.chain(broken).boxed())
+        Ok(self.reading(context, stream))
+    }
+
+    async fn delete(&self, keys: &[FileKey], cancel: &CancellationToken) -> Result<(), DestinationError> {
+        let context = self.context(Operation::Delete, many(keys));
+        self.enter(&context, Operation::Delete).await?;
+        self.inner.delete(keys, cancel).await?;
+        self.answer(&context, ())
+    }
+
+    async fn list_databases(&self, cancel: &CancellationToken) -> Result<Vec<DatabaseKey>, DestinationError> {
+        self.enter(&self.context(Operation::List, "the databases"), Operation::List).await?;
+        self.inner.list_databases(cancel).await
+    }
+
+    async fn put_object(
+        &self,
+        path: &ObjectPath,
+        body: Body,
+        mode: PutMode,
+        cancel: &CancellationToken,
+    ) -> Result<Put, DestinationError> {
+        let context = self.context(Operation::Put, path);
+        self.enter(&context, Operation::Put).await?;
+        let put = self.inner.put_object(path, body, mode, cancel).await?;
+        self.answer(&context, put)
+    }
+
+    async fn open_object(
+        &self,
+        path: &ObjectPath,
+        range: Range<u64>,
+        cancel: &CancellationToken,
+    ) -> Result<ByteStream, DestinationError> {
+        let context = self.context(Operation::Open, path);
+        self.enter(&context, Operation::Open).await?;
+        let stream = self.inner.open_object(path, range, cancel).await?;
+        Ok(self.reading(context, stream))
+    }
+
+    async fn open_object_end(
+        &self,
+        path: &ObjectPath,
+        bytes: u64,
+        cancel: &CancellationToken,
+    ) -> Result<ByteStream, DestinationError> {
+        let context = self.context(Operation::Open, path);
+        self.enter(&context, Operation::Open).await?;
+        let stream = self.inner.open_object_end(path, bytes, cancel).await?;
+        Ok(self.reading(context, stream))
+    }
+
+    async fn list_objects(
+        &self,
+        folder: &ObjectPath,
+        after: Option<&ObjectPath>,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<ListedObject>, DestinationError> {
+        self.enter(&self.context(Operation::List, folder), Operation::List).await?;
+        self.inner.list_objects(folder, after, cancel).await
+    }
+
+    async fn delete_objects(
+        &self,
+        paths: &[ObjectPath],
+        cancel: &CancellationToken,
+    ) -> Result<(), DestinationError> {
+        let context = self.context(Operation::Delete, many(paths));
+        self.enter(&context, Operation::Delete).await?;
+        self.inner.delete_objects(paths, cancel).await?;
+        self.answer(&context, ())
     }
 
     async fn probe(&self, cancel: &CancellationToken) -> Result<(), DestinationError> {

@@ -8,6 +8,9 @@
 //! - Every call ends soon after its token is cancelled; then it is unknown whether a put happened, never whether it was
 //!   half. Dropping the future instead may leave a temporary file or an unfinished upload behind, until the next start.
 //! - Paths and bytes are exactly Litestream's (module [`walhub_common::ltx::name`]).
+//! - Deleting what is not there is success. A delete that fails may have deleted some of what it was given; it may be
+//!   repeated.
+//! - Objects that are no LTX files (module [`object`]) are kept apart from them: no listing of files shows one.
 //!
 //! Non-goals: no retry, no schedule (the lanes own both), no buffer.
 
@@ -15,11 +18,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{Checksum, DatabaseKey, DestinationName, Level, TxidRange};
 
-mod atomic;
 pub mod config;
 #[cfg(any(test, feature = "testutil"))]
 pub mod contract;
@@ -27,10 +30,16 @@ pub mod error;
 #[cfg(any(test, feature = "testutil"))]
 pub mod faulty;
 pub mod file;
+pub mod object;
 pub mod s3;
+mod source;
 
 pub use config::DestinationConfig;
 pub use error::{DestinationError, Fault};
+pub use object::{ListedObject, ObjectPath, PutMode};
+
+/// Bytes of a file or an object on their way in, in order, in pieces of any size.
+pub type ByteStream = BoxStream<'static, Result<Bytes, DestinationError>>;
 
 /// Names one LTX file of one database.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -134,7 +143,57 @@ pub trait Destination: Send + Sync + std::fmt::Debug {
         key: &FileKey,
         offset: u64,
         cancel: &CancellationToken,
-    ) -> Result<BoxStream<'static, Result<Bytes, DestinationError>>, DestinationError>;
+    ) -> Result<ByteStream, DestinationError>;
+
+    /// Deletes files; those that are not there are no fault. Many go in one request where the destination can do that.
+    /// [`Fault::Locked`]: the lock of an object, or a legal hold, forbids it for at least one; all others are gone then.
+    async fn delete(&self, keys: &[FileKey], cancel: &CancellationToken) -> Result<(), DestinationError>;
+
+    /// The databases that have at least one LTX file here, sorted. Expensive: about a request per database.
+    async fn list_databases(&self, cancel: &CancellationToken) -> Result<Vec<DatabaseKey>, DestinationError>;
+
+    /// Stores an object: with [`PutMode::Create`] exactly as a file is put, with [`PutMode::Replace`] whatever is there.
+    async fn put_object(
+        &self,
+        path: &ObjectPath,
+        body: Body,
+        mode: PutMode,
+        cancel: &CancellationToken,
+    ) -> Result<Put, DestinationError>;
+
+    /// An object's bytes of `range`, whose end may be `u64::MAX`; what of it lies past the object's end is left out.
+    async fn open_object(
+        &self,
+        path: &ObjectPath,
+        range: Range<u64>,
+        cancel: &CancellationToken,
+    ) -> Result<ByteStream, DestinationError>;
+
+    /// The last `bytes` bytes of an object, all of it when it is shorter, in one request ([`object::collect`] joins
+    /// them).
+    async fn open_object_end(
+        &self,
+        path: &ObjectPath,
+        bytes: u64,
+        cancel: &CancellationToken,
+    ) -> Result<ByteStream, DestinationError>;
+
+    /// One page (one request, [`object::PAGE_ENTRIES`] entries at most) of the objects below `folder`, at any depth:
+    /// those whose path comes after `after` in byte order, sorted. A page without entries is the end. An object put
+    /// meanwhile may be missing; every other one is there.
+    async fn list_objects(
+        &self,
+        folder: &ObjectPath,
+        after: Option<&ObjectPath>,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<ListedObject>, DestinationError>;
+
+    /// Deletes objects, as [`Destination::delete`] does files.
+    async fn delete_objects(
+        &self,
+        paths: &[ObjectPath],
+        cancel: &CancellationToken,
+    ) -> Result<(), DestinationError>;
 
     /// Proves that the destination can be written, read, listed, and that its fence (create-only puts) works; leaves
     /// nothing behind.

@@ -130,6 +130,16 @@ fn explain_answer(status: u16, code: &str, message: &str) -> CallError {
     })
 }
 
+/// What the error of one object in the answer to a deletion of many means: it has a code, but no status.
+pub(super) fn of_deletion(code: &str, text: &str) -> Fault {
+    let status = match code {
+        "AccessDenied" => 403,
+        "InternalError" | "ServiceUnavailable" => 500,
+        _ => 400,
+    };
+    explain_answer(status, code, text).into_fault()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

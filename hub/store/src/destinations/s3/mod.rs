@@ -9,19 +9,25 @@
 //! - Nothing here waits without a deadline.
 
 mod client;
+mod delete;
 mod fault;
+mod list;
 mod probe;
 mod put;
+mod read;
 
 use super::config::S3Config;
-use super::error::{Context, Operation};
-use super::{Body, Destination, DestinationError, Fault, FileKey, Listed, Put, PutMeta};
+use super::error::{Context, Operation, many};
+use super::object::collect;
+use super::{
+    Body, ByteStream, Destination, DestinationError, Fault, FileKey, Listed, ListedObject, ObjectPath, Put,
+    PutMeta, PutMode,
+};
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::operation::get_object::GetObjectOutput;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use fault::CallError;
-use futures_util::stream::{self, BoxStream, StreamExt};
+use std::ops::Range;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::name;
@@ -90,24 +96,6 @@ impl S3Destination {
             },
         }
     }
-
-    /// Asks for the bytes `range` of an object; `None` when it has none there.
-    async fn get(
-        &self,
-        object: &str,
-        range: Option<String>,
-        cancel: &CancellationToken,
-    ) -> Result<Option<GetObjectOutput>, Fault> {
-        let request = self.client.get_object().bucket(&self.bucket).key(object).set_range(range.clone());
-        match self.call(cancel, 0, request.send()).await {
-            Ok(output) if range.is_some() && output.content_range().is_none() => {
-                Err(Fault::Rejected("the server ignores byte ranges".into()))
-            }
-            Ok(output) => Ok(Some(output)),
-            Err(CallError::RangeNotSatisfiable) => Ok(None),
-            Err(error) => Err(error.into_fault()),
-        }
-    }
 }
 
 #[async_trait]
@@ -133,9 +121,9 @@ impl Destination for S3Destination {
         cancel: &CancellationToken,
     ) -> Result<Put, DestinationError> {
         let context = self.context(Operation::Put, key);
-        self.put_object(&self.object_key(key), &body, meta, cancel)
-            .await
-            .map_err(|fault| context.error(fault))
+        let object = self.object_key(key);
+        let stored = self.store(&object, &body, PutMode::Create, Some(meta), cancel).await;
+        stored.map_err(|fault| context.error(fault))
     }
 
     async fn list(
@@ -145,37 +133,7 @@ impl Destination for S3Destination {
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, DestinationError> {
         let context = self.context(Operation::List, format_args!("{database} level {level}"));
-        let folder = self.folder(database, level);
-        let mut listed = Vec::new();
-        let mut after = None;
-        loop {
-            let request =
-                self.client.list_objects_v2().bucket(&self.bucket).prefix(&folder).set_start_after(after);
-            let page = self
-                .call(cancel, 0, request.send())
-                .await
-                .map_err(|error| context.error(error.into_fault()))?;
-            for object in page.contents() {
-                let name = object.key().and_then(|key| key.strip_prefix(&folder));
-                let Some(range) = name.and_then(name::parse) else { continue };
-                listed.push(Listed {
-                    level,
-                    range,
-                    size: object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
-                    time_ms: object.last_modified().and_then(|time| time.to_millis().ok()).unwrap_or(0),
-                });
-            }
-            if page.is_truncated() != Some(true) {
-                break;
-            }
-            after = page.contents().last().and_then(|object| object.key()).map(str::to_owned);
-            if after.is_none() {
-                let text = "the server promises more names but sends none".to_owned();
-                return Err(context.error(Fault::Corrupt(text)));
-            }
-        }
-        listed.sort_unstable_by_key(|file| file.range);
-        Ok(listed)
+        self.files(database, level, cancel).await.map_err(|fault| context.error(fault))
     }
 
     async fn read_start(
@@ -185,16 +143,8 @@ impl Destination for S3Destination {
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
         let context = self.context(Operation::Open, key);
-        let range = format!("bytes=0-{}", length.max(1) - 1);
-        let output = self.get(&self.object_key(key), Some(range), cancel).await;
-        let Some(output) = output.map_err(|fault| context.error(fault))? else { return Ok(Bytes::new()) };
-        let mut reading = Reading::new(output, context, cancel, self.request_timeout);
-        let mut bytes = BytesMut::with_capacity(length);
-        while let Some(piece) = reading.piece().await? {
-            bytes.extend_from_slice(&piece);
-        }
-        bytes.truncate(length);
-        Ok(bytes.freeze())
+        let range = 0..length.max(1) as u64;
+        collect(self.read(&self.object_key(key), range, context, cancel).await?, length).await
     }
 
     async fn open(
@@ -202,49 +152,77 @@ impl Destination for S3Destination {
         key: &FileKey,
         offset: u64,
         cancel: &CancellationToken,
-    ) -> Result<BoxStream<'static, Result<Bytes, DestinationError>>, DestinationError> {
+    ) -> Result<ByteStream, DestinationError> {
         let context = self.context(Operation::Open, key);
-        let range = (offset > 0).then(|| format!("bytes={offset}-"));
-        let output = self.get(&self.object_key(key), range, cancel).await;
-        let Some(output) = output.map_err(|fault| context.error(fault))? else {
-            return Ok(stream::empty().boxed());
-        };
-        let reading = Reading::new(output, context, cancel, self.request_timeout);
-        let next = |mut reading: Reading| async { Ok(reading.piece().await?.map(|piece| (piece, reading))) };
-        Ok(stream::try_unfold(reading, next).boxed())
+        self.read(&self.object_key(key), offset..u64::MAX, context, cancel).await
+    }
+
+    async fn delete(&self, keys: &[FileKey], cancel: &CancellationToken) -> Result<(), DestinationError> {
+        let context = self.context(Operation::Delete, many(keys));
+        let objects = keys.iter().map(|key| self.object_key(key)).collect();
+        self.remove(objects, cancel).await.map_err(|fault| context.error(fault))
+    }
+
+    async fn list_databases(&self, cancel: &CancellationToken) -> Result<Vec<DatabaseKey>, DestinationError> {
+        let context = self.context(Operation::List, "the databases");
+        self.databases(cancel).await.map_err(|fault| context.error(fault))
+    }
+
+    async fn put_object(
+        &self,
+        path: &ObjectPath,
+        body: Body,
+        mode: PutMode,
+        cancel: &CancellationToken,
+    ) -> Result<Put, DestinationError> {
+        let context = self.context(Operation::Put, path);
+        let stored = self.store(&self.prefixed(path.as_str()), &body, mode, None, cancel).await;
+        stored.map_err(|fault| context.error(fault))
+    }
+
+    async fn open_object(
+        &self,
+        path: &ObjectPath,
+        range: Range<u64>,
+        cancel: &CancellationToken,
+    ) -> Result<ByteStream, DestinationError> {
+        let context = self.context(Operation::Open, path);
+        self.read(&self.prefixed(path.as_str()), range, context, cancel).await
+    }
+
+    async fn open_object_end(
+        &self,
+        path: &ObjectPath,
+        bytes: u64,
+        cancel: &CancellationToken,
+    ) -> Result<ByteStream, DestinationError> {
+        let context = self.context(Operation::Open, path);
+        self.read_end(&self.prefixed(path.as_str()), bytes, context, cancel).await
+    }
+
+    async fn list_objects(
+        &self,
+        folder: &ObjectPath,
+        after: Option<&ObjectPath>,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<ListedObject>, DestinationError> {
+        let context = self.context(Operation::List, folder);
+        self.objects(folder, after, cancel).await.map_err(|fault| context.error(fault))
+    }
+
+    async fn delete_objects(
+        &self,
+        paths: &[ObjectPath],
+        cancel: &CancellationToken,
+    ) -> Result<(), DestinationError> {
+        let context = self.context(Operation::Delete, many(paths));
+        let objects = paths.iter().map(|path| self.prefixed(path.as_str())).collect();
+        self.remove(objects, cancel).await.map_err(|fault| context.error(fault))
     }
 
     async fn probe(&self, cancel: &CancellationToken) -> Result<(), DestinationError> {
         let context = self.context(Operation::Probe, self.location());
         self.probe_bucket(cancel).await.map_err(|fault| context.error(fault))
-    }
-}
-
-/// An object's bytes on their way in.
-struct Reading {
-    output: GetObjectOutput,
-    context: Context,
-    cancel: CancellationToken,
-    timeout: Duration,
-}
-
-impl Reading {
-    fn new(output: GetObjectOutput, context: Context, cancel: &CancellationToken, timeout: Duration) -> Self {
-        Self { output, context, cancel: cancel.clone(), timeout }
-    }
-
-    async fn piece(&mut self) -> Result<Option<Bytes>, DestinationError> {
-        let fault = tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => Fault::Cancelled,
-            piece = tokio::time::timeout(self.timeout, self.output.body.next()) => match piece {
-                Ok(None) => return Ok(None),
-                Ok(Some(Ok(piece))) => return Ok(Some(piece)),
-                Ok(Some(Err(error))) => Fault::Interrupted(fault::chain(&error)),
-                Err(_) => Fault::TimedOut { after: self.timeout },
-            },
-        };
-        Err(self.context.error(fault))
     }
 }
 

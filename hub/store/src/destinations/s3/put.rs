@@ -5,17 +5,15 @@
 
 use super::S3Destination;
 use super::fault::{self, CallError};
-use crate::destinations::{Body, Fault, Put, PutMeta};
+use crate::destinations::source::Source;
+use crate::destinations::{Body, Fault, Put, PutMeta, PutMode};
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
-use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use walhub_common::checksum::FileDigest;
 use walhub_common::clock;
 
 /// Bodies up to this size are one request; larger ones go in parts of at least this size.
@@ -26,8 +24,6 @@ const MAX_PARTS: u64 = 9_000;
 const MAX_BYTES_IN_FLIGHT: u64 = 32 * 1024 * 1024;
 /// Patience with the clean-up after a failed upload.
 pub(super) const ABORT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Pieces in which a body is read to be compared or summed.
-const PIECE_BYTES: u64 = 1024 * 1024;
 
 /// Litestream's own: RFC 3339 time of the newest transaction.
 const TIMESTAMP: &str = "litestream-timestamp";
@@ -37,31 +33,29 @@ const POST: &str = "walhub-checksum";
 const CONTENT: &str = "walhub-content";
 
 impl S3Destination {
-    /// Stores a body, or finds it there.
-    pub(super) async fn put_object(
+    /// Stores a body, or (with [`PutMode::Create`]) finds it there. `meta`: of an LTX file.
+    pub(super) async fn store(
         &self,
         object: &str,
         body: &Body,
-        meta: PutMeta,
+        mode: PutMode,
+        meta: Option<PutMeta>,
         cancel: &CancellationToken,
     ) -> Result<Put, Fault> {
         let source = Source::of(body).await?;
         let digest = source.digest().await?;
-        let mut metadata = HashMap::from([
-            (TIMESTAMP.to_owned(), clock::format_ms(meta.time_ms)),
-            (CONTENT.to_owned(), digest.clone()),
-        ]);
-        if let Some(post) = meta.post {
-            metadata.insert(POST.to_owned(), post.to_string());
+        let mut metadata = HashMap::from([(CONTENT.to_owned(), digest.clone())]);
+        if let Some(meta) = meta {
+            metadata.insert(TIMESTAMP.to_owned(), clock::format_ms(meta.time_ms));
+            metadata.extend(meta.post.map(|post| (POST.to_owned(), post.to_string())));
         }
         let stored = if source.size <= PART_BYTES {
-            self.put_whole(object, &source, metadata, cancel).await
+            self.put_whole(object, &source, mode, metadata, cancel).await
+        // Servers that ignore the condition when an upload completes are known; see the module doc.
+        } else if mode == PutMode::Create && self.head(object, cancel).await?.is_some() {
+            Err(CallError::Exists)
         } else {
-            // Servers that ignore the condition when an upload completes are known; see the module doc.
-            match self.head(object, cancel).await? {
-                Some(_) => Err(CallError::Exists),
-                None => self.put_in_parts(object, &source, metadata, cancel).await,
-            }
+            self.put_in_parts(object, &source, mode, metadata, cancel).await
         };
         match stored {
             Ok(()) => Ok(Put::Created),
@@ -74,6 +68,7 @@ impl S3Destination {
         &self,
         object: &str,
         source: &Source<'_>,
+        mode: PutMode,
         metadata: HashMap<String, String>,
         cancel: &CancellationToken,
     ) -> Result<(), CallError> {
@@ -83,7 +78,7 @@ impl S3Destination {
             .put_object()
             .bucket(&self.bucket)
             .key(object)
-            .if_none_match("*")
+            .set_if_none_match(condition(mode))
             .set_metadata(Some(metadata))
             .body(ByteStream::from(bytes));
         self.call(cancel, source.size, request.send()).await.map(drop)
@@ -93,6 +88,7 @@ impl S3Destination {
         &self,
         object: &str,
         source: &Source<'_>,
+        mode: PutMode,
         metadata: HashMap<String, String>,
         cancel: &CancellationToken,
     ) -> Result<(), CallError> {
@@ -106,7 +102,7 @@ impl S3Destination {
         let Some(upload) = created.upload_id() else {
             return Err(CallError::Fault(Fault::Corrupt("the server gave an upload without a name".into())));
         };
-        let done = self.send_parts(object, upload, source, cancel).await;
+        let done = self.send_parts(object, upload, source, mode, cancel).await;
         if done.is_err() {
             self.abort(object, upload).await;
         }
@@ -118,6 +114,7 @@ impl S3Destination {
         object: &str,
         upload: &str,
         source: &Source<'_>,
+        mode: PutMode,
         cancel: &CancellationToken,
     ) -> Result<(), CallError> {
         let part_bytes = part_bytes(source.size);
@@ -145,7 +142,7 @@ impl S3Destination {
             .bucket(&self.bucket)
             .key(object)
             .upload_id(upload)
-            .if_none_match("*")
+            .set_if_none_match(condition(mode))
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build());
         // The server may have to join all of it before it answers.
         self.call(cancel, source.size / 16, request.send()).await.map(drop)
@@ -165,7 +162,7 @@ impl S3Destination {
     }
 
     /// Facts of an object; `None` when there is none.
-    async fn head(
+    pub(super) async fn head(
         &self,
         object: &str,
         cancel: &CancellationToken,
@@ -231,58 +228,14 @@ impl S3Destination {
     }
 }
 
+/// The fence: what `If-None-Match` a put carries.
+fn condition(mode: PutMode) -> Option<String> {
+    (mode == PutMode::Create).then(|| "*".to_owned())
+}
+
 /// Size of every part but the last: whole MiB, few enough parts.
 fn part_bytes(size: u64) -> u64 {
     PART_BYTES.max(size.div_ceil(MAX_PARTS).next_multiple_of(1024 * 1024))
-}
-
-/// A body that can be read in pieces, more than once.
-struct Source<'a> {
-    body: &'a Body,
-    size: u64,
-}
-
-impl<'a> Source<'a> {
-    async fn of(body: &'a Body) -> Result<Self, Fault> {
-        let size = match body {
-            Body::Bytes(bytes) => bytes.len() as u64,
-            Body::File(path) => tokio::fs::metadata(path)
-                .await
-                .map_err(|error| Fault::Body(format!("{}: {error}", path.display())))?
-                .len(),
-        };
-        Ok(Self { body, size })
-    }
-
-    async fn piece(&self, offset: u64, length: u64) -> Result<Bytes, Fault> {
-        let too_large = |_| Fault::Body("a piece does not fit into memory".into());
-        let (start, count) =
-            (usize::try_from(offset).map_err(too_large)?, usize::try_from(length).map_err(too_large)?);
-        let path = match self.body {
-            Body::Bytes(bytes) => return Ok(bytes.slice(start..start + count)),
-            Body::File(path) => path.clone(),
-        };
-        let read = tokio::task::spawn_blocking(move || {
-            let mut bytes = vec![0; count];
-            std::fs::File::open(&path)
-                .and_then(|file| file.read_exact_at(&mut bytes, offset))
-                .map(|()| Bytes::from(bytes))
-                .map_err(|error| Fault::Body(format!("{}: {error}", path.display())))
-        });
-        read.await.unwrap_or_else(|error| Err(Fault::Body(format!("the reading thread ended: {error}"))))
-    }
-
-    /// CRC-64 over all bytes, as text.
-    async fn digest(&self) -> Result<String, Fault> {
-        let mut digest = FileDigest::default();
-        let mut offset = 0;
-        while offset < self.size {
-            let piece = self.piece(offset, PIECE_BYTES.min(self.size - offset)).await?;
-            digest.update(&piece);
-            offset += piece.len() as u64;
-        }
-        Ok(digest.finish().to_string())
-    }
 }
 
 #[cfg(test)]
@@ -296,18 +249,5 @@ mod tests {
             let part = part_bytes(size);
             assert!(size.div_ceil(part) <= MAX_PARTS && part.is_multiple_of(1024 * 1024), "{size}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_body_reads_alike_from_memory_and_from_a_file() {
-        let bytes = Bytes::from((0..3_000_000_u32).map(|i| (i % 251) as u8).collect::<Vec<_>>());
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("body");
-        std::fs::write(&path, &bytes).unwrap();
-        let (memory, file) = (Body::Bytes(bytes.clone()), Body::File(path));
-        let (memory, file) = (Source::of(&memory).await.unwrap(), Source::of(&file).await.unwrap());
-        assert_eq!(memory.digest().await.unwrap(), file.digest().await.unwrap());
-        assert_eq!(file.piece(1_999_999, 7).await.unwrap(), bytes.slice(1_999_999..2_000_006));
-        assert!(matches!(file.piece(2_999_999, 2).await, Err(Fault::Body(_))));
     }
 }

@@ -4,7 +4,7 @@
 //! A temporary file is locked while it is written, so that [`remove_stale`] never takes one that is in use, and its
 //! name ends in `.tmp`, which no reader of LTX files (ours or Litestream's) takes for one.
 
-use super::{Body, Put};
+use crate::destinations::{Body, Put};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -44,16 +44,27 @@ pub(super) fn create(
     if path.try_exists().map_err(|e| CreateError::Destination(path.clone(), e))? {
         return settle(folder, &path, body, cancel);
     }
-    let temporary = Temporary::new(folder, name)?;
-    let at = |error| CreateError::Destination(temporary.path.clone(), error);
-    copy(body, &temporary, cancel)?;
-    temporary.file.set_modified(system_time(mtime_ms)).map_err(at)?;
-    temporary.file.sync_all().map_err(at)?;
+    let temporary = Temporary::filled(folder, name, body, mtime_ms, cancel)?;
     match publish(&temporary.path, &path) {
         Ok(()) => sync_folder(folder).map(|()| Put::Created),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => settle(folder, &path, body, cancel),
         Err(error) => Err(CreateError::Destination(path, error)),
     }
+}
+
+/// Creates `folder/name` (the folder must exist), or puts it in the place of the file that is there. Durable when it
+/// returns.
+pub(super) fn replace(
+    folder: &Path,
+    name: &str,
+    body: &Body,
+    mtime_ms: i64,
+    cancel: &CancellationToken,
+) -> Result<Put, CreateError> {
+    let path = folder.join(name);
+    let temporary = Temporary::filled(folder, name, body, mtime_ms, cancel)?;
+    fs::rename(&temporary.path, &path).map_err(|error| CreateError::Destination(path, error))?;
+    sync_folder(folder).map(|()| Put::Created)
 }
 
 /// Makes an entry durable.
@@ -97,7 +108,7 @@ pub(super) fn remove_stale(folder: &Path) -> io::Result<usize> {
 }
 
 /// True for names this module gives to temporary files: `<name>.<16 hex>.tmp`.
-fn is_temporary(name: &OsStr) -> bool {
+pub(super) fn is_temporary(name: &OsStr) -> bool {
     let parts = name
         .to_str()
         .and_then(|name| name.strip_suffix(TEMPORARY_SUFFIX))
@@ -112,6 +123,22 @@ struct Temporary {
 }
 
 impl Temporary {
+    /// One with the bytes and the time of the file to be, synced.
+    fn filled(
+        folder: &Path,
+        name: &str,
+        body: &Body,
+        mtime_ms: i64,
+        cancel: &CancellationToken,
+    ) -> Result<Self, CreateError> {
+        let temporary = Self::new(folder, name)?;
+        let at = |error| CreateError::Destination(temporary.path.clone(), error);
+        copy(body, &temporary, cancel)?;
+        temporary.file.set_modified(system_time(mtime_ms)).map_err(at)?;
+        temporary.file.sync_all().map_err(at)?;
+        Ok(temporary)
+    }
+
     fn new(folder: &Path, name: &str) -> Result<Self, CreateError> {
         for _ in 0..MAX_LOCK_ATTEMPTS {
             let path = folder.join(format!("{name}.{:016x}{TEMPORARY_SUFFIX}", rand::random::<u64>()));

@@ -1,7 +1,10 @@
 //! What only a folder can get wrong; the rest is in the contract.
 
+use super::walk::unix_ms;
 use super::*;
 use crate::destinations::contract;
+use std::fs;
+use std::path::Path;
 use walhub_common::TxidRange;
 
 fn destination(path: &Path) -> FileDestination {

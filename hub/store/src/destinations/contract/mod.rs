@@ -1,6 +1,9 @@
 //! The suite that every destination must pass, against its real server. Each case takes a database of its own, so that
 //! cases may run side by side and again in the same place.
 
+mod deletions;
+mod objects;
+
 use super::{Body, Destination, DestinationError, DynDestination, Fault, FileKey, Listed, Put, PutMeta};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
@@ -32,6 +35,8 @@ pub async fn run(destination: DynDestination) {
     what_is_missing_is_said_to_be_missing(destination).await;
     a_cancelled_call_does_nothing(destination).await;
     cancelling_in_the_middle_leaves_nothing_half(destination).await;
+    deletions::run(destination).await;
+    objects::run(destination).await;
 }
 
 fn token() -> CancellationToken {
@@ -250,6 +255,8 @@ async fn a_cancelled_call_does_nothing(destination: &dyn Destination) {
         destination.open(&key, 0, &cancelled).await.err(),
         destination.read_start(&key, 100, &cancelled).await.err(),
         destination.probe(&cancelled).await.err(),
+        destination.delete(std::slice::from_ref(&key), &cancelled).await.err(),
+        destination.list_databases(&cancelled).await.err(),
     ];
     for error in errors {
         assert_eq!(error.expect("a cancelled call fails").class(), Class::Cancelled);
