@@ -2,8 +2,13 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=hub");
-    let files =
-        ["hub/v1/types.proto", "hub/v1/replication.proto", "hub/v1/restore.proto", "hub/v1/fleet.proto"];
+    let files = [
+        "hub/v1/types.proto",
+        "hub/v1/replication.proto",
+        "hub/v1/restore.proto",
+        "hub/v1/fleet.proto",
+        "hub/v1/control.proto",
+    ];
     let descriptors = protox::compile(files, ["."])?;
     // `bytes` fields become `Bytes`: a segment is sliced, never copied, on its way through the hub.
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;

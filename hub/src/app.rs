@@ -7,12 +7,14 @@ use crate::api::{self, Handles};
 use crate::buffer::disk::{DiskBuffer, Options};
 use crate::buffer::{BufferError, WalBuffer};
 use crate::config::Config;
-use crate::copies::{Board, InService, Place, Roster, Rules};
+use crate::copies::{Board, InService};
 use crate::fanout::Fanout;
 use crate::fleet::{Epochs, Fleet, Registry};
 use crate::ingest::{Ingest, Origins};
+use crate::reload::{self, Reloader};
 use crate::restore::Restores;
 use crate::staging::{self, Staging};
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::clock;
 use walhub_common::task::TaskGroup;
@@ -93,7 +96,7 @@ impl App {
     pub async fn build(config: Config) -> Result<App, AppError> {
         let mut destinations = Vec::new();
         for entry in &config.destinations {
-            destinations.push(entry.config.build(entry.name.clone()).await?);
+            destinations.push(reload::make(entry).await?);
         }
         Self::build_with(config, destinations).await
     }
@@ -135,14 +138,22 @@ impl App {
         self.address
     }
 
-    /// Works until `stop` is ready, then goes down in order. Everything acknowledged is on disk when it returns.
-    pub async fn serve(self, stop: impl Future<Output = ()> + Send) -> Result<(), AppError> {
+    /// Works until `stop` is ready, then goes down in order. Everything acknowledged is on disk when it returns. Each of
+    /// `hangups` makes it read its configuration again.
+    pub async fn serve(
+        self,
+        stop: impl Future<Output = ()> + Send,
+        hangups: mpsc::Receiver<()>,
+    ) -> Result<(), AppError> {
         let App { config, buffer, destinations, epochs, staging, listener, address, acceptor } = self;
         let count = destinations.len();
-        let board = Arc::new(Board::new(roster(&config, destinations)));
+        let board = Arc::new(Board::new(reload::first_roster(&config, destinations)));
         let fleet = Arc::new(Fleet { epochs, registry: Registry::default(), board: board.clone() });
         let fanout = Fanout::start(buffer.clone(), board.clone(), &config.data_dir.join(TMP))
             .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
+        let fanout = Arc::new(fanout);
+        let data_dir = config.data_dir.clone();
+        let reloader = Reloader::new(config, board.clone(), fanout.clone());
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
         let in_service = InService::new(move || board.roster().destinations());
         let origins = Origins::new(in_service.clone(), sessions.token().clone());
@@ -158,6 +169,7 @@ impl App {
                 sessions.token().clone(),
             ),
             restores: Restores::new(buffer.clone(), in_service, sessions.token().clone()),
+            reloader: reloader.clone(),
             fleet,
             buffer: buffer.clone(),
             staging,
@@ -173,6 +185,7 @@ impl App {
         let mut server = std::pin::pin!(server);
         let served = tokio::select! {
             () = stop => Ok(()),
+            never = never_ending(reloader.follow(hangups)) => match never {},
             () = ingest.broken() => Err(AppError::Broken),
             served = &mut server => served.map_err(|e| AppError::Serve(e.to_string())),
         };
@@ -180,6 +193,7 @@ impl App {
         let started = Instant::now();
         tracing::info!("shutting down");
         door.token().cancel();
+        reloader.shutdown(SESSIONS_DEADLINE).await;
         // Sessions end by their token; the server returns when the last of their answers has been sent.
         let ended = async {
             sessions.shutdown(SESSIONS_DEADLINE).await;
@@ -200,9 +214,15 @@ impl App {
         tracing::info!(elapsed = ?started.elapsed(), "lanes ended");
         let closed = buffer.close().await;
         tracing::info!(elapsed = ?started.elapsed(), "buffer closed");
-        closed.map_err(|source| AppError::Buffer { path: config.data_dir, source })?;
+        closed.map_err(|source| AppError::Buffer { path: data_dir, source })?;
         served
     }
+}
+
+/// Keeps a select going when a source of events dries up.
+async fn never_ending(work: impl Future<Output = ()>) -> Infallible {
+    work.await;
+    std::future::pending().await
 }
 
 /// Drops parts of first snapshots whose database does not come back.
@@ -224,13 +244,6 @@ async fn expire(staging: Arc<Staging>, stop: CancellationToken) {
             Err(error) => tracing::error!(%error, "a bug ended the removal of old parts"),
         }
     }
-}
-
-fn roster(config: &Config, destinations: Vec<DynDestination>) -> Roster {
-    let places = config.destinations.iter().zip(destinations).enumerate();
-    let places = places
-        .map(|(lane, (entry, destination))| Arc::new(Place { lane, entry: entry.clone(), destination }));
-    Roster::new(places.collect(), Rules::new(config.databases.clone(), config.policy))
 }
 
 /// Writes the address into a file that appears complete or not at all: whoever waits for it may connect.

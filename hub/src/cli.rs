@@ -9,6 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use walhub_common::telemetry;
 
 const EXIT_CONFIG: u8 = 64;
@@ -25,7 +26,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the hub until SIGTERM or SIGINT.
+    /// Run the hub until SIGTERM or SIGINT; SIGHUP makes it read its configuration again.
     Run {
         /// Configuration file.
         #[arg(long, value_name = "FILE", env = "WALHUB_HUB_CONFIG")]
@@ -106,14 +107,25 @@ fn run(config: Config, ready_file: Option<&Path>) -> ExitCode {
 async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
     let app = App::build(config).await?;
     // The port accepts from now on; what connects before the first turn of the server waits in its queue.
     eprintln!("walhub-hub: listening on {}", app.address());
     if let Some(path) = ready_file {
         write_ready_file(path, app.address()).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    app.serve(asked_to_stop(&mut terminate, &mut interrupt)).await?;
-    Ok(())
+    let (hung_up, hangups) = mpsc::channel(1);
+    let forward = async {
+        while hangup.recv().await.is_some() {
+            // One that waits already will see the newest file.
+            let _ = hung_up.try_send(());
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        served = app.serve(asked_to_stop(&mut terminate, &mut interrupt), hangups) => Ok(served?),
+        never = forward => never,
+    }
 }
 
 async fn asked_to_stop(terminate: &mut Signal, interrupt: &mut Signal) {

@@ -10,6 +10,7 @@ pub mod db;
 pub mod fanout;
 pub mod fleet;
 pub mod ingest;
+pub mod reload;
 pub mod restore;
 pub mod staging;
 

@@ -13,5 +13,6 @@ mod local;
 mod phantom;
 mod point_in_time;
 mod real_input;
+mod reload;
 mod replicate;
 mod snapshot;

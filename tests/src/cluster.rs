@@ -75,6 +75,11 @@ impl Cluster {
         self
     }
 
+    /// The destinations, to change them: at the next start of the hub, or with [`Cluster::write_hub_config`] and a reload.
+    pub fn destinations(&mut self) -> &mut Vec<Destination> {
+        &mut self.destinations
+    }
+
     /// Adds a folder of that name as a destination and gives its path.
     pub fn add_folder(&mut self, name: &str) -> PathBuf {
         let path = self.path(name);
@@ -171,14 +176,20 @@ impl Cluster {
     /// Starts the hub without waiting for anything.
     pub fn spawn_hub(&mut self) {
         assert!(self.hub.is_none(), "the hub runs already");
-        let (config, ready) = (self.path("hub.yml"), self.path("hub.ready"));
+        let ready = self.path("hub.ready");
         let _ = std::fs::remove_file(&ready);
-        let data = self.path("hub-data");
-        let text = hub_yml(&self.address(), &data, &self.hub_tls, &self.destinations, &self.hub_extra);
-        std::fs::write(&config, text).expect("hub.yml");
+        let config = self.write_hub_config();
         let mut command = Command::new(program("walhub-hub"));
         command.arg("run").arg("--config").arg(&config).arg("--ready-file").arg(&ready);
         self.hub = Some(Process::spawn("hub", command, &self.path("logs/hub.log")));
+    }
+
+    /// Writes `hub.yml` as it is described now, and gives its path; a hub that runs hears of it by a reload.
+    pub fn write_hub_config(&self) -> PathBuf {
+        let (config, data) = (self.path("hub.yml"), self.path("hub-data"));
+        let text = hub_yml(&self.address(), &data, &self.hub_tls, &self.destinations, &self.hub_extra);
+        std::fs::write(&config, text).expect("hub.yml");
+        config
     }
 
     /// The hub's process.

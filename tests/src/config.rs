@@ -15,6 +15,8 @@ pub struct Destination {
     pub sync_interval_ms: u64,
     /// Where.
     pub place: Place,
+    /// Further keys, one per line.
+    pub keys: Vec<String>,
 }
 
 /// Where a destination lies.
@@ -36,14 +38,18 @@ pub enum Place {
 impl Destination {
     /// A folder that is flushed to every 100 ms.
     pub fn file(name: &str, path: &Path) -> Destination {
-        Destination { name: name.to_owned(), sync_interval_ms: 100, place: Place::File(path.to_path_buf()) }
+        Destination::new(name, Place::File(path.to_path_buf()))
     }
 
     /// A bucket that is flushed to every 100 ms.
     pub fn s3(name: &str, server: &crate::services::S3, bucket: &str, prefix: &str) -> Destination {
         let place =
             Place::S3 { server: server.clone(), bucket: bucket.to_owned(), prefix: prefix.to_owned() };
-        Destination { name: name.to_owned(), sync_interval_ms: 100, place }
+        Destination::new(name, place)
+    }
+
+    fn new(name: &str, place: Place) -> Destination {
+        Destination { name: name.to_owned(), sync_interval_ms: 100, place, keys: Vec::new() }
     }
 
     /// Another interval.
@@ -53,9 +59,19 @@ impl Destination {
         self
     }
 
+    /// A further key, such as `offsite: true`.
+    #[must_use]
+    pub fn with(mut self, key: &str) -> Destination {
+        self.keys.push(key.to_owned());
+        self
+    }
+
     fn write(&self, out: &mut String) {
-        let Destination { name, sync_interval_ms, place } = self;
+        let Destination { name, sync_interval_ms, place, keys } = self;
         let _ = writeln!(out, "  - name: {name}\n    sync-interval: {sync_interval_ms}ms");
+        for key in keys {
+            let _ = writeln!(out, "    {key}");
+        }
         match place {
             Place::File(path) => {
                 let _ = writeln!(out, "    type: file\n    path: {}", path.display());

@@ -36,6 +36,7 @@ enum Command {
     Databases(cmd::databases::Command),
     Snapshots(cmd::snapshots::Args),
     Wal(cmd::wal::Args),
+    Reload(cmd::reload::Args),
     Restore(cmd::restore::Args),
     Completions(cmd::completions::Args),
 }
@@ -51,6 +52,7 @@ impl Cli {
             Command::Databases(command) => command.run().await,
             Command::Snapshots(args) => args.run().await,
             Command::Wal(args) => args.run().await,
+            Command::Reload(args) => args.run().await,
             Command::Restore(args) => args.run().await,
             Command::Completions(args) => args.run(),
         }

@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use walhub_common::limits::{HANDSHAKE_TIMEOUT, MAX_MESSAGE_BYTES};
 use walhub_common::tls::{self, Connector, TlsPaths};
 use walhub_proto::v1;
+use walhub_proto::v1::control_service_client::ControlServiceClient;
 use walhub_proto::v1::fleet_service_client::FleetServiceClient;
 use walhub_proto::v1::restore_service_client::RestoreServiceClient;
 
@@ -109,6 +110,12 @@ impl Hub {
         let mut client = self.fleet();
         let request = v1::ListFilesRequest { database: Some(database), source };
         answer(client.list_files(with_deadline(request))).await
+    }
+
+    /// The hub reads its configuration file again.
+    pub(crate) async fn reload(&self, dry_run: bool) -> anyhow::Result<v1::ReloadResponse> {
+        let mut client = ControlServiceClient::new(self.channel.clone());
+        answer(client.reload(with_deadline(v1::ReloadRequest { dry_run }))).await
     }
 
     /// What a restore would do.

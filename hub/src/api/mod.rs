@@ -1,6 +1,7 @@
 //! The gRPC face of the hub: convert, ask the handle, convert back. No decisions but one: who may ask ([`peer`]).
 
 mod checksums;
+mod control;
 mod fleet;
 mod listen;
 mod peer;
@@ -14,6 +15,7 @@ pub use listen::{Connection, Connections, MAX_CONNECTIONS, accept_loop};
 use crate::buffer::WalBuffer;
 use crate::fleet::Fleet;
 use crate::ingest::Ingest;
+use crate::reload::Reloader;
 use crate::restore::Restores;
 use crate::staging::Staging;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use std::time::Duration;
 use tonic::transport::server::{Router, Server};
 use walhub_common::limits::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
 use walhub_common::task::TaskGroup;
+use walhub_proto::v1::control_service_server::ControlServiceServer;
 use walhub_proto::v1::fleet_service_server::FleetServiceServer;
 use walhub_proto::v1::replication_service_server::ReplicationServiceServer;
 use walhub_proto::v1::restore_service_server::RestoreServiceServer;
@@ -43,6 +46,8 @@ pub struct Handles {
     pub restores: Restores,
     /// Keeps parts of first snapshots.
     pub staging: Arc<Staging>,
+    /// Takes a changed configuration.
+    pub reloader: Reloader,
     /// Knows who and where.
     pub fleet: Arc<Fleet>,
     /// Holds what is buffered.
@@ -59,6 +64,8 @@ pub fn router(handles: Handles) -> Router {
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let restore = RestoreServiceServer::new(restore::Service::new(handles.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let control = ControlServiceServer::new(control::Service::new(handles.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
     let fleet =
         FleetServiceServer::new(fleet::Service::new(handles)).max_decoding_message_size(MAX_REQUEST_BYTES);
     Server::builder()
@@ -70,4 +77,5 @@ pub fn router(handles: Handles) -> Router {
         .add_service(replication)
         .add_service(restore)
         .add_service(fleet)
+        .add_service(control)
 }

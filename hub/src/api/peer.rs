@@ -31,6 +31,17 @@ impl Peer {
         }
     }
 
+    /// Whoever may change a hub: operators.
+    pub(super) fn operator(&self) -> Result<(), Status> {
+        match self.identity.role {
+            Role::Operator => Ok(()),
+            Role::Agent | Role::Hub => {
+                warn!(peer = %self.identity, address = %self.address, "refused: only operators change the hub");
+                Err(status::only_operators(&self.identity))
+            }
+        }
+    }
+
     /// The database asked for, if this peer may see it: agents see their own.
     pub(super) fn may_read(&self, asked: Option<&v1::DatabaseRef>) -> Result<DatabaseKey, Status> {
         let asked = asked.ok_or_else(|| status::invalid("database", "missing"))?;

@@ -1,6 +1,7 @@
 //! Every error of the hub as a gRPC status: the only place that makes one.
 
 use crate::ingest::SessionError;
+use crate::reload::ReloadError;
 use crate::restore::{ChecksumsError, FoldError, PrepareError, UnknownSource};
 use crate::staging::StagingError;
 use std::fmt::Display;
@@ -20,6 +21,13 @@ pub(super) fn no_identity() -> Status {
 pub(super) fn only_agents(identity: &Identity) -> Status {
     Status::permission_denied(format!(
         "{identity} may not replicate: that takes the certificate of an agent (`hubctl cert issue --agent NAME`)"
+    ))
+}
+
+/// Somebody else than an operator wants to change the hub.
+pub(super) fn only_operators(identity: &Identity) -> Status {
+    Status::permission_denied(format!(
+        "{identity} may not change the hub: that takes the certificate of an operator"
     ))
 }
 
@@ -55,6 +63,16 @@ pub(super) fn session(error: &SessionError) -> Status {
         SessionError::Internal(_) => Code::Internal,
     };
     Status::new(code, error.to_string())
+}
+
+/// Why the configuration was not reloaded.
+pub(super) fn reload(error: &ReloadError) -> Status {
+    match error {
+        ReloadError::Faults(_) | ReloadError::Destination(_) => {
+            Status::failed_precondition(error.to_string())
+        }
+        ReloadError::Ended(_) => Status::unavailable(error.to_string()),
+    }
 }
 
 /// A source that is not configured.

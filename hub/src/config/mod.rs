@@ -29,6 +29,8 @@ const BUFFER_BYTES: std::ops::RangeInclusive<u64> = (256 << 20)..=(1 << 50);
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// The file it was read from.
+    pub path: PathBuf,
     /// Address to listen on; port 0 lets the system choose.
     pub listen: SocketAddr,
     /// Buffer and state.
@@ -54,6 +56,15 @@ impl Config {
     pub fn read(path: &Path) -> Result<Config, Faults> {
         let document = Document::read(path)?;
         document.check(parse(&document, Files::Check))
+    }
+}
+
+#[cfg(test)]
+impl Config {
+    /// From a text, without a look at files.
+    pub(crate) fn from_text(text: &str) -> Result<Config, Faults> {
+        let document = Document::parse("hub.yml", text)?;
+        document.check(parse(&document, Files::Ignore))
     }
 }
 
@@ -86,6 +97,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
     let databases = databases::parse(&mut root, policy, destinations.as_deref());
     root.finish();
     Some(Config {
+        path: document.path().to_owned(),
         listen: listen?,
         data_dir,
         tls: tls?,

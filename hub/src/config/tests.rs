@@ -2,8 +2,7 @@ use super::*;
 use walhub_store::destinations::config::{DestinationConfig, FileConfig};
 
 fn parse_text(text: &str) -> Result<Config, String> {
-    let document = Document::parse("hub.yml", text).map_err(|e| e.to_string())?;
-    document.check(parse(&document, Files::Ignore)).map_err(|e| e.to_string())
+    Config::from_text(text).map_err(|e| e.to_string())
 }
 
 const HEAD: &str = "listen: 127.0.0.1:7443\ntls: {ca: a, cert: b, key: c}\n";
