@@ -33,6 +33,7 @@ pub(super) struct Wanted {
 /// A file ready to be put, as often as it takes.
 #[derive(Debug)]
 pub(super) struct Built {
+    pub(super) lineage: u64,
     pub(super) level: Level,
     pub(super) range: TxidRange,
     pub(super) page_size: PageSize,
@@ -113,7 +114,7 @@ fn build_of(
     };
     let meta = PutMeta { time_ms, post: Some(provenance.post) };
     let level = if whole { Level::SNAPSHOT } else { Level::RAW };
-    Ok(Some(Built { level, range, page_size, body, meta, bytes, more }))
+    Ok(Some(Built { lineage, level, range, page_size, body, meta, bytes, more }))
 }
 
 /// Removes the file unless it was kept.

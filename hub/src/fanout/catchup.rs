@@ -2,6 +2,7 @@
 //! files, byte for byte.
 
 use super::Venue;
+use super::build::{Built, MAX_FILE_BYTES};
 use super::coverage;
 use super::error::TurnError;
 use crate::buffer::BufferError;
@@ -13,8 +14,8 @@ use std::sync::Arc;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use walhub_common::ltx::{Verified, Verifier};
-use walhub_common::{DatabaseKey, Level, PageSize, Txid};
-use walhub_store::destinations::{Body, DestinationError, DynDestination, FileKey, Listed, Put, PutMeta};
+use walhub_common::{DatabaseKey, Level, Txid};
+use walhub_store::destinations::{Body, DestinationError, DynDestination, FileKey, Listed, PutMeta};
 
 /// A file of another destination.
 #[derive(Clone, Debug)]
@@ -71,27 +72,38 @@ async fn list(
     Ok(files)
 }
 
-/// Copies one file under its own name; its bytes if it was created here, and its page size. The file is verified before it is put.
-pub(super) async fn copy(
+/// A verified file, to be put under its own name.
+pub(super) async fn fetch(
     venue: &Venue,
     database: &DatabaseKey,
     step: &Step,
-) -> Result<(Option<u64>, PageSize), TurnError> {
+) -> Result<Built, TurnError> {
     let (to, from) = (&venue.place.destination, &step.from.destination);
     let key = FileKey { database: database.clone(), level: step.file.level, range: step.file.range };
     let name = format!("{}-{}-{}-copy-{}.ltx", to.name(), database.agent, database.name, step.file.range);
     let temp = TempFile(venue.tmp.join(name));
     let verified = download(venue, from, &key, &temp).await?;
-    if verified.header.range != step.file.range {
-        return Err(TurnError::Sibling(format!("{key} at {} covers {}", from.name(), verified.header.range)));
+    let header = verified.header;
+    if header.range != step.file.range {
+        return Err(TurnError::Sibling(format!("{key} at {} covers {}", from.name(), header.range)));
     }
-    let meta = PutMeta {
-        time_ms: verified.header.timestamp_ms,
-        post: verified.header.provenance.map(|provenance| provenance.post),
+    let body = match verified.bytes {
+        0..=MAX_FILE_BYTES => Body::Bytes(tokio::fs::read(&temp.0).await?.into()),
+        _ => Body::File(temp.keep()),
     };
-    let put = to.put(&key, Body::File(temp.0.clone()), meta, &venue.abort).await;
-    let put = put.map_err(TurnError::Destination)?;
-    Ok(((put == Put::Created).then_some(verified.bytes), verified.header.page_size))
+    Ok(Built {
+        lineage: header.node_id,
+        level: step.file.level,
+        range: header.range,
+        page_size: header.page_size,
+        body,
+        meta: PutMeta {
+            time_ms: header.timestamp_ms,
+            post: header.provenance.map(|provenance| provenance.post),
+        },
+        bytes: verified.bytes,
+        more: true,
+    })
 }
 
 async fn download(
@@ -114,12 +126,19 @@ async fn download(
     verifier.finish().map_err(damaged)
 }
 
-/// Removed with its value.
+/// Removed with its value, unless it was kept.
 struct TempFile(PathBuf);
+
+impl TempFile {
+    fn keep(mut self) -> PathBuf {
+        std::mem::take(&mut self.0)
+    }
+}
 
 impl Drop for TempFile {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0)
+        if !self.0.as_os_str().is_empty()
+            && let Err(error) = std::fs::remove_file(&self.0)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(path = %self.0.display(), %error, "cannot remove a temporary file");

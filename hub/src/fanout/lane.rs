@@ -6,7 +6,9 @@
 //! A new roster changes which databases are served, and how often; what is under way goes on.
 
 use super::error::{Concerns, TurnError};
+use super::pauses::Pauses;
 use super::schedule::Schedule;
+use super::tray::{Sealed, Tray};
 use super::turn::{Progress, Turn};
 use super::{Trust, Venue};
 use crate::buffer::{DatabaseId, Registered};
@@ -20,58 +22,19 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use walhub_common::backoff::{Backoff, Class};
 use walhub_common::{DatabaseKey, DestinationName};
+use walhub_store::destinations::Put;
 
 /// Databases served at once by one lane.
 const CONCURRENCY: usize = 4;
 
-const TRANSIENT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
-const THROTTLED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Only a person can mend it; it is tried again so that nothing has to be restarted afterwards.
-const PERMANENT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-
-/// Pauses after failures; each class has its own pace.
-struct Pauses {
-    class: Class,
-    backoff: Backoff,
-    /// `None` while the next attempt is under way.
-    until: Option<Instant>,
+/// What has come to its end.
+enum Finished {
+    /// A database's turn.
+    Turn(Progress, Result<Turn, TurnError>),
+    /// The put of a pack.
+    Pack(Sealed, Result<Put, TurnError>),
 }
-
-impl Pauses {
-    fn after(class: Class) -> Self {
-        let (min, max) = match class {
-            Class::Throttled => THROTTLED,
-            Class::Permanent => PERMANENT,
-            Class::Transient | Class::Unknown | Class::Cancelled => TRANSIENT,
-        };
-        let mut pauses = Self { class, backoff: Backoff::new(min, max), until: None };
-        pauses.lengthen();
-        pauses
-    }
-
-    fn lengthen(&mut self) {
-        self.until = Some(Instant::now() + self.backoff.next_delay());
-    }
-
-    /// The next pause of a failure that goes on.
-    fn again(previous: Option<Pauses>, class: Class) -> Self {
-        match previous {
-            Some(mut pauses) if pauses.class == class => {
-                pauses.lengthen();
-                pauses
-            }
-            _ => Self::after(class),
-        }
-    }
-
-    fn over(&self, now: Instant) -> bool {
-        self.until.is_none_or(|until| until <= now)
-    }
-}
-
-type Finished = (Progress, Result<Turn, TurnError>);
 
 /// See the module doc.
 pub(super) struct Lane {
@@ -87,6 +50,8 @@ pub(super) struct Lane {
     queued: HashSet<DatabaseId>,
     in_flight: FuturesUnordered<BoxFuture<'static, Finished>>,
     away: HashSet<DatabaseId>,
+    /// Databases whose files wait for a pack are away as well.
+    tray: Tray,
     blocked: HashMap<DatabaseId, Pauses>,
     circuit: Option<Pauses>,
     schedule: Schedule,
@@ -106,6 +71,7 @@ impl Lane {
             queued: HashSet::new(),
             in_flight: FuturesUnordered::new(),
             away: HashSet::new(),
+            tray: Tray::default(),
             blocked: HashMap::new(),
             circuit: None,
             schedule: Schedule::default(),
@@ -220,12 +186,14 @@ impl Lane {
 
     /// When something is due by time alone.
     fn wake(&self) -> Option<Instant> {
+        let waiting = !self.queue.is_empty() || self.tray.holds_any();
         let circuit = match &self.circuit {
-            Some(pauses) if self.in_flight.is_empty() && !self.queue.is_empty() => pauses.until,
+            Some(pauses) if self.in_flight.is_empty() && waiting => pauses.until,
             _ => None,
         };
+        let pack = if self.circuit.is_none() { self.tray.due() } else { None };
         let blocked = self.blocked.values().filter_map(|pauses| pauses.until).min();
-        [self.schedule.next(), circuit, blocked].into_iter().flatten().min()
+        [self.schedule.next(), circuit, pack, blocked].into_iter().flatten().min()
     }
 
     fn woken(&mut self) {
@@ -294,11 +262,19 @@ impl Lane {
     }
 
     fn start_turns(&mut self) {
+        // A pack has a place of its own, so that large files do not hold it up.
         let allowed = match &self.circuit {
-            None => CONCURRENCY,
+            None => CONCURRENCY + 1,
             Some(pauses) => usize::from(pauses.over(Instant::now())),
         };
-        while self.in_flight.len() < allowed {
+        let quiet = self.queue.is_empty() && self.in_flight.is_empty();
+        if self.in_flight.len() < allowed
+            && let Some(sealed) = self.tray.next(quiet)
+        {
+            self.start_pack(sealed);
+        }
+        let turns = allowed.min(CONCURRENCY + usize::from(self.tray.is_under_way()));
+        while self.in_flight.len() < turns && !self.tray.is_full() {
             let Some(id) = self.queue.pop_front() else { return };
             self.queued.remove(&id);
             let Some(mut progress) = self.idle.remove(&id) else { continue };
@@ -309,12 +285,31 @@ impl Lane {
                     true => venue.careful_turn(&mut progress).await,
                     false => venue.turn(&mut progress).await,
                 };
-                (progress, result)
+                Finished::Turn(progress, result)
             }));
         }
     }
 
-    fn finished(&mut self, (mut progress, result): Finished) {
+    fn start_pack(&mut self, mut sealed: Sealed) {
+        let venue = self.venue.clone();
+        self.in_flight.push(Box::pin(async move {
+            let packs = venue.place.destination.packs();
+            let packs = packs.expect("BUG: only files of a packed destination wait");
+            let result = sealed.put(packs, &venue.abort).await;
+            Finished::Pack(sealed, result)
+        }));
+    }
+
+    fn finished(&mut self, finished: Finished) {
+        match finished {
+            Finished::Turn(progress, Ok(Turn { waits: true, .. })) => self.tray.add(progress),
+            Finished::Turn(progress, result) => self.turn_finished(progress, result),
+            Finished::Pack(sealed, Ok(put)) => self.pack_arrived(sealed, put),
+            Finished::Pack(sealed, Err(error)) => self.pack_failed(sealed, &error),
+        }
+    }
+
+    fn turn_finished(&mut self, mut progress: Progress, result: Result<Turn, TurnError>) {
         let id = progress.id;
         self.away.remove(&id);
         match self.interval_of(&progress.key) {
@@ -329,6 +324,37 @@ impl Lane {
             Err(error) => self.failed(&mut progress, &error),
         }
         self.idle.insert(id, progress);
+    }
+
+    /// Every database of the pack has had its turn; the object counts once.
+    fn pack_arrived(&mut self, sealed: Sealed, put: Put) {
+        self.tray.settled();
+        let mut created = (put == Put::Created).then_some(sealed.bytes());
+        let venue = self.venue.clone();
+        for mut progress in sealed.riders {
+            let result = venue.arrived(&mut progress).map(|turn| Turn { created: created.take(), ..turn });
+            self.turn_finished(progress, result);
+        }
+    }
+
+    fn pack_failed(&mut self, sealed: Sealed, error: &TurnError) {
+        if !error.unsettles() {
+            if error.concerns() != Concerns::Nobody {
+                self.lane_failed(error);
+            }
+            self.tray.put_back(sealed);
+            return;
+        }
+        // Another pack has its number: whose files those are shows when every database is looked at again.
+        tracing::warn!(destination = %self.name(), %error, "a pack is made anew");
+        self.tray.settled();
+        for mut progress in sealed.riders {
+            let id = progress.id;
+            progress.unsettle();
+            self.away.remove(&id);
+            self.idle.insert(id, progress);
+            self.enqueue(id);
+        }
     }
 
     fn succeeded(&mut self, progress: &Progress, turn: Turn) {
@@ -369,15 +395,7 @@ impl Lane {
         match error.concerns() {
             Concerns::Nobody => {}
             Concerns::Lane => {
-                if self.circuit.is_none() {
-                    tracing::warn!(destination = %name, %error, "destination fails, it is tried again");
-                }
-                // Turns that were under way together fail together: that is one failure.
-                let now = Instant::now();
-                if self.circuit.as_ref().is_none_or(|pauses| pauses.over(now)) {
-                    self.circuit = Some(Pauses::again(self.circuit.take(), error.class()));
-                }
-                self.post_health(false, &error.to_string());
+                self.lane_failed(error);
                 if self.queued.insert(progress.id) {
                     self.queue.push_front(progress.id);
                 }
@@ -391,6 +409,20 @@ impl Lane {
                 self.post_fault(progress, Some(error.to_string()));
             }
         }
+    }
+
+    /// Opens the circuit, or lengthens its pause.
+    fn lane_failed(&mut self, error: &TurnError) {
+        let name = self.name();
+        if self.circuit.is_none() {
+            tracing::warn!(destination = %name, %error, "destination fails, it is tried again");
+        }
+        // Turns that were under way together fail together: that is one failure.
+        let now = Instant::now();
+        if self.circuit.as_ref().is_none_or(|pauses| pauses.over(now)) {
+            self.circuit = Some(Pauses::again(self.circuit.take(), error.class()));
+        }
+        self.post_health(false, &error.to_string());
     }
 }
 

@@ -10,15 +10,19 @@
 //! - Nothing is overwritten, and nothing is appended to files of another history: that database stops at that
 //!   destination, loudly, and everything else goes on.
 //! - An idle lane does nothing: it wakes when something was buffered.
+//! - At a packed destination the files of all databases that are behind go together in one object; they are the same
+//!   files in the same order.
 //!
-//! Non-goals: no compaction, no retention, no packing of several databases into one object.
+//! Non-goals: no compaction, no retention.
 
 mod build;
 mod catchup;
 mod coverage;
 mod error;
 mod lane;
+mod pauses;
 mod schedule;
+mod tray;
 mod turn;
 
 use crate::buffer::WalBuffer;

@@ -5,6 +5,7 @@ use super::build::{Built, Wanted, build};
 use super::catchup::{self, Step};
 use super::coverage;
 use super::error::TurnError;
+use super::tray;
 use super::{Trust, Venue};
 use crate::buffer::{BufferError, DatabaseId};
 use std::collections::VecDeque;
@@ -57,8 +58,10 @@ impl Look {
 pub(super) struct Turn {
     /// More is waiting: another turn at once.
     pub(super) more: bool,
-    /// Bytes of the file that was created, if one was.
+    /// Bytes of the object that was created, if one was.
     pub(super) created: Option<u64>,
+    /// The pending file waits for a pack.
+    pub(super) waits: bool,
 }
 
 impl Progress {
@@ -84,6 +87,11 @@ impl Progress {
         self.pending.as_ref().map(|built| built.bytes).or(copied).unwrap_or(0)
     }
 
+    /// The file that is to be put next.
+    pub(super) fn pending(&self) -> Option<&Built> {
+        self.pending.as_ref()
+    }
+
     /// The destination must be looked at again before anything is put.
     pub(super) fn unsettle(&mut self) {
         self.look = Look::again();
@@ -106,7 +114,7 @@ impl Venue {
                 Err(TurnError::Buffer(
                     error @ (BufferError::Trimmed { .. } | BufferError::Corrupt { .. }),
                 )) => {
-                    return self.copy_from_sibling(progress, error).await;
+                    progress.pending = Some(self.fetch_from_sibling(progress, error).await?);
                 }
                 Err(error) => return Err(error),
             }
@@ -142,6 +150,9 @@ impl Venue {
 
     async fn put(&self, progress: &mut Progress) -> Result<Turn, TurnError> {
         let built = progress.pending.as_ref().expect("BUG: nothing to put");
+        if self.place.destination.packs().is_some() && tray::takes(built) {
+            return Ok(Turn { waits: true, ..Turn::default() });
+        }
         let key = FileKey { database: progress.key.clone(), level: built.level, range: built.range };
         let put = self
             .place
@@ -149,12 +160,18 @@ impl Venue {
             .put(&key, built.body.clone(), built.meta, &self.abort)
             .await
             .map_err(TurnError::Destination)?;
-        let turn = Turn { more: built.more, created: (put == Put::Created).then_some(built.bytes) };
-        let (page_size, txid) = (built.page_size, built.range.max());
+        let created = (put == Put::Created).then_some(built.bytes);
+        Ok(Turn { created, ..self.arrived(progress)? })
+    }
+
+    /// The pending file is at the destination.
+    pub(super) fn arrived(&self, progress: &mut Progress) -> Result<Turn, TurnError> {
+        let built = progress.pending.as_ref().expect("BUG: nothing was put");
+        let (more, page_size, txid) = (built.more, built.page_size, built.range.max());
         self.advance(progress, txid)?;
         progress.page_size = Some(page_size);
         progress.pending = None;
-        Ok(turn)
+        Ok(Turn { more, ..Turn::default() })
     }
 
     fn post_copy(&self, progress: &Progress) {
@@ -168,23 +185,20 @@ impl Venue {
         Ok(())
     }
 
-    async fn copy_from_sibling(
+    async fn fetch_from_sibling(
         &self,
         progress: &mut Progress,
         reason: BufferError,
-    ) -> Result<Turn, TurnError> {
+    ) -> Result<Built, TurnError> {
         if progress.chain.is_empty() {
             progress.chain = catchup::plan(self, &progress.key, progress.cursor, reason).await?;
         }
         let step = progress.chain.pop_front().expect("BUG: an empty plan is an error");
-        let copied = catchup::copy(self, &progress.key, &step).await;
-        if copied.is_err() {
+        let fetched = catchup::fetch(self, &progress.key, &step).await;
+        if fetched.is_err() {
             progress.chain.clear();
         }
-        let (created, page_size) = copied?;
-        self.advance(progress, step.file.range.max())?;
-        progress.page_size = Some(page_size);
-        Ok(Turn { more: true, created })
+        fetched
     }
 
     /// Looks, once, at what the destination holds and goes on from there.

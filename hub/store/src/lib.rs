@@ -2,6 +2,7 @@
 //! which can restore without a hub. No gRPC, no buffer, no database of the hub's own in here.
 
 pub mod destinations;
+pub mod pack;
 pub mod restore;
 #[cfg(any(test, feature = "testutil"))]
 pub mod testutil;

@@ -1,0 +1,369 @@
+//! A destination whose new files lie in packs, and which looks like any other: what is in a pack is listed, read and
+//! deleted as if it had been put by itself. So lanes settle, siblings catch up, restores plan and compaction reads
+//! without knowing of packs.
+//!
+//! # Requests
+//! - Once, before the first answer: one listing of the packs (per 1,000), one read per pack, one listing of the databases.
+//! - From then on it knows what lies in packs by itself: this hub alone writes here. A listing costs a request only for
+//!   a database that has files of its own, for these may be many.
+//!
+//! # Failures
+//! - Nothing is believed of packs before all indices were read; a call before that waits, or fails as the reading did.
+//! - A damaged pack is named in the log, its files are not listed, everything else goes on.
+//! - A name that is taken by another pack (of a listing that lagged behind, or of a hub that should not be there) makes
+//!   the put fail as a conflict; the next number is free, and the files of that pack are known.
+
+use super::catalog::{Catalog, Place};
+use super::format::Pack;
+use super::load::{self, Index};
+use crate::destinations::error::{Context, Operation};
+use crate::destinations::{
+    Body, ByteStream, Destination, DestinationError, DynDestination, Fault, FileKey, Listed, ListedObject,
+    ObjectPath, Put, PutMeta, PutMode,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use std::collections::{BTreeSet, HashSet};
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio_util::sync::CancellationToken;
+use walhub_common::{DatabaseKey, DestinationName, Level};
+
+/// Cold packs read back after one deletion.
+const THAW_AT_ONCE: usize = 64;
+
+/// See the module doc.
+#[derive(Debug)]
+pub struct PackedDestination {
+    inner: DynDestination,
+    known: Mutex<Option<Known>>,
+    loading: tokio::sync::Mutex<()>,
+    /// The cold files of the database that was asked for last.
+    cold: Mutex<Option<(DatabaseKey, Vec<Place>)>>,
+}
+
+/// What lies at the destination.
+#[derive(Debug)]
+struct Known {
+    catalog: Catalog,
+    next: u64,
+    /// Databases that have files outside of packs.
+    own_files: HashSet<DatabaseKey>,
+}
+
+impl PackedDestination {
+    /// Over `inner`, to which nobody else may write.
+    pub fn new(inner: DynDestination) -> Self {
+        Self { inner, known: Mutex::default(), loading: tokio::sync::Mutex::default(), cold: Mutex::default() }
+    }
+
+    /// Number of the next pack; it is the same one until a put of it has come to an end.
+    pub async fn next(&self, cancel: &CancellationToken) -> Result<u64, DestinationError> {
+        self.ask(cancel, |known| known.next).await
+    }
+
+    /// Stores a pack under its number. After an unknown outcome it may be repeated with the same number and bytes.
+    /// [`Fault::Conflict`]: another pack has that number; it is known from now on, and [`PackedDestination::next`] is
+    /// another number.
+    pub async fn put_pack(
+        &self,
+        seq: u64,
+        pack: &Pack,
+        cancel: &CancellationToken,
+    ) -> Result<Put, DestinationError> {
+        self.load(cancel).await?;
+        let body = Body::Bytes(pack.bytes.clone());
+        let put = self.inner.put_object(&load::path(seq), body, PutMode::Create, cancel).await;
+        let taken = matches!(&put, Err(DestinationError { fault: Fault::Conflict(_), .. }));
+        let other = if taken { Some(load::index(&self.inner, seq, cancel).await?) } else { None };
+        if put.is_ok() || taken {
+            self.with(|known| {
+                match &other {
+                    None => known.catalog.add(seq, &pack.entries),
+                    Some(Index::Read(entries)) => known.catalog.add(seq, entries),
+                    Some(Index::Absent | Index::Damaged(_)) => {}
+                }
+                known.next = known.next.max(seq + 1);
+            });
+        }
+        put
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After [`PackedDestination::load`].
+    fn with<T>(&self, work: impl FnOnce(&mut Known) -> T) -> T {
+        work(self.known().as_mut().expect("BUG: what is loaded stays"))
+    }
+
+    async fn ask<T>(
+        &self,
+        cancel: &CancellationToken,
+        work: impl FnOnce(&mut Known) -> T,
+    ) -> Result<T, DestinationError> {
+        self.load(cancel).await?;
+        Ok(self.with(work))
+    }
+
+    /// Reads what lies there, once; whoever comes meanwhile waits for it.
+    async fn load(&self, cancel: &CancellationToken) -> Result<(), DestinationError> {
+        if self.known().is_some() {
+            return Ok(());
+        }
+        let _turn = self.loading.lock().await;
+        if self.known().is_some() {
+            return Ok(());
+        }
+        let (catalog, next) = load::all(&self.inner, cancel).await?;
+        let own_files: HashSet<DatabaseKey> = self.inner.list_databases(cancel).await?.into_iter().collect();
+        let (packs, databases) = (catalog.packs(), own_files.len());
+        tracing::info!(destination = %self.name(), packs, databases, "read the indices of all packs");
+        *self.known() = Some(Known { catalog, next, own_files });
+        Ok(())
+    }
+
+    /// All files of a database in packs, oldest pack first.
+    async fn packed(
+        &self,
+        database: &DatabaseKey,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Place>, DestinationError> {
+        let (warm, cold) =
+            self.ask(cancel, |known| (known.catalog.files(database), known.catalog.cold(database))).await?;
+        if cold.is_empty() {
+            return Ok(warm);
+        }
+        let mut places = self.cold_files(database, &cold, cancel).await?;
+        places.extend(warm);
+        Ok(places)
+    }
+
+    async fn cold_files(
+        &self,
+        database: &DatabaseKey,
+        packs: &[u64],
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Place>, DestinationError> {
+        let slot = || self.cold.lock().unwrap_or_else(PoisonError::into_inner);
+        // Packs only ever leave the cold ones, but for those that join them: then the newest is another.
+        let still = |places: &[Place]| places.iter().all(|place| packs.binary_search(&place.seq).is_ok());
+        if let Some((_, places)) = slot().as_ref().filter(|(of, places)| of == database && still(places))
+            && places.last().map(|place| place.seq) == packs.last().copied()
+        {
+            return Ok(places.clone());
+        }
+        let reads = packs.iter().map(|seq| async move { (*seq, load::index(&self.inner, *seq, cancel).await) });
+        let mut reads = stream::iter(reads).buffered(load::AT_ONCE);
+        let mut places = Vec::new();
+        while let Some((seq, read)) = reads.next().await {
+            if let Index::Read(entries) = read? {
+                let own = entries.iter().filter(|entry| entry.key.database == *database);
+                places.extend(own.map(|entry| Place::of(seq, entry)));
+            }
+        }
+        *slot() = Some((database.clone(), places.clone()));
+        Ok(places)
+    }
+
+    async fn find(&self, key: &FileKey, cancel: &CancellationToken) -> Result<Option<Place>, DestinationError> {
+        let (found, cold) = self
+            .ask(cancel, |known| (known.catalog.find(key), known.catalog.cold(&key.database)))
+            .await?;
+        if found.is_some() || cold.is_empty() {
+            return Ok(found);
+        }
+        let places = self.cold_files(&key.database, &cold, cancel).await?;
+        Ok(places.into_iter().rev().find(|place| place.is(key)))
+    }
+
+    async fn has_own_files(
+        &self,
+        database: &DatabaseKey,
+        cancel: &CancellationToken,
+    ) -> Result<bool, DestinationError> {
+        self.ask(cancel, |known| known.own_files.contains(database)).await
+    }
+
+    /// Deletes the packs of which every file was asked to be deleted, and takes cold ones back where there is room now.
+    async fn sweep(&self, cancel: &CancellationToken) -> Result<(), DestinationError> {
+        // The newest one stays: it tells the next hub which numbers were given.
+        let emptied: Vec<u64> = self.with(|known| {
+            known.catalog.emptied().into_iter().filter(|seq| seq + 1 < known.next).collect()
+        });
+        if !emptied.is_empty() {
+            let paths: Vec<ObjectPath> = emptied.iter().map(|seq| load::path(*seq)).collect();
+            self.inner.delete_objects(&paths, cancel).await?;
+            self.with(|known| emptied.iter().for_each(|seq| known.catalog.gone(*seq)));
+            tracing::info!(destination = %self.name(), packs = emptied.len(), "deleted packs without files");
+        }
+        for _ in 0..THAW_AT_ONCE {
+            let Some(seq) = self.with(|known| known.catalog.to_thaw()) else { break };
+            match load::index(&self.inner, seq, cancel).await? {
+                Index::Read(entries) => self.with(|known| known.catalog.thaw(seq, &entries)),
+                Index::Absent | Index::Damaged(_) => self.with(|known| known.catalog.gone(seq)),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Destination for PackedDestination {
+    fn name(&self) -> &DestinationName {
+        self.inner.name()
+    }
+
+    fn kind(&self) -> &'static str {
+        self.inner.kind()
+    }
+
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+
+    fn packs(&self) -> Option<&PackedDestination> {
+        Some(self)
+    }
+
+    async fn put(
+        &self,
+        key: &FileKey,
+        body: Body,
+        meta: PutMeta,
+        cancel: &CancellationToken,
+    ) -> Result<Put, DestinationError> {
+        // Before the outcome is known: a file that may be there is looked for.
+        self.ask(cancel, |known| known.own_files.insert(key.database.clone())).await?;
+        self.inner.put(key, body, meta, cancel).await
+    }
+
+    async fn list(
+        &self,
+        database: &DatabaseKey,
+        level: Level,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Listed>, DestinationError> {
+        let own = self.has_own_files(database, cancel).await?;
+        let mut listed = if own { self.inner.list(database, level, cancel).await? } else { Vec::new() };
+        let places = self.packed(database, cancel).await?;
+        listed.extend(places.into_iter().filter(|place| place.level == level).map(|place| Listed {
+            level,
+            range: place.range,
+            size: u64::from(place.length),
+            time_ms: place.time_ms,
+        }));
+        // A file may lie there twice, in a pack and by itself: the same transactions, so one of them is enough.
+        let mut seen = BTreeSet::new();
+        listed.retain(|file| seen.insert(file.range));
+        listed.sort_unstable_by_key(|file| file.range);
+        Ok(listed)
+    }
+
+    async fn read_start(
+        &self,
+        key: &FileKey,
+        length: usize,
+        cancel: &CancellationToken,
+    ) -> Result<Bytes, DestinationError> {
+        let Some(place) = self.find(key, cancel).await? else {
+            return self.inner.read_start(key, length, cancel).await;
+        };
+        let length = length.min(place.length as usize);
+        let begin = u64::from(place.offset);
+        let range = begin..begin + length as u64;
+        let path = load::path(place.seq);
+        crate::destinations::object::collect(self.inner.open_object(&path, range, cancel).await?, length).await
+    }
+
+    async fn open(
+        &self,
+        key: &FileKey,
+        offset: u64,
+        cancel: &CancellationToken,
+    ) -> Result<ByteStream, DestinationError> {
+        let Some(place) = self.find(key, cancel).await? else {
+            return self.inner.open(key, offset, cancel).await;
+        };
+        let file = load::file(&self.inner, &place, cancel).await?;
+        let rest = file.slice(file.len().min(offset as usize)..);
+        Ok(stream::iter((!rest.is_empty()).then_some(Ok(rest))).boxed())
+    }
+
+    async fn delete(&self, keys: &[FileKey], cancel: &CancellationToken) -> Result<(), DestinationError> {
+        let own: Vec<FileKey> = self
+            .ask(cancel, |known| {
+                known.catalog.forget(keys);
+                keys.iter().filter(|key| known.own_files.contains(&key.database)).cloned().collect()
+            })
+            .await?;
+        if !own.is_empty() {
+            self.inner.delete(&own, cancel).await?;
+        }
+        self.sweep(cancel).await
+    }
+
+    async fn list_databases(&self, cancel: &CancellationToken) -> Result<Vec<DatabaseKey>, DestinationError> {
+        self.ask(cancel, |known| {
+            let all: BTreeSet<&DatabaseKey> = known.own_files.iter().chain(known.catalog.databases()).collect();
+            all.into_iter().cloned().collect()
+        })
+        .await
+    }
+
+    async fn put_object(
+        &self,
+        path: &ObjectPath,
+        body: Body,
+        mode: PutMode,
+        cancel: &CancellationToken,
+    ) -> Result<Put, DestinationError> {
+        self.inner.put_object(path, body, mode, cancel).await
+    }
+
+    async fn open_object(
+        &self,
+        path: &ObjectPath,
+        range: Range<u64>,
+        cancel: &CancellationToken,
+    ) -> Result<ByteStream, DestinationError> {
+        self.inner.open_object(path, range, cancel).await
+    }
+
+    async fn open_object_end(
+        &self,
+        path: &ObjectPath,
+        bytes: u64,
+        cancel: &CancellationToken,
+    ) -> Result<ByteStream, DestinationError> {
+        self.inner.open_object_end(path, bytes, cancel).await
+    }
+
+    async fn list_objects(
+        &self,
+        folder: &ObjectPath,
+        after: Option<&ObjectPath>,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<ListedObject>, DestinationError> {
+        self.inner.list_objects(folder, after, cancel).await
+    }
+
+    async fn delete_objects(
+        &self,
+        paths: &[ObjectPath],
+        cancel: &CancellationToken,
+    ) -> Result<(), DestinationError> {
+        self.inner.delete_objects(paths, cancel).await
+    }
+
+    async fn probe(&self, cancel: &CancellationToken) -> Result<(), DestinationError> {
+        self.inner.probe(cancel).await?;
+        self.load(cancel).await
+    }
+}
+
+#[cfg(test)]
+#[path = "packed_tests.rs"]
+mod tests;
