@@ -1,6 +1,7 @@
 //! One entry of `destinations:`, with Litestream's keys where it has them.
 
 use super::DEFAULT_SYNC_INTERVAL;
+use super::layout::{self, Layout};
 use crate::copies::policy::{LIVE_MEDIA, Site};
 use crc_fast::CrcAlgorithm;
 use rustix::fs::Access;
@@ -25,6 +26,8 @@ pub struct DestinationEntry {
     pub sync_interval: Duration,
     /// What it counts for in the policy.
     pub site: Site,
+    /// How its files lie there.
+    pub layout: Layout,
     /// Where it is.
     pub config: DestinationConfig,
     /// The place as one line: equal for two entries that mean one place.
@@ -69,6 +72,7 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
         }
         taken.names.push(name.clone());
     }
+    let layout = layout::parse(&mut item);
     let kind = item.required("type", value::one_of(&[("file", Kind::File), ("s3", Kind::S3)]));
     let sync_interval = item.or("sync-interval", DEFAULT_SYNC_INTERVAL, value::duration_in(SYNC_INTERVAL));
     let Some(kind) = kind else {
@@ -100,7 +104,7 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
     let site = Site { name: name.to_string(), media, offsite, immutable: false };
     let (config, place) = (config?, place?);
     let cursor = cursor(&config, &place);
-    Some(DestinationEntry { name, sync_interval, site, config, place, cursor })
+    Some(DestinationEntry { name, sync_interval, site, layout, config, place, cursor })
 }
 
 fn cursor(config: &DestinationConfig, place: &str) -> DestinationName {

@@ -4,9 +4,11 @@
 
 mod databases;
 mod destination;
+mod layout;
 mod policy;
 
 pub use destination::DestinationEntry;
+pub use layout::Layout;
 
 use crate::copies::{Policy, Selector};
 use std::net::SocketAddr;

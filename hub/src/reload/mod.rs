@@ -62,7 +62,7 @@ pub struct Reloader {
 
 /// Makes the destination of an entry, with everything that wraps it. Sends nothing.
 pub async fn make(entry: &DestinationEntry) -> Result<DynDestination, DestinationError> {
-    entry.config.build(entry.name.clone()).await
+    Ok(entry.layout.over(entry.config.build(entry.name.clone()).await?))
 }
 
 /// The roster of a start: lanes are numbered in the order of the configuration.
