@@ -73,11 +73,7 @@ async fn list(
 }
 
 /// A verified file, to be put under its own name.
-pub(super) async fn fetch(
-    venue: &Venue,
-    database: &DatabaseKey,
-    step: &Step,
-) -> Result<Built, TurnError> {
+pub(super) async fn fetch(venue: &Venue, database: &DatabaseKey, step: &Step) -> Result<Built, TurnError> {
     let (to, from) = (&venue.place.destination, &step.from.destination);
     let key = FileKey { database: database.clone(), level: step.file.level, range: step.file.range };
     let name = format!("{}-{}-{}-copy-{}.ltx", to.name(), database.agent, database.name, step.file.range);

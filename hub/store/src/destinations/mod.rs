@@ -111,6 +111,11 @@ pub trait Destination: Send + Sync + std::fmt::Debug {
     /// Path or bucket and prefix, for people; no secrets.
     fn location(&self) -> String;
 
+    /// The packs of a destination that keeps new files in packs.
+    fn packs(&self) -> Option<&crate::pack::PackedDestination> {
+        None
+    }
+
     /// Stores a file: see the contract.
     async fn put(
         &self,

@@ -219,7 +219,11 @@ impl Catalog {
             strand.cool(before);
         }
         self.bytes = self.strands.values().map(|strand| strand.bytes.len()).sum();
-        tracing::info!(cold = self.cold.len(), packs = self.packs.len(), "the oldest packs left the catalog in memory");
+        tracing::info!(
+            cold = self.cold.len(),
+            packs = self.packs.len(),
+            "the oldest packs left the catalog in memory"
+        );
     }
 }
 

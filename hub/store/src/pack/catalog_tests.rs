@@ -14,7 +14,16 @@ fn key(database: u8, level: u8, min: u64, max: u64) -> FileKey {
 
 fn entry(key: FileKey, offset: u32, time_ms: i64) -> Entry {
     let hash = *blake3::hash(format!("{key} {offset}").as_bytes()).as_bytes();
-    Entry { key, lineage: 1, post: None, time_ms, page_size: PageSize::new(4096).unwrap(), offset, length: 9, hash }
+    Entry {
+        key,
+        lineage: 1,
+        post: None,
+        time_ms,
+        page_size: PageSize::new(4096).unwrap(),
+        offset,
+        length: 9,
+        hash,
+    }
 }
 
 /// Packs of one file per database, each one transaction further.

@@ -6,7 +6,7 @@ use crate::destinations::error::{Context, Operation};
 use crate::destinations::object::collect;
 use crate::destinations::{DestinationError, DynDestination, Fault, ObjectPath};
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use tokio_util::sync::CancellationToken;
 
 /// Folder of all packs.
@@ -14,7 +14,7 @@ pub(super) const FOLDER: &str = "walhub/packs";
 /// End of a pack's name.
 const SUFFIX: &str = ".pack";
 /// Indices read at the same time.
-pub(super) const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 16;
 /// Bytes read first from the end of a pack: footer and index of some 400 files.
 const FIRST_READ: u64 = 64 * 1024;
 
@@ -41,7 +41,7 @@ pub(super) enum Index {
     /// There is no such pack (any more).
     Absent,
     /// It is no pack. The rest of the destination is not concerned.
-    Damaged(PackError),
+    Damaged,
 }
 
 /// Reads the index of pack `seq`, in one request unless it is long.
@@ -55,11 +55,21 @@ pub(super) async fn index(
         Ok(Ok(entries)) => Ok(Index::Read(entries)),
         Ok(Err(error)) => {
             tracing::error!(destination = %inner.name(), object = %path, %error, "a pack is damaged: its files cannot be read");
-            Ok(Index::Damaged(error))
+            Ok(Index::Damaged)
         }
         Err(DestinationError { fault: Fault::NotFound, .. }) => Ok(Index::Absent),
         Err(error) => Err(error),
     }
+}
+
+/// The indices of several packs, in their order.
+pub(super) fn indices<'a>(
+    inner: &'a DynDestination,
+    packs: Vec<u64>,
+    cancel: &'a CancellationToken,
+) -> BoxStream<'a, Result<(u64, Index), DestinationError>> {
+    let read = move |seq| async move { Ok((seq, index(inner, seq, cancel).await?)) };
+    stream::iter(packs.into_iter().map(read)).buffered(AT_ONCE).boxed()
 }
 
 async fn read_index(
@@ -99,10 +109,9 @@ pub(super) async fn all(
     let listed = numbers(inner, cancel).await?;
     let mut next = listed.last().map_or(0, |seq| seq + 1);
     let mut catalog = Catalog::default();
-    let reads = listed.into_iter().map(|seq| async move { (seq, index(inner, seq, cancel).await) });
-    let mut reads = stream::iter(reads).buffered(AT_ONCE);
-    while let Some((seq, read)) = reads.next().await {
-        if let Index::Read(entries) = read? {
+    let mut indices = indices(inner, listed, cancel);
+    while let Some((seq, index)) = indices.try_next().await? {
+        if let Index::Read(entries) = index {
             catalog.add(seq, &entries);
         }
     }
@@ -110,7 +119,7 @@ pub(super) async fn all(
         match index(inner, next, cancel).await? {
             Index::Absent => return Ok((catalog, next)),
             Index::Read(entries) => catalog.add(next, &entries),
-            Index::Damaged(_) => {}
+            Index::Damaged => {}
         }
         next += 1;
     }

@@ -17,13 +17,14 @@ use super::catalog::{Catalog, Place};
 use super::format::Pack;
 use super::load::{self, Index};
 use crate::destinations::error::{Context, Operation};
+use crate::destinations::object::collect;
 use crate::destinations::{
     Body, ByteStream, Destination, DestinationError, DynDestination, Fault, FileKey, Listed, ListedObject,
     ObjectPath, Put, PutMeta, PutMode,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -55,7 +56,12 @@ struct Known {
 impl PackedDestination {
     /// Over `inner`, to which nobody else may write.
     pub fn new(inner: DynDestination) -> Self {
-        Self { inner, known: Mutex::default(), loading: tokio::sync::Mutex::default(), cold: Mutex::default() }
+        Self {
+            inner,
+            known: Mutex::default(),
+            loading: tokio::sync::Mutex::default(),
+            cold: Mutex::default(),
+        }
     }
 
     /// Number of the next pack; it is the same one until a put of it has come to an end.
@@ -82,7 +88,7 @@ impl PackedDestination {
                 match &other {
                     None => known.catalog.add(seq, &pack.entries),
                     Some(Index::Read(entries)) => known.catalog.add(seq, entries),
-                    Some(Index::Absent | Index::Damaged(_)) => {}
+                    Some(Index::Absent | Index::Damaged) => {}
                 }
                 known.next = known.next.max(seq + 1);
             });
@@ -110,6 +116,10 @@ impl PackedDestination {
 
     /// Reads what lies there, once; whoever comes meanwhile waits for it.
     async fn load(&self, cancel: &CancellationToken) -> Result<(), DestinationError> {
+        if cancel.is_cancelled() {
+            let context = Context::new(self.name(), Operation::Open, "its packs");
+            return Err(context.error(Fault::Cancelled));
+        }
         if self.known().is_some() {
             return Ok(());
         }
@@ -155,11 +165,10 @@ impl PackedDestination {
         {
             return Ok(places.clone());
         }
-        let reads = packs.iter().map(|seq| async move { (*seq, load::index(&self.inner, *seq, cancel).await) });
-        let mut reads = stream::iter(reads).buffered(load::AT_ONCE);
+        let mut indices = load::indices(&self.inner, packs.to_vec(), cancel);
         let mut places = Vec::new();
-        while let Some((seq, read)) = reads.next().await {
-            if let Index::Read(entries) = read? {
+        while let Some((seq, index)) = indices.try_next().await? {
+            if let Index::Read(entries) = index {
                 let own = entries.iter().filter(|entry| entry.key.database == *database);
                 places.extend(own.map(|entry| Place::of(seq, entry)));
             }
@@ -168,10 +177,13 @@ impl PackedDestination {
         Ok(places)
     }
 
-    async fn find(&self, key: &FileKey, cancel: &CancellationToken) -> Result<Option<Place>, DestinationError> {
-        let (found, cold) = self
-            .ask(cancel, |known| (known.catalog.find(key), known.catalog.cold(&key.database)))
-            .await?;
+    async fn find(
+        &self,
+        key: &FileKey,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Place>, DestinationError> {
+        let (found, cold) =
+            self.ask(cancel, |known| (known.catalog.find(key), known.catalog.cold(&key.database))).await?;
         if found.is_some() || cold.is_empty() {
             return Ok(found);
         }
@@ -190,9 +202,8 @@ impl PackedDestination {
     /// Deletes the packs of which every file was asked to be deleted, and takes cold ones back where there is room now.
     async fn sweep(&self, cancel: &CancellationToken) -> Result<(), DestinationError> {
         // The newest one stays: it tells the next hub which numbers were given.
-        let emptied: Vec<u64> = self.with(|known| {
-            known.catalog.emptied().into_iter().filter(|seq| seq + 1 < known.next).collect()
-        });
+        let emptied: Vec<u64> = self
+            .with(|known| known.catalog.emptied().into_iter().filter(|seq| seq + 1 < known.next).collect());
         if !emptied.is_empty() {
             let paths: Vec<ObjectPath> = emptied.iter().map(|seq| load::path(*seq)).collect();
             self.inner.delete_objects(&paths, cancel).await?;
@@ -203,7 +214,7 @@ impl PackedDestination {
             let Some(seq) = self.with(|known| known.catalog.to_thaw()) else { break };
             match load::index(&self.inner, seq, cancel).await? {
                 Index::Read(entries) => self.with(|known| known.catalog.thaw(seq, &entries)),
-                Index::Absent | Index::Damaged(_) => self.with(|known| known.catalog.gone(seq)),
+                Index::Absent | Index::Damaged => self.with(|known| known.catalog.gone(seq)),
             }
         }
         Ok(())
@@ -275,7 +286,7 @@ impl Destination for PackedDestination {
         let begin = u64::from(place.offset);
         let range = begin..begin + length as u64;
         let path = load::path(place.seq);
-        crate::destinations::object::collect(self.inner.open_object(&path, range, cancel).await?, length).await
+        collect(self.inner.open_object(&path, range, cancel).await?, length).await
     }
 
     async fn open(
@@ -307,7 +318,8 @@ impl Destination for PackedDestination {
 
     async fn list_databases(&self, cancel: &CancellationToken) -> Result<Vec<DatabaseKey>, DestinationError> {
         self.ask(cancel, |known| {
-            let all: BTreeSet<&DatabaseKey> = known.own_files.iter().chain(known.catalog.databases()).collect();
+            let all: BTreeSet<&DatabaseKey> =
+                known.own_files.iter().chain(known.catalog.databases()).collect();
             all.into_iter().cloned().collect()
         })
         .await

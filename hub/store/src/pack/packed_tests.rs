@@ -5,7 +5,6 @@ use crate::destinations::config::FileConfig;
 use crate::destinations::contract;
 use crate::destinations::faulty::{Faults, Faulty};
 use crate::destinations::file::FileDestination;
-use crate::destinations::object::collect;
 use crate::pack::Writer;
 use crate::pack::format::Facts;
 use std::path::{Path, PathBuf};
@@ -102,7 +101,10 @@ async fn what_lies_in_packs_is_there_like_any_file_also_after_a_restart() {
     let packed = place.open();
     packed.probe(&token()).await.unwrap();
     let own = key("a/x", 1, 3);
-    packed.put(&own, Body::Bytes(content(&own).into()), PutMeta { time_ms: 1, post: None }, &token()).await.unwrap();
+    packed
+        .put(&own, Body::Bytes(content(&own).into()), PutMeta { time_ms: 1, post: None }, &token())
+        .await
+        .unwrap();
     assert_eq!(put(&packed, &[key("a/x", 4, 6), key("a/y", 1, 1)]).await, 0);
     assert_eq!(put(&packed, &[key("a/x", 7, 7), key("b/x", 1, 9)]).await, 1);
     for packed in [packed, place.open()] {
