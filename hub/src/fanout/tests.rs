@@ -478,5 +478,7 @@ async fn an_idle_lane_does_nothing() {
     bench.stop().await;
 }
 
+#[path = "packed_tests.rs"]
+mod packed;
 #[path = "service_tests.rs"]
 mod service;

@@ -49,7 +49,7 @@ pub struct PackedDestination {
 struct Known {
     catalog: Catalog,
     next: u64,
-    /// Databases that have files outside of packs.
+    /// Databases that may have files outside of packs: every other one has none.
     own_files: HashSet<DatabaseKey>,
 }
 
@@ -317,12 +317,10 @@ impl Destination for PackedDestination {
     }
 
     async fn list_databases(&self, cancel: &CancellationToken) -> Result<Vec<DatabaseKey>, DestinationError> {
-        self.ask(cancel, |known| {
-            let all: BTreeSet<&DatabaseKey> =
-                known.own_files.iter().chain(known.catalog.databases()).collect();
-            all.into_iter().cloned().collect()
-        })
-        .await
+        let own = self.inner.list_databases(cancel).await?;
+        let packed = self.ask(cancel, |known| known.catalog.databases().cloned().collect::<Vec<_>>()).await?;
+        let all: BTreeSet<DatabaseKey> = own.into_iter().chain(packed).collect();
+        Ok(all.into_iter().collect())
     }
 
     async fn put_object(
