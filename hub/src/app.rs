@@ -6,11 +6,12 @@
 use crate::api::{self, Handles};
 use crate::buffer::disk::{DiskBuffer, Options};
 use crate::buffer::{BufferError, WalBuffer};
-use crate::config::Config;
+use crate::config::{BufferConfig, Config};
 use crate::copies::{Board, InService};
 use crate::fanout::Fanout;
 use crate::fleet::{Epochs, Fleet, Registry};
 use crate::ingest::{Ingest, Origins};
+use crate::merge::LtxMerger;
 use crate::reload::{self, Reloader};
 use crate::restore::Restores;
 use crate::staging::{self, Staging};
@@ -109,8 +110,10 @@ impl App {
         let listener = TcpListener::bind(config.listen).await.map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
         let path = config.data_dir.clone();
-        let options = Options::new(&path, config.buffer_bytes);
-        let staging_bytes = config.buffer_bytes;
+        let BufferConfig { max_bytes, when_full } = config.buffer;
+        let merger = Arc::new(LtxMerger);
+        let options = Options { when_full, merger, ..Options::new(&path, max_bytes) };
+        let staging_bytes = max_bytes;
         let (buffer, epochs, staging) = tokio::task::spawn_blocking(move || {
             let buffer = DiskBuffer::open(options)
                 .map_err(|source| AppError::Buffer { path: path.clone(), source })?;

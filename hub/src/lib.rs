@@ -10,6 +10,7 @@ pub mod db;
 pub mod fanout;
 pub mod fleet;
 pub mod ingest;
+mod merge;
 pub mod reload;
 pub mod restore;
 pub mod staging;

@@ -71,7 +71,16 @@ pub(crate) struct Database {
     /// True while its agent has it open.
     pub(crate) open: bool,
     pub(crate) policy_missing: Option<String>,
+    /// Restore points that a full buffer has given up since the hub's start.
+    pub(crate) given_up: Option<GivenUp>,
     pub(crate) last_refusal: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct GivenUp {
+    pub(crate) restore_points: u64,
+    pub(crate) first_txid: u64,
+    pub(crate) last_txid: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -205,6 +214,11 @@ impl From<v1::DatabaseStatus> for Database {
             copies: wire.copies.into_iter().map(copy).collect(),
             open: wire.open,
             policy_missing: some(wire.policy_missing),
+            given_up: (wire.given_up_points > 0).then_some(GivenUp {
+                restore_points: wire.given_up_points,
+                first_txid: wire.given_up_first,
+                last_txid: wire.given_up_last,
+            }),
             last_refusal: some(wire.last_refusal),
         }
     }

@@ -1,6 +1,9 @@
 //! The suite that every buffer must pass.
 
-use super::{BufferError, Chunk, DatabaseId, EveryDatabase, Registered, SegmentMeta, SegmentRef, WalBuffer};
+use super::squash::{MergeError, Merger};
+use super::{
+    BufferError, Chunk, DatabaseId, EveryDatabase, Registered, SegmentMeta, SegmentRef, Takers, WalBuffer,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -16,6 +19,8 @@ pub trait Subject: Send {
     fn buffer(&self) -> Arc<dyn WalBuffer>;
     /// A restart.
     async fn reopen(&mut self);
+    /// Merges what can be merged of a database.
+    async fn squash(&self, database: DatabaseId);
 }
 
 /// A segment's bytes and facts, made of a seed: equal arguments give equal segments.
@@ -180,6 +185,7 @@ async fn segments_come_back_in_order_and_survive_a_restart(subject: &mut dyn Sub
         assert_eq!(buffer.read(id, Some(txid(20)), 1000).unwrap(), []);
         assert_eq!(buffer.read(id, Some(txid(99)), 1000).unwrap(), []);
         assert!(matches!(buffer.read(id, Some(txid(3)), 1000), Err(BufferError::Trimmed { .. })));
+        assert_eq!(buffer.covering(id, txid(3)).unwrap().as_ref(), Some(&all[0]));
         assert_eq!(buffer.list(id, None, 3).unwrap(), all[..3]);
         assert_eq!(buffer.list(id, Some(txid(6)), 100).unwrap(), all[2..]);
         assert_eq!(buffer.list(id, None, 0).unwrap(), []);
@@ -213,6 +219,8 @@ async fn order_is_kept(subject: &mut dyn Subject) {
         let error = buffer.append(chunk.clone()).await.expect_err("out of order");
         assert!(matches!(error, BufferError::OutOfOrder { .. }), "{chunk:?}: {error}");
     }
+    assert_eq!(buffer.covering(id, txid(2)).unwrap().map(|s| s.meta), Some(made[1].meta));
+    assert_eq!(buffer.covering(id, txid(4)).unwrap(), None);
     let unknown = buffer.append(wrong(&|c| c.database = DatabaseId(999_999))).await;
     assert!(matches!(unknown, Err(BufferError::UnknownDatabase(_))));
     let large = buffer.append(wrong(&|c| c.data = Bytes::from(vec![0; (1 << 20) + 1]))).await;
@@ -351,6 +359,152 @@ async fn closed_buffers_say_so(subject: &mut dyn Subject) {
     assert_eq!(subject.buffer().list(id, None, 1).unwrap().len(), 1);
 }
 
+/// Merges by taking the beginning of each of them: a stand-in for LTX, whose bytes the buffer does not know.
+#[derive(Debug)]
+pub struct Beginnings;
+
+/// Bytes that [`Beginnings`] takes of each.
+pub const BEGINNING: u64 = 8;
+
+impl Merger for Beginnings {
+    fn merge(
+        &self,
+        segments: &[SegmentRef],
+        _: SegmentMeta,
+        open: &dyn Fn(&SegmentRef) -> Result<Box<dyn Read + Send>, BufferError>,
+        out: &mut dyn std::io::Write,
+    ) -> Result<(), MergeError> {
+        for segment in segments {
+            let mut bytes = Vec::new();
+            let reader = open(segment).map_err(|e| MergeError::Failed(e.to_string()))?;
+            reader.take(BEGINNING).read_to_end(&mut bytes)?;
+            out.write_all(&bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Lanes of which some answer.
+#[derive(Debug)]
+struct Lanes {
+    all: Arc<[DestinationName]>,
+    answering: Vec<DestinationName>,
+}
+
+impl Takers for Lanes {
+    fn of(&self, _: DatabaseId) -> Arc<[DestinationName]> {
+        self.all.clone()
+    }
+
+    fn revision(&self) -> u64 {
+        0
+    }
+
+    fn answers(&self, lane: &DestinationName) -> bool {
+        self.answering.contains(lane)
+    }
+}
+
+/// What a full buffer gives up, where it may. `subject` must squash with [`Beginnings`], hold at most about `max_bytes`,
+/// and be empty at first.
+pub async fn squash_suite(subject: &mut dyn Subject, max_bytes: u64) {
+    let buffer = subject.buffer();
+    let (id, small) = (register(&*buffer, "large").await.id, register(&*buffer, "small").await.id);
+    let all: Arc<[DestinationName]> = [lane("a"), lane("b")].into();
+    let lanes = |answering| Arc::new(Lanes { all: all.clone(), answering }) as Arc<dyn Takers>;
+    buffer.trim(lanes(Vec::new())).await.unwrap();
+    let kept = fill(&*buffer, small, None, 20).await;
+    let size = usize::try_from(max_bytes / 300).unwrap();
+    let mut position = None;
+    let grow = async |buffer: &dyn WalBuffer, position: &mut Option<Pos>, count: u64| {
+        for _ in 0..count {
+            let made = segment(*position, position.map_or(1, |p: Pos| p.txid.get() + 1), &[size], 5);
+            made.append(buffer, id).await.unwrap();
+            *position = made.position();
+            let usage = buffer.usage();
+            assert!(usage.bytes <= usage.max_bytes, "{usage:?}");
+        }
+    };
+    // Nobody takes anything: four times what fits is taken all the same, at the expense of the larger backlog.
+    grow(&*buffer, &mut position, 200).await;
+    assert_eq!(buffer.given_up(id).points, 0);
+    grow(&*buffer, &mut position, 1000).await;
+    for round in 0..2 {
+        let buffer = subject.buffer();
+        let held = buffer.read(id, None, u64::MAX).unwrap();
+        assert_eq!(held[0].meta.range.min(), txid(1));
+        assert_eq!(held.last().unwrap().meta.range.max(), position.unwrap().txid, "no hole");
+        let merged = held.iter().find(|s| s.meta.range.count() > 1).expect("some were merged");
+        let beginnings: Vec<u8> = merged_bytes(merged, size, BEGINNING);
+        let bytes = bytes_of(&*buffer, id, merged);
+        assert_eq!(bytes[..8], beginnings[..8], "it begins as the first of them");
+        assert_eq!(merged.meta.pre.is_none(), merged.meta.range.min() == txid(1));
+        let inside = txid(merged.meta.range.max().get() - 1);
+        assert!(matches!(buffer.read(id, Some(inside), 1), Err(BufferError::Trimmed { .. })));
+        assert_eq!(buffer.covering(id, inside).unwrap().as_ref(), Some(merged));
+        let untouched = buffer.read(small, None, u64::MAX).unwrap();
+        assert_eq!(untouched.len(), kept.len(), "the small one paid nothing");
+        for (found, made) in untouched.iter().zip(&kept) {
+            assert_eq!(bytes_of(&*buffer, small, found), made.bytes());
+        }
+        if round == 0 {
+            let given_up = buffer.given_up(id);
+            let merged: u64 = held.iter().map(|s| s.meta.range.count() - 1).sum();
+            assert!(given_up.points > 0 && given_up.points <= merged, "{given_up:?} of {merged}");
+            let range = given_up.range.unwrap();
+            assert!(range.min() == txid(1) && range.max() < position.unwrap().txid);
+            assert_eq!(buffer.given_up(small).points, 0);
+            subject.reopen().await;
+        }
+    }
+    // One destination has taken everything and answers: the other need not have for it to go.
+    let buffer = subject.buffer();
+    buffer.set_cursor(&lane("a"), id, position.unwrap().txid).unwrap();
+    buffer.set_cursor(&lane("a"), small, txid(20)).unwrap();
+    buffer.trim(lanes(vec![lane("a")])).await.unwrap();
+    let before = buffer.given_up(id).points;
+    for _ in 0..6 {
+        grow(&*buffer, &mut position, 100).await;
+        buffer.set_cursor(&lane("a"), id, position.unwrap().txid).unwrap();
+    }
+    assert_eq!(buffer.given_up(id).points, before, "what a destination holds is no loss");
+    assert!(matches!(buffer.read(id, None, 1), Err(BufferError::Trimmed { .. })));
+    // A destination stands in the middle: what is merged ends there.
+    let middle = position.unwrap().txid;
+    buffer.set_cursor(&lane("b"), id, middle).unwrap();
+    buffer.trim(lanes(Vec::new())).await.unwrap();
+    grow(&*buffer, &mut position, 600).await;
+    assert!(!buffer.read(id, Some(middle), 1).unwrap().is_empty());
+}
+
+/// Beginnings of the single segments that a merged one stands for, as long as nothing else was merged into it.
+fn merged_bytes(merged: &SegmentRef, size: usize, of_each: u64) -> Vec<u8> {
+    let mut position = None;
+    let mut bytes = Vec::new();
+    for n in 1..=merged.meta.range.max().get() {
+        let made = segment(position, n, &[size], 5);
+        position = made.position();
+        if made.meta.range.min() >= merged.meta.range.min() {
+            bytes.extend_from_slice(&made.bytes()[..usize::try_from(of_each).unwrap()]);
+        }
+    }
+    bytes
+}
+
+/// A segment that is larger than the whole buffer is refused for what it is.
+pub async fn oversized_suite(subject: &mut dyn Subject, max_bytes: u64) {
+    let buffer = subject.buffer();
+    let id = register(&*buffer, "oversized").await.id;
+    let chunks = usize::try_from(max_bytes >> 20).unwrap() + 1;
+    let made = segment(None, 1, &vec![1 << 20; chunks], 3);
+    let error = made.append(&*buffer, id).await.unwrap_err();
+    assert!(matches!(error, BufferError::SegmentTooLarge { .. }), "{error}");
+    buffer.abandon(id).await.unwrap();
+    buffer.trim(EveryDatabase::by(&[lane("a")])).await.unwrap();
+    let small = segment(None, 1, &[1000], 3);
+    small.append(&*buffer, id).await.unwrap();
+}
+
 /// What the bound does. `subject` must hold at most about `max_bytes`, empty at first.
 pub async fn bound_suite(subject: &mut dyn Subject, max_bytes: u64) {
     let buffer = subject.buffer();
@@ -371,11 +525,11 @@ pub async fn bound_suite(subject: &mut dyn Subject, max_bytes: u64) {
     assert!(matches!(full.1, BufferError::Full { .. }), "{}", full.1);
     let usage = buffer.usage();
     assert!(usage.bytes <= usage.max_bytes && usage.bytes > max_bytes / 2, "{usage:?}");
-    // Nobody has taken anything; then one of two; then both but for a database of which one lane has no cursor.
+    // Nobody has taken anything; then one of two.
     buffer.trim(EveryDatabase::by(&lanes)).await.unwrap();
     assert!(matches!(full.0.append(&*buffer, id).await, Err(BufferError::Full { .. })));
     let end = position.unwrap().txid;
-    for (lane, id) in [(&lanes[0], id), (&lanes[0], idle), (&lanes[1], id)] {
+    for (lane, id) in [(&lanes[0], id), (&lanes[0], idle)] {
         buffer.set_cursor(lane, id, end).unwrap();
         buffer.trim(EveryDatabase::by(&lanes)).await.unwrap();
         assert_eq!(buffer.list(idle, None, 1).unwrap().len(), 1, "a lane without a cursor has not passed");
@@ -384,11 +538,22 @@ pub async fn bound_suite(subject: &mut dyn Subject, max_bytes: u64) {
             Err(BufferError::Full { .. } | BufferError::OutOfOrder { .. })
         ));
     }
-    // An append finds room by itself once the lanes have passed.
+    // An append finds room by itself once the lanes have passed; a database that one of them has not passed keeps its
+    // segment, and no room beside it.
     let open = buffer.list(id, None, 1).unwrap().remove(0);
     let mut pinned = buffer.open(id, &open).unwrap();
-    buffer.set_cursor(&lanes[1], idle, end).unwrap();
+    let slow = buffer.list(idle, None, 1).unwrap().remove(0);
+    buffer.set_cursor(&lanes[1], id, end).unwrap();
+    buffer.trim(EveryDatabase::by(&lanes)).await.unwrap();
     full.0.append(&*buffer, id).await.unwrap();
+    assert_eq!(
+        bytes_of(&*buffer, idle, &slow),
+        segment(None, 1, &[101], idle.0).bytes(),
+        "also where it was"
+    );
+    let found = buffer.list(idle, None, 1).unwrap().remove(0);
+    assert_eq!(bytes_of(&*buffer, idle, &found), segment(None, 1, &[101], idle.0).bytes());
+    buffer.set_cursor(&lanes[1], idle, end).unwrap();
     let mut bytes = Vec::new();
     pinned.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, segment(None, 1, &[size], 5).bytes(), "an open reader keeps what was trimmed");

@@ -70,13 +70,15 @@ impl CursorTable {
         lanes.flat_map(|(lane, of)| of.into_iter().map(move |(id, at)| (lane.clone(), id, at))).collect()
     }
 
-    /// True when there are `lanes` and every one of them has taken `database` up to `txid`.
-    pub(super) fn all_passed(&self, lanes: &[DestinationName], database: DatabaseId, txid: Txid) -> bool {
+    /// Where these lanes stand, `None` for those that have taken nothing.
+    pub(super) fn of<'a>(
+        &self,
+        lanes: impl IntoIterator<Item = &'a DestinationName>,
+        database: DatabaseId,
+    ) -> Vec<Option<Txid>> {
         let state = self.lock();
-        !lanes.is_empty()
-            && lanes.iter().all(|lane| {
-                state.all.get(lane).and_then(|of| of.get(&database)).is_some_and(|cursor| *cursor >= txid)
-            })
+        let at = |lane| state.all.get(lane).and_then(|of| of.get(&database)).copied();
+        lanes.into_iter().map(at).collect()
     }
 }
 
@@ -88,15 +90,11 @@ mod tests {
     fn a_lane_without_a_cursor_has_passed_nothing() {
         let table = CursorTable::default();
         let lanes = ["a", "b"].map(|n| DestinationName::new(n).unwrap());
-        let (id, txid) = (DatabaseId(1), |n| Txid::new(n).unwrap());
-        table.set(&lanes[0], id, txid(5));
-        assert!(table.all_passed(&lanes[..1], id, txid(5)));
-        assert!(!table.all_passed(&lanes[..1], id, txid(6)));
-        assert!(!table.all_passed(&lanes, id, txid(1)));
-        table.set(&lanes[1], id, txid(4));
-        assert!(table.all_passed(&lanes, id, txid(4)));
-        assert!(!table.all_passed(&lanes, DatabaseId(2), txid(1)));
-        assert!(!table.all_passed(&[], id, txid(1)), "nobody has copied it");
+        let (id, txid) = (DatabaseId(1), Txid::new(5));
+        table.set(&lanes[0], id, txid.unwrap());
+        assert_eq!(table.of(&lanes, id), [txid, None]);
+        assert_eq!(table.of(&lanes, DatabaseId(2)), [None, None]);
+        assert_eq!(table.of(&[], id), []);
     }
 
     #[test]

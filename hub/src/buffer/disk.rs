@@ -11,9 +11,13 @@ use super::log::reader::SegmentReader;
 use super::log::recover::recover;
 use super::log::writer::Writer;
 use super::registry::Registry;
+use super::squash::{Losses, Merger, NoMerger};
 use super::tail::wanted;
 use super::trim::{Trimmed, Trimmer};
-use super::{BufferError, Chunk, DatabaseId, Registered, SegmentRef, Takers, Usage, WalBuffer, lineage_for};
+use super::{
+    Bounds, BufferError, Chunk, DatabaseId, GivenUp, Registered, SegmentRef, Takers, Usage, WalBuffer,
+    WhenFull, lineage_for,
+};
 use async_trait::async_trait;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Read;
@@ -27,7 +31,7 @@ use walhub_common::{DatabaseKey, DestinationName, Pos, Txid};
 /// Largest log file.
 const FILE_BYTES: u64 = 64 * 1024 * 1024;
 /// Smallest default log file.
-const MIN_FILE_BYTES: u64 = 1024 * 1024;
+const MIN_FILE_BYTES: u64 = 256 * 1024;
 
 /// How to open a buffer.
 #[derive(Clone, Debug)]
@@ -38,15 +42,26 @@ pub struct Options {
     pub max_bytes: u64,
     /// Size of a log file, the grain in which space is given back.
     pub file_bytes: u64,
+    /// What to do at the bound.
+    pub when_full: WhenFull,
+    /// Merges segments, for [`WhenFull::Squash`].
+    pub merger: Arc<dyn Merger>,
     /// For tests.
     pub probe: Probe,
 }
 
 impl Options {
-    /// With files of 64 MiB, or an eighth of a small bound.
+    /// That blocks when it is full, with files of 64 MiB, or a sixteenth of a small bound.
     pub fn new(data_dir: impl Into<PathBuf>, max_bytes: u64) -> Self {
-        let file_bytes = (max_bytes / 8).clamp(MIN_FILE_BYTES, FILE_BYTES);
-        Self { data_dir: data_dir.into(), max_bytes, file_bytes, probe: Probe::default() }
+        let file_bytes = (max_bytes / 16).clamp(MIN_FILE_BYTES, FILE_BYTES);
+        Self {
+            data_dir: data_dir.into(),
+            max_bytes,
+            file_bytes,
+            when_full: WhenFull::default(),
+            merger: Arc::new(NoMerger),
+            probe: Probe::default(),
+        }
     }
 }
 
@@ -64,7 +79,12 @@ struct Inner {
     cursors: CursorTable,
     flusher: Flusher,
     trimmer: Mutex<Trimmer>,
-    max_bytes: u64,
+    /// Held by the append that makes room: the others wait for it without a thread.
+    making_room: tokio::sync::Mutex<()>,
+    bounds: Bounds,
+    when_full: WhenFull,
+    merger: Arc<dyn Merger>,
+    losses: Mutex<Losses>,
 }
 
 /// What ends with the buffer.
@@ -80,7 +100,8 @@ impl DiskBuffer {
     /// Opens the buffer, after reading as much of the log as the index has not seen. Blocking.
     pub fn open(options: Options) -> Result<Self, BufferError> {
         let started = Instant::now();
-        let Options { data_dir, max_bytes, file_bytes, probe } = options;
+        let Options { data_dir, max_bytes, file_bytes, when_full, merger, probe } = options;
+        let bounds = Bounds::of(max_bytes);
         let lock = lock_folder(&data_dir)?;
         let files = Files::open(&data_dir.join("log"), probe.clone())
             .map_err(|source| BufferError::Io { doing: "open the log folder", source })?;
@@ -103,12 +124,16 @@ impl DiskBuffer {
         let writer =
             Writer::new(Arc::clone(&files), probe, recovered.log_id, recovered.last_number, file_bytes);
         let inner = Arc::new(Inner {
-            flusher: Flusher::new(Registry::new(&recovered.state), Arc::clone(&files), max_bytes),
+            flusher: Flusher::new(Registry::new(&recovered.state), Arc::clone(&files), bounds),
             files,
             index,
             cursors: CursorTable::new(cursors),
             trimmer: Mutex::default(),
-            max_bytes,
+            making_room: tokio::sync::Mutex::default(),
+            bounds,
+            when_full,
+            merger,
+            losses: Mutex::default(),
         });
         let running = Running::start(&inner, writer, lock)?;
         Ok(Self { inner, running: Mutex::new(Some(running)) })
@@ -165,24 +190,49 @@ impl Inner {
         self.trimmer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Trims for a chunk of `bytes`. False when nothing more can go.
+    /// Makes room for a chunk of `bytes`. False when nothing more can go.
     fn make_room(&self, bytes: usize) -> Result<bool, BufferError> {
         let waiting = self.flusher.waiting_bytes(bytes);
-        self.max_bytes.checked_sub(waiting).map_or(Ok(false), |target| self.trim(None, target))
+        let Some(target) = self.bounds.take.checked_sub(waiting) else { return Ok(false) };
+        self.trimmer().make_room(&self.trimmed(), target)
     }
 
-    fn trim(&self, takers: Option<Arc<dyn Takers>>, target: u64) -> Result<bool, BufferError> {
+    fn trim(&self, takers: Arc<dyn Takers>) -> Result<(), BufferError> {
         let mut trimmer = self.trimmer();
-        if let Some(takers) = takers {
-            trimmer.set_takers(takers);
-        }
-        let on = Trimmed {
+        trimmer.set_takers(takers);
+        trimmer.trim(&self.trimmed(), self.bounds.max / 5 * 4).map(drop)
+    }
+
+    #[cfg(test)]
+    fn squash_one(&self, id: DatabaseId) -> Result<(), BufferError> {
+        let _alone = self.trimmer();
+        super::trim::squash::squash_one(&self.trimmed(), &*super::EveryDatabase::by(&[]), id)
+    }
+
+    fn trimmed(&self) -> Trimmed<'_> {
+        Trimmed {
             files: &self.files,
             index: &self.index,
             cursors: &self.cursors,
-            keep_from: self.flusher.oldest_open(),
-        };
-        trimmer.trim(&on, target)
+            flusher: &self.flusher,
+            bounds: self.bounds,
+            when_full: self.when_full,
+            merger: &*self.merger,
+            losses: &self.losses,
+        }
+    }
+
+    fn segment_reader(&self, id: DatabaseId, segment: &SegmentRef) -> Result<SegmentReader, BufferError> {
+        match SegmentReader::open(&self.files, id, segment) {
+            // It may have been copied to another place since it was found.
+            Err(gone @ BufferError::Trimmed { .. }) => match self.index.get(id, segment.meta.range.min())? {
+                Some(now) if now.meta == segment.meta && now.place != segment.place => {
+                    SegmentReader::open(&self.files, id, &now)
+                }
+                _ => Err(gone),
+            },
+            opened => opened,
+        }
     }
 }
 
@@ -232,18 +282,15 @@ impl WalBuffer for DiskBuffer {
     }
 
     async fn append(&self, chunk: Chunk) -> Result<(), BufferError> {
-        loop {
-            let full = match self.inner.flusher.append(&chunk).await {
-                Err(full @ BufferError::Full { .. }) => full,
-                done => return done,
-            };
+        let make_room = |bytes| {
             let inner = Arc::clone(&self.inner);
-            let bytes = chunk.data.len();
-            // Others may take the room that is made; then there is more to be made, or it is full indeed.
-            if !blocking(move || inner.make_room(bytes)).await?? {
-                return Err(full);
+            async move {
+                let _alone = inner.making_room.lock().await;
+                let on = Arc::clone(&inner);
+                blocking(move || on.make_room(bytes)).await?
             }
-        }
+        };
+        self.inner.flusher.append(&chunk, make_room).await
     }
 
     async fn abandon(&self, database: DatabaseId) -> Result<(), BufferError> {
@@ -264,7 +311,8 @@ impl WalBuffer for DiskBuffer {
         self.inner.index.scan(database, next, |segment: SegmentRef| {
             bytes += segment.bytes;
             let fits = found.is_empty() || bytes <= max_bytes;
-            let take = segment.meta.range.min() == expected && fits;
+            let here = self.inner.files.holds(segment.place.first.0);
+            let take = segment.meta.range.min() == expected && fits && here;
             if take {
                 expected = segment.meta.range.max().next();
                 found.push(segment);
@@ -290,16 +338,24 @@ impl WalBuffer for DiskBuffer {
         let mut found = Vec::new();
         if max > 0 {
             self.inner.index.scan(database, Txid::following(after), |segment| {
-                found.push(segment);
+                if self.inner.files.holds(segment.place.first.0) {
+                    found.push(segment);
+                }
                 found.len() < max
             })?;
         }
         Ok(found)
     }
 
+    fn covering(&self, database: DatabaseId, txid: Txid) -> Result<Option<SegmentRef>, BufferError> {
+        self.inner.flusher.check_open()?;
+        let found = self.inner.index.covering(database, txid)?;
+        Ok(found.filter(|segment| self.inner.files.holds(segment.place.first.0)))
+    }
+
     fn open(&self, database: DatabaseId, segment: &SegmentRef) -> Result<Box<dyn Read + Send>, BufferError> {
         self.inner.flusher.check_open()?;
-        Ok(Box::new(SegmentReader::open(&self.inner.files, database, segment)?))
+        Ok(Box::new(self.inner.segment_reader(database, segment)?))
     }
 
     fn cursor(&self, lane: &DestinationName, database: DatabaseId) -> Option<Txid> {
@@ -327,11 +383,16 @@ impl WalBuffer for DiskBuffer {
     async fn trim(&self, takers: Arc<dyn Takers>) -> Result<(), BufferError> {
         self.inner.flusher.check_open()?;
         let inner = Arc::clone(&self.inner);
-        blocking(move || inner.trim(Some(takers), inner.max_bytes / 5 * 4)).await?.map(drop)
+        blocking(move || inner.trim(takers)).await?
     }
 
     fn usage(&self) -> Usage {
         self.inner.flusher.usage()
+    }
+
+    fn given_up(&self, database: DatabaseId) -> GivenUp {
+        let losses = self.inner.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        losses.get(&database).copied().unwrap_or_default()
     }
 
     async fn close(&self) -> Result<(), BufferError> {

@@ -15,9 +15,9 @@ use super::log::file::Files;
 use super::log::head::DatabaseHead;
 use super::log::record::Payload;
 use super::log::snapshot::State;
-use super::log::writer::{Item, WriteError, Writer, chunk_bytes};
+use super::log::writer::{Item, WriteError, Writer, Written, chunk_bytes};
 use super::registry::{Registration, Registry};
-use super::{BufferError, Chunk, DatabaseId, Registered, SegmentRef, Usage};
+use super::{Bounds, BufferError, Chunk, DatabaseId, Registered, Usage};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -42,12 +42,13 @@ pub(super) struct Flusher {
     work: Condvar,
     permits: Arc<Semaphore>,
     files: Arc<Files>,
-    max_bytes: u64,
+    bounds: Bounds,
     changed: watch::Sender<u64>,
     oldest_open: AtomicU64,
     segments: AtomicU64,
     segment_bytes: AtomicU64,
     syncs: AtomicU64,
+    failures: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -71,6 +72,9 @@ enum Waiting {
     Database { head: DatabaseHead, reply: Reply<Registered> },
     Adopt { head: DatabaseHead, position: Pos, time_ms: i64, reply: Reply<Registered> },
     Abandon(DatabaseId),
+    Rewrite { chunk: Chunk, payload: Payload },
+    AbandonRewrite(DatabaseId),
+    Barrier(Reply<()>),
 }
 
 impl Waiting {
@@ -80,43 +84,52 @@ impl Waiting {
             Waiting::Database { head, .. } => Item::Database(head),
             Waiting::Adopt { head, position, time_ms, .. } => Item::Adopt(head, *position, *time_ms),
             Waiting::Abandon(id) => Item::Abandon(*id),
+            Waiting::Rewrite { chunk, payload } => Item::Rewrite(chunk, *payload),
+            Waiting::AbandonRewrite(id) => Item::AbandonRewrite(*id),
+            Waiting::Barrier(_) => Item::Barrier,
         }
     }
 
     fn waits_for_sync(&self) -> bool {
         match self {
             Waiting::Chunk { reply, .. } => reply.is_some(),
-            Waiting::Database { .. } | Waiting::Adopt { .. } => true,
-            Waiting::Abandon(_) => false,
+            Waiting::Database { .. } | Waiting::Adopt { .. } | Waiting::Barrier(_) => true,
+            Waiting::Abandon(_) | Waiting::Rewrite { .. } | Waiting::AbandonRewrite(_) => false,
         }
     }
 
     fn fail(self, failure: &Failure) {
         match self {
-            Waiting::Chunk { reply: Some(reply), .. } => drop(reply.send(Err(failure.to_error()))),
+            Waiting::Chunk { reply: Some(reply), .. } | Waiting::Barrier(reply) => {
+                drop(reply.send(Err(failure.to_error())));
+            }
             Waiting::Database { reply, .. } | Waiting::Adopt { reply, .. } => {
                 drop(reply.send(Err(failure.to_error())));
             }
-            Waiting::Chunk { reply: None, .. } | Waiting::Abandon(_) => {}
+            Waiting::Chunk { reply: None, .. }
+            | Waiting::Abandon(_)
+            | Waiting::Rewrite { .. }
+            | Waiting::AbandonRewrite(_) => {}
         }
     }
 }
 
 impl Flusher {
     /// Over these databases and files.
-    pub(super) fn new(registry: Registry, files: Arc<Files>, max_bytes: u64) -> Self {
+    pub(super) fn new(registry: Registry, files: Arc<Files>, bounds: Bounds) -> Self {
         let queue = Queue { registry, waiting: VecDeque::new(), bytes: 0, health: Health::Up };
         Self {
             queue: Mutex::new(queue),
             work: Condvar::new(),
             permits: Arc::new(Semaphore::new(QUEUE_BYTES as usize)),
             files,
-            max_bytes,
+            bounds,
             changed: watch::Sender::new(0),
             oldest_open: AtomicU64::new(u64::MAX),
             segments: AtomicU64::new(0),
             segment_bytes: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
         }
     }
 
@@ -143,7 +156,7 @@ impl Flusher {
     pub(super) fn usage(&self) -> Usage {
         Usage {
             bytes: self.files.total_bytes(),
-            max_bytes: self.max_bytes,
+            max_bytes: self.bounds.max,
             segments: self.segments.load(Ordering::Relaxed),
             segment_bytes: self.segment_bytes.load(Ordering::Relaxed),
             syncs: self.syncs.load(Ordering::Relaxed),
@@ -164,8 +177,15 @@ impl Flusher {
     }
 
     /// Queues a chunk, and waits until it is durable if it is its segment's last one. Calls for one database take their
-    /// turn.
-    pub(super) async fn append(&self, chunk: &Chunk) -> Result<(), BufferError> {
+    /// turn, also while `make_room` is asked, which says whether there may be room for that many bytes now.
+    pub(super) async fn append<F>(
+        &self,
+        chunk: &Chunk,
+        make_room: impl Fn(usize) -> F,
+    ) -> Result<(), BufferError>
+    where
+        F: Future<Output = Result<bool, BufferError>>,
+    {
         let gate = self.registry(|r| r.gate(chunk.database))?;
         let turn = gate.lock().await;
         if chunk.data.len() > limits::MAX_CHUNK_BYTES {
@@ -173,11 +193,22 @@ impl Flusher {
         }
         let payload = Payload::of(&chunk.data);
         let permit = self.permit(payload.bytes).await?;
-        let (reply, durable) =
-            if chunk.last { oneshot::channel() } else { return self.queue(chunk, payload, permit, None) };
-        self.queue(chunk, payload, permit, Some(reply))?;
+        let (reply, durable) = match chunk.last.then(oneshot::channel) {
+            Some((reply, durable)) => (Some(reply), Some(durable)),
+            None => (None, None),
+        };
+        let mut ticket = Some((permit, reply));
+        // Others may take the room that is made; then there is more to be made, or it is full indeed.
+        while let Err(error) = self.queue(chunk, payload, &mut ticket) {
+            if !matches!(error, BufferError::Full { .. }) || !make_room(chunk.data.len()).await? {
+                return Err(error);
+            }
+        }
         drop(turn);
-        durable.await.unwrap_or(Err(BufferError::Closed))
+        match durable {
+            Some(durable) => durable.await.unwrap_or(Err(BufferError::Closed)),
+            None => Ok(()),
+        }
     }
 
     async fn permit(&self, bytes: u32) -> Result<OwnedSemaphorePermit, BufferError> {
@@ -189,26 +220,66 @@ impl Flusher {
         &self,
         chunk: &Chunk,
         payload: Payload,
-        permit: OwnedSemaphorePermit,
-        reply: Option<Reply<()>>,
+        ticket: &mut Option<(OwnedSemaphorePermit, Option<Reply<()>>)>,
     ) -> Result<(), BufferError> {
         let mut queue = self.lock();
         queue.takes_anything()?;
         queue.registry.check(chunk)?;
-        self.check_room(&queue, chunk_bytes(chunk.data.len()))?;
+        let bytes = queue.registry.open_bytes(chunk) + chunk.data.len() as u64;
+        if bytes > self.bounds.segment {
+            return Err(BufferError::SegmentTooLarge { bytes, max: self.bounds.segment });
+        }
+        self.check_room(&queue, chunk_bytes(chunk.data.len()), self.bounds.take)?;
         queue.registry.accept(chunk);
+        let (permit, reply) = ticket.take().expect("BUG: a chunk is queued once");
         queue.push(Waiting::Chunk { chunk: chunk.clone(), payload, permit, reply });
         drop(queue);
         self.work.notify_one();
         Ok(())
     }
 
-    fn check_room(&self, queue: &Queue, bytes: usize) -> Result<(), BufferError> {
+    fn check_room(&self, queue: &Queue, bytes: usize, bound: u64) -> Result<(), BufferError> {
         let used = self.files.total_bytes() + queue.bytes;
-        if used + bytes as u64 > self.max_bytes {
-            return Err(BufferError::Full { used, max: self.max_bytes });
+        if used + bytes as u64 > bound {
+            return Err(BufferError::Full { used, max: self.bounds.max });
         }
         Ok(())
+    }
+
+    /// Queues a chunk of a segment that stands for others. It may use the room that is kept for that. What becomes of it
+    /// shows with the next [`Flusher::barrier`].
+    pub(super) fn rewrite(&self, chunk: Chunk) -> Result<(), BufferError> {
+        let payload = Payload::of(&chunk.data);
+        let mut queue = self.lock();
+        queue.takes_anything()?;
+        self.check_room(&queue, chunk_bytes(chunk.data.len()), self.bounds.max)?;
+        queue.push(Waiting::Rewrite { chunk, payload });
+        drop(queue);
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// Gives up an unfinished segment that was to stand for others.
+    pub(super) fn abandon_rewrite(&self, id: DatabaseId) {
+        self.lock().push(Waiting::AbandonRewrite(id));
+        self.work.notify_one();
+    }
+
+    /// Waits until everything queued before is on disk and in the index. Blocking. What failed in between shows in
+    /// [`Flusher::failures`].
+    pub(super) fn barrier(&self) -> Result<(), BufferError> {
+        let (reply, done) = oneshot::channel();
+        let mut queue = self.lock();
+        queue.takes_anything()?;
+        queue.push(Waiting::Barrier(reply));
+        drop(queue);
+        self.work.notify_one();
+        done.blocking_recv().unwrap_or(Err(BufferError::Closed))
+    }
+
+    /// Groups that could not be written so far.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Acquire)
     }
 
     /// Registers a database, durably.
@@ -313,9 +384,10 @@ impl Flusher {
         (!group.is_empty()).then_some(group)
     }
 
-    fn complete(&self, group: Vec<Waiting>, done: &[(DatabaseId, SegmentRef)]) {
+    fn complete(&self, group: Vec<Waiting>, done: &[Written]) {
         let mut registered = Vec::new();
-        let mut news = done.len() as u64;
+        let fresh = || done.iter().filter(|written| !written.rewritten);
+        let mut news = fresh().count() as u64;
         let mut queue = self.lock();
         // A position is adopted while nothing of its database waits, so segments in the same group come after it.
         for waiting in &group {
@@ -325,15 +397,19 @@ impl Flusher {
                     registered.push(queue.registry.adopted(head.id, *position, *time_ms));
                     news += 1;
                 }
-                Waiting::Chunk { .. } | Waiting::Abandon(_) => {}
+                Waiting::Chunk { .. }
+                | Waiting::Abandon(_)
+                | Waiting::Rewrite { .. }
+                | Waiting::AbandonRewrite(_)
+                | Waiting::Barrier(_) => {}
             }
         }
-        for (id, segment) in done {
-            queue.registry.completed(*id, &segment.meta);
+        for written in fresh() {
+            queue.registry.completed(written.database, &written.segment.meta);
         }
         drop(queue);
-        self.segments.fetch_add(done.len() as u64, Ordering::Relaxed);
-        self.segment_bytes.fetch_add(done.iter().map(|(_, s)| s.bytes).sum(), Ordering::Relaxed);
+        self.segments.fetch_add(fresh().count() as u64, Ordering::Relaxed);
+        self.segment_bytes.fetch_add(fresh().map(|written| written.segment.bytes).sum(), Ordering::Relaxed);
         let mut registered = registered.into_iter();
         for waiting in group {
             // A caller that has gone away hears nothing.
@@ -346,7 +422,11 @@ impl Flusher {
                     let registered = registered.next().expect("BUG: one for each registration");
                     let _ = reply.send(Ok(registered));
                 }
-                Waiting::Chunk { reply: None, .. } | Waiting::Abandon(_) => {}
+                Waiting::Barrier(reply) => drop(reply.send(Ok(()))),
+                Waiting::Chunk { reply: None, .. }
+                | Waiting::Abandon(_)
+                | Waiting::Rewrite { .. }
+                | Waiting::AbandonRewrite(_) => {}
             }
         }
         if news > 0 {
@@ -357,6 +437,7 @@ impl Flusher {
     fn fail(&self, group: Vec<Waiting>, error: WriteError) {
         let WriteError { doing, source, broken } = error;
         let failure = Failure::new(doing, &source);
+        self.failures.fetch_add(1, Ordering::Release);
         if broken {
             tracing::error!(error = %source, doing, "the buffer takes nothing more until the hub is restarted");
         } else {

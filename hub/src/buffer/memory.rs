@@ -1,6 +1,7 @@
 //! The buffer's twin in memory: the same contract without a disk. It is the model that the real one is compared with,
 //! and the buffer of other modules' tests.
 
+use super::squash::{GivenUp, LEAST_GAIN, Losses, MAX_RUN, Merger, cost, next_run, whole};
 use super::tail::{Tail, check_adoption, wanted};
 use super::{
     BufferError, Chunk, DatabaseId, Place, Registered, SegmentMeta, SegmentRef, Takers, Usage, WalBuffer,
@@ -8,7 +9,8 @@ use super::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +24,7 @@ pub struct MemoryBuffer {
     closed: AtomicBool,
     changed: watch::Sender<u64>,
     max_bytes: u64,
+    merger: Option<Arc<dyn Merger>>,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +35,7 @@ struct State {
     appended: u64,
     cursors: HashMap<(DestinationName, DatabaseId), Txid>,
     takers: Option<Arc<dyn Takers>>,
+    losses: Losses,
     usage: Usage,
 }
 
@@ -65,7 +69,20 @@ impl Stored {
 impl MemoryBuffer {
     /// An empty buffer of at most `max_bytes` of segments.
     pub fn new(max_bytes: u64) -> Self {
-        Self::over(Arc::default(), max_bytes)
+        Self::over(Arc::default(), max_bytes, None)
+    }
+
+    /// One that gives up restore points when it is full.
+    #[must_use]
+    pub fn squashing(max_bytes: u64, merger: Arc<dyn Merger>) -> Self {
+        Self::over(Arc::default(), max_bytes, Some(merger))
+    }
+
+    /// Merges what can be merged of one database.
+    #[cfg(test)]
+    pub(super) fn squash_one(&self, id: DatabaseId) {
+        let merger = self.merger.clone().expect("BUG: it does not squash");
+        self.lock().squash(id, &*merger, u64::MAX);
     }
 
     /// What a restart leaves: the same contents without unfinished segments, open again.
@@ -79,12 +96,13 @@ impl MemoryBuffer {
         let bytes = state.databases.values().flat_map(|d| d.segments.values()).map(Stored::bytes).sum();
         state.usage = Usage { bytes, ..Usage::default() };
         state.takers = None;
+        state.losses.clear();
         drop(state);
-        Self::over(Arc::clone(&self.state), self.max_bytes)
+        Self::over(Arc::clone(&self.state), self.max_bytes, self.merger.clone())
     }
 
-    fn over(state: Arc<Mutex<State>>, max_bytes: u64) -> Self {
-        Self { state, closed: AtomicBool::new(false), changed: watch::Sender::new(0), max_bytes }
+    fn over(state: Arc<Mutex<State>>, max_bytes: u64, merger: Option<Arc<dyn Merger>>) -> Self {
+        Self { state, closed: AtomicBool::new(false), changed: watch::Sender::new(0), max_bytes, merger }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -104,21 +122,101 @@ impl State {
         self.databases.get(&id).ok_or(BufferError::UnknownDatabase(id))
     }
 
+    /// Up to where segments of a database may go: every lane has taken them, or one that answers.
+    fn passed(&self, id: DatabaseId, one_is_enough: bool) -> Option<Txid> {
+        let takers = self.takers.as_ref()?;
+        let lanes = takers.of(id);
+        let at = |lane: &DestinationName| self.cursors.get(&(lane.clone(), id)).copied();
+        let all = lanes.iter().map(at).min().flatten();
+        let one = lanes.iter().filter(|lane| one_is_enough && takers.answers(lane)).filter_map(at).max();
+        one.max(all)
+    }
+
     fn trim(&mut self, target_bytes: u64) {
         while self.usage.bytes > target_bytes {
             let Some((&number, &(id, min))) = self.order.first_key_value() else { return };
-            let database = self.databases.get_mut(&id).expect("BUG: segment of no database");
-            let segment = database.segments.get(&min).expect("BUG: ordered segment is not stored");
-            let max = segment.meta.range.max();
-            let passed =
-                |lane: &DestinationName| self.cursors.get(&(lane.clone(), id)).is_some_and(|at| *at >= max);
-            let lanes = self.takers.as_ref().map(|takers| takers.of(id));
-            if !lanes.is_some_and(|lanes| !lanes.is_empty() && lanes.iter().all(passed)) {
+            if Some(self.databases[&id].segments[&min].meta.range.max()) > self.passed(id, false) {
                 return;
             }
-            self.usage.bytes -= segment.bytes();
-            database.segments.remove(&min);
-            self.order.remove(&number);
+            self.remove(number);
+        }
+    }
+
+    fn make_room(&mut self, target_bytes: u64, merger: Option<&dyn Merger>) {
+        self.trim(target_bytes);
+        let numbers: Vec<u64> = self.order.keys().copied().collect();
+        for number in numbers {
+            if self.usage.bytes <= target_bytes {
+                return;
+            }
+            let (id, min) = self.order[&number];
+            if Some(self.databases[&id].segments[&min].meta.range.max()) <= self.passed(id, merger.is_some())
+            {
+                self.remove(number);
+            }
+        }
+        let Some(merger) = merger else { return };
+        let mut backlog: Vec<(u64, DatabaseId)> = Vec::new();
+        for (id, database) in &self.databases {
+            backlog.push((database.segments.values().map(Stored::bytes).sum(), *id));
+        }
+        backlog.sort_unstable_by_key(|(bytes, id)| (Reverse(*bytes), *id));
+        for (_, id) in backlog {
+            if self.usage.bytes > target_bytes {
+                self.squash(id, merger, self.usage.bytes - target_bytes);
+            }
+        }
+    }
+
+    fn remove(&mut self, number: u64) {
+        let (id, min) = self.order.remove(&number).expect("BUG: no such segment");
+        let database = self.databases.get_mut(&id).expect("BUG: segment of no database");
+        let segment = database.segments.remove(&min).expect("BUG: ordered segment is not stored");
+        self.usage.bytes -= segment.bytes();
+    }
+
+    fn squash(&mut self, id: DatabaseId, merger: &dyn Merger, wanted: u64) {
+        let lanes = self.takers.as_ref().map(|takers| takers.of(id));
+        let at = |lane: &DestinationName| self.cursors.get(&(lane.clone(), id)).copied();
+        let cuts: BTreeSet<Txid> = lanes.iter().flat_map(|lanes| lanes.iter()).filter_map(at).collect();
+        let (mut freed, mut after) = (0, self.passed(id, true));
+        while freed < wanted {
+            let stored: Vec<&Stored> =
+                self.databases[&id].segments.range(Txid::following(after)..).map(|(_, s)| s).collect();
+            let all: Vec<SegmentRef> = stored.iter().map(|s| s.to_ref()).collect();
+            let left = all.iter().map(|s| s.bytes).sum();
+            let page = &all[..all.len().min(MAX_RUN)];
+            let Some(run) = next_run(page, left, &cuts, u64::MAX) else { return };
+            let (inputs, stored) = (&all[run.clone()], &stored[run]);
+            let meta = whole(inputs).expect("BUG: a run has segments");
+            let open = |segment: &SegmentRef| {
+                let found = stored.iter().find(|s| s.meta == segment.meta).expect("BUG: not of this run");
+                Ok(Box::new(std::io::Cursor::new(found.chunks.concat())) as Box<dyn Read + Send>)
+            };
+            let mut merged = Vec::new();
+            if merger.merge(inputs, meta, &open, &mut merged).is_err() {
+                return;
+            }
+            let before: u64 = inputs.iter().map(|s| s.bytes).sum();
+            let gain = before.saturating_sub(merged.len() as u64);
+            let numbers: Vec<u64> = stored.iter().map(|s| s.number).collect();
+            let given_up = cost(inputs, cuts.last().copied());
+            for number in numbers {
+                self.remove(number);
+            }
+            self.appended += 1;
+            self.usage.bytes += merged.len() as u64;
+            let segment = Stored { meta, number: self.appended, chunks: vec![merged.into()] };
+            self.order.insert(self.appended, (id, meta.range.min()));
+            let database = self.databases.get_mut(&id).expect("BUG: just read");
+            database.segments.insert(meta.range.min(), segment);
+            let total = self.losses.entry(id).or_default();
+            *total = total.and(given_up);
+            freed += gain;
+            after = Some(meta.range.max());
+            if gain < before / LEAST_GAIN {
+                return;
+            }
         }
     }
 }
@@ -184,8 +282,12 @@ impl WalBuffer for MemoryBuffer {
         let mut state = self.open_state()?;
         state.database(chunk.database)?.tail.check(&chunk)?;
         let bytes = chunk.data.len() as u64;
+        let segment = state.database(chunk.database)?.tail.bytes_before(&chunk) + bytes;
+        if segment > self.max_bytes {
+            return Err(BufferError::SegmentTooLarge { bytes: segment, max: self.max_bytes });
+        }
         if state.usage.bytes + bytes > self.max_bytes {
-            state.trim(self.max_bytes.saturating_sub(bytes));
+            state.make_room(self.max_bytes.saturating_sub(bytes), self.merger.as_deref());
             if state.usage.bytes + bytes > self.max_bytes {
                 return Err(BufferError::Full { used: state.usage.bytes, max: self.max_bytes });
             }
@@ -259,6 +361,12 @@ impl WalBuffer for MemoryBuffer {
         Ok(database.segments.range(start..).take(max).map(|(_, s)| s.to_ref()).collect())
     }
 
+    fn covering(&self, id: DatabaseId, txid: Txid) -> Result<Option<SegmentRef>, BufferError> {
+        let state = self.open_state()?;
+        let before = state.database(id)?.segments.range(..=txid).next_back();
+        Ok(before.map(|(_, s)| s.to_ref()).filter(|segment| segment.meta.range.max() >= txid))
+    }
+
     fn open(&self, id: DatabaseId, segment: &SegmentRef) -> Result<Box<dyn Read + Send>, BufferError> {
         let state = self.open_state()?;
         let min = segment.meta.range.min();
@@ -301,6 +409,10 @@ impl WalBuffer for MemoryBuffer {
         Usage { max_bytes: self.max_bytes, ..self.lock().usage }
     }
 
+    fn given_up(&self, database: DatabaseId) -> GivenUp {
+        self.lock().losses.get(&database).copied().unwrap_or_default()
+    }
+
     async fn close(&self) -> Result<(), BufferError> {
         self.closed.store(true, Ordering::Release);
         Ok(())
@@ -310,7 +422,7 @@ impl WalBuffer for MemoryBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buffer::contract::{Subject, bound_suite, suite};
+    use crate::buffer::contract::{Beginnings, Subject, bound_suite, oversized_suite, squash_suite, suite};
 
     struct Memory(Arc<MemoryBuffer>);
 
@@ -323,11 +435,26 @@ mod tests {
         async fn reopen(&mut self) {
             self.0 = Arc::new(self.0.reopen());
         }
+
+        async fn squash(&self, database: DatabaseId) {
+            self.0.squash_one(database);
+        }
     }
 
     #[tokio::test]
     async fn keeps_the_contract() {
         suite(&mut Memory(Arc::new(MemoryBuffer::new(1 << 30)))).await;
+    }
+
+    #[tokio::test]
+    async fn gives_up_restore_points_and_no_data() {
+        let buffer = MemoryBuffer::squashing(4 << 20, Arc::new(Beginnings));
+        squash_suite(&mut Memory(Arc::new(buffer)), 4 << 20).await;
+    }
+
+    #[tokio::test]
+    async fn refuses_what_can_never_pass() {
+        oversized_suite(&mut Memory(Arc::new(MemoryBuffer::new(4 << 20))), 4 << 20).await;
     }
 
     #[tokio::test]

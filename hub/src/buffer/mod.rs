@@ -8,6 +8,9 @@
 //! - What was appended is readable in order, until it is trimmed; trimming never passes a cursor.
 //! - A database moves forward by its segments, or by a position that is adopted from a destination: a hub that lost its
 //!   disk, or came back with an old one, goes on where its copies end.
+//! - When it is at its bound it refuses more ([`WhenFull::Block`]), or makes room at the expense of restore points
+//!   ([`WhenFull::Squash`]): never at the expense of what a position promises. Either way it never takes more than its
+//!   bound.
 //! - After a crash at any instant the buffer reopens with every acknowledged segment, and no half of an unfinished one.
 //!
 //! Non-goals: no knowledge of destinations beyond the names of cursors; no LTX parsing.
@@ -20,6 +23,8 @@ mod index;
 pub mod log;
 pub mod memory;
 mod registry;
+mod rewrite;
+pub mod squash;
 mod tail;
 mod trim;
 
@@ -30,6 +35,7 @@ pub mod model;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+pub use squash::{GivenUp, WhenFull};
 use std::io::Read;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -129,6 +135,17 @@ pub enum BufferError {
         /// Where the buffer stands.
         position: Option<Pos>,
     },
+    /// A segment that can never pass.
+    #[error(
+        "a segment of {bytes} bytes or more cannot pass: the hub's buffer takes segments of at most {max} bytes; raise \
+         buffer.max-bytes"
+    )]
+    SegmentTooLarge {
+        /// Bytes that have come, with those refused.
+        bytes: u64,
+        /// The bound.
+        max: u64,
+    },
     /// Another process holds the data folder.
     #[error("another hub uses {0}")]
     InUse(std::path::PathBuf),
@@ -172,6 +189,25 @@ pub enum BufferError {
     Closed,
 }
 
+/// What a buffer of a certain size does with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Bounds {
+    /// Bytes that are never passed.
+    max: u64,
+    /// New segments are taken up to here; the rest is kept for segments that are written once more to make room.
+    take: u64,
+    /// The largest segment.
+    segment: u64,
+    /// When room is made at the expense of restore points, it is made down to here.
+    low: u64,
+}
+
+impl Bounds {
+    fn of(max: u64) -> Self {
+        Self { max, take: max / 8 * 7, segment: max / 4 * 3, low: max / 4 * 3 }
+    }
+}
+
 /// Bytes in use and counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Usage {
@@ -199,6 +235,12 @@ pub trait Takers: Send + Sync + std::fmt::Debug {
 
     /// Another number whenever an answer may have changed.
     fn revision(&self) -> u64;
+
+    /// True when what `lane` has taken can be had from there: another lane that lacks it may be brought up from there.
+    fn answers(&self, lane: &DestinationName) -> bool {
+        let _ = lane;
+        false
+    }
 }
 
 /// The same lanes for every database.
@@ -280,6 +322,9 @@ pub trait WalBuffer: Send + Sync {
         max: usize,
     ) -> Result<Vec<SegmentRef>, BufferError>;
 
+    /// The segment that `txid` lies in, if it is here.
+    fn covering(&self, database: DatabaseId, txid: Txid) -> Result<Option<SegmentRef>, BufferError>;
+
     /// The LTX bytes of a segment. Blocking reads; every record's checksum is verified. The bytes stay readable while
     /// the reader lives.
     fn open(&self, database: DatabaseId, segment: &SegmentRef) -> Result<Box<dyn Read + Send>, BufferError>;
@@ -301,6 +346,9 @@ pub trait WalBuffer: Send + Sync {
 
     /// Bytes and counters.
     fn usage(&self) -> Usage;
+
+    /// What making room has cost `database` since the buffer was opened.
+    fn given_up(&self, database: DatabaseId) -> GivenUp;
 
     /// Flushes and closes; later calls answer `Closed`.
     async fn close(&self) -> Result<(), BufferError>;

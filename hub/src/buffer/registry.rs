@@ -177,6 +177,11 @@ impl Registry {
         checked
     }
 
+    /// Bytes of a checked chunk's segment that were accepted before it.
+    pub(super) fn open_bytes(&self, chunk: &Chunk) -> u64 {
+        self.databases.get(&chunk.database).map_or(0, |database| database.tail.bytes_before(chunk))
+    }
+
     /// Accepts a checked chunk.
     pub(super) fn accept(&mut self, chunk: &Chunk) {
         let database = self.databases.get_mut(&chunk.database).expect("BUG: the chunk was checked");

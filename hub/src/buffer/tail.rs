@@ -10,6 +10,8 @@ pub(super) struct OpenSegment {
     pub(super) meta: SegmentMeta,
     /// The chunk number that must come next.
     pub(super) next: u32,
+    /// LTX bytes that have come.
+    pub(super) bytes: u64,
 }
 
 /// The end of one database's segments, as accepted so far.
@@ -80,12 +82,18 @@ impl Tail {
         })
     }
 
+    /// Bytes of a checked chunk's segment that have come before it.
+    pub(super) fn bytes_before(&self, chunk: &Chunk) -> u64 {
+        self.open.filter(|_| chunk.number > 0).map_or(0, |open| open.bytes)
+    }
+
     /// Takes a checked chunk. True when it completes its segment.
     pub(super) fn take(&mut self, chunk: &Chunk) -> bool {
         if chunk.last {
             *self = Tail::at(Some(position_after(&chunk.meta)));
         } else {
-            self.open = Some(OpenSegment { meta: chunk.meta, next: chunk.number + 1 });
+            let bytes = self.bytes_before(chunk) + chunk.data.len() as u64;
+            self.open = Some(OpenSegment { meta: chunk.meta, next: chunk.number + 1, bytes });
         }
         chunk.last
     }

@@ -2,11 +2,13 @@
 //!
 //! A fault is a value that can never work; a destination that does not answer right now is status, not a fault.
 
+mod buffer;
 mod databases;
 mod destination;
 mod layout;
 mod policy;
 
+pub use buffer::{BufferConfig, DEFAULT_BUFFER_BYTES};
 pub use destination::DestinationEntry;
 pub use layout::Layout;
 
@@ -20,13 +22,8 @@ use walhub_common::tls::{Role, TlsPaths};
 
 /// Where the hub keeps its buffer and state when the file does not say.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/walhub-hub";
-/// Bytes of buffer when the file does not say.
-pub const DEFAULT_BUFFER_BYTES: u64 = 10 << 30;
 /// Time between two flushes to a destination when the file does not say.
 pub const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Four log files are the least that can be written, read and given back in turn.
-const BUFFER_BYTES: std::ops::RangeInclusive<u64> = (256 << 20)..=(1 << 50);
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -39,8 +36,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Certificate files.
     pub tls: TlsPaths,
-    /// Bound of the buffer, bytes.
-    pub buffer_bytes: u64,
+    /// Bound of the buffer, and what happens there.
+    pub buffer: BufferConfig,
     /// What makes a transaction durable, where no selector says it.
     pub policy: Policy,
     /// What applies to some databases only; the first one that matches counts.
@@ -90,9 +87,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
     }
     let role = (Role::Hub, "`hubctl cert issue --hub NAME --host HOST`");
     let tls = parts::tls(root.section("tls"), (files == Files::Check).then_some(role));
-    let mut buffer = root.section("buffer");
-    let buffer_bytes = buffer.or("max-bytes", DEFAULT_BUFFER_BYTES, value::bytes_in(BUFFER_BYTES));
-    buffer.finish();
+    let buffer = buffer::parse(root.section("buffer"));
     let (log_level, log_format) = parts::log(root.section("log"));
     let destinations = destinations(&mut root, files);
     let policy = policy::parse(root.section("policy"), destinations.as_deref());
@@ -103,7 +98,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
         listen: listen?,
         data_dir,
         tls: tls?,
-        buffer_bytes,
+        buffer,
         policy,
         databases,
         destinations: destinations?,

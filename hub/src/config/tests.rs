@@ -13,7 +13,8 @@ fn a_small_file_gets_defaults() {
         parse_text(&format!("{HEAD}destinations:\n  - {{name: disk, type: file, path: /srv/copies}}\n"))
             .unwrap();
     assert_eq!(config.data_dir, Path::new(DEFAULT_DATA_DIR));
-    assert_eq!(config.buffer_bytes, DEFAULT_BUFFER_BYTES);
+    let buffer = BufferConfig { max_bytes: DEFAULT_BUFFER_BYTES, when_full: crate::buffer::WhenFull::Block };
+    assert_eq!(config.buffer, buffer);
     assert_eq!(config.policy, Policy { copies: 2, media: 1, offsite: 0, immutable: 0 });
     let disk = &config.destinations[0];
     assert_eq!(disk.sync_interval, Duration::from_secs(1));

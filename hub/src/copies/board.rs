@@ -228,7 +228,12 @@ impl Board {
     pub fn post_health(&self, lane: LaneId, change: impl FnOnce(&mut LaneHealth)) {
         let mut health = lock(&self.health);
         if self.roster.borrow().place(lane).is_some() {
-            change(health.entry(lane).or_default());
+            let health = health.entry(lane).or_default();
+            let before = health.healthy;
+            change(health);
+            if health.healthy != before {
+                self.revision.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -273,6 +278,11 @@ impl Takers for Board {
 
     fn revision(&self) -> u64 {
         self.revision.load(Ordering::Relaxed)
+    }
+
+    fn answers(&self, name: &DestinationName) -> bool {
+        let place = self.roster.borrow().places().iter().find(|place| place.name() == name).cloned();
+        place.is_some_and(|place| self.health(place.lane).healthy)
     }
 }
 

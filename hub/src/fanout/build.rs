@@ -2,7 +2,7 @@
 //! Blocking.
 
 use super::error::TurnError;
-use crate::buffer::{DatabaseId, SegmentRef, WalBuffer};
+use crate::buffer::{BufferError, DatabaseId, SegmentRef, WalBuffer};
 use bytes::Bytes;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -15,6 +15,8 @@ use walhub_store::destinations::{Body, PutMeta};
 pub(super) const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// Segments in one file.
 const MAX_SEGMENTS: usize = 4096;
+/// Times that a file is begun again when its segments moved.
+const TRIES: u32 = 3;
 /// Segments merged at once; each costs two pages and a read buffer.
 const FAN_IN: usize = 64;
 const READ_BUFFER: usize = 16 * 1024;
@@ -64,7 +66,23 @@ pub(super) fn build(
     wanted: Wanted,
     tmp: &Path,
 ) -> Result<Option<Built>, TurnError> {
-    let mut segments = buffer.read(wanted.database, wanted.after, MAX_FILE_BYTES)?;
+    let mut tries = 0;
+    loop {
+        match build_once(buffer, lane, wanted, tmp) {
+            // Segments that were found may have been merged into another, or copied, before they were opened.
+            Err(TurnError::Buffer(BufferError::Trimmed { .. })) if tries < TRIES => tries += 1,
+            built => return built,
+        }
+    }
+}
+
+fn build_once(
+    buffer: &dyn WalBuffer,
+    lane: &DestinationName,
+    wanted: Wanted,
+    tmp: &Path,
+) -> Result<Option<Built>, TurnError> {
+    let mut segments = read(buffer, wanted)?;
     segments.truncate(MAX_SEGMENTS);
     loop {
         match build_of(buffer, lane, wanted, &segments, tmp) {
@@ -73,6 +91,23 @@ pub(super) fn build(
             }
             built => return built,
         }
+    }
+}
+
+/// What follows the cursor. Where that lies inside a segment, because a full buffer has made one of several, it begins
+/// with that segment: it changes every page that differs from any state since its beginning.
+fn read(buffer: &dyn WalBuffer, wanted: Wanted) -> Result<Vec<SegmentRef>, TurnError> {
+    let Wanted { database, after, .. } = wanted;
+    let trimmed = match buffer.read(database, after, MAX_FILE_BYTES) {
+        Err(BufferError::Trimmed { txid, .. }) => txid,
+        read => return Ok(read?),
+    };
+    match buffer.covering(database, trimmed)? {
+        Some(around) if around.meta.range.min() < trimmed => {
+            let before = Txid::new(around.meta.range.min().get() - 1);
+            Ok(buffer.read(database, before, MAX_FILE_BYTES)?)
+        }
+        _ => Err(BufferError::Trimmed { database, txid: trimmed }.into()),
     }
 }
 

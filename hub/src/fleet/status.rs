@@ -1,7 +1,7 @@
 //! Hub, destinations, agents and databases as one picture for people and programs.
 
 use super::Fleet;
-use crate::buffer::{Registered, WalBuffer};
+use crate::buffer::{GivenUp, Registered, WalBuffer};
 use crate::copies::{LaneHealth, LaneId, Place, Roster, Row};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,7 +52,8 @@ pub fn assemble(fleet: &Fleet, buffer: &dyn WalBuffer, scope: &Scope, started_ms
             }
         }
         if scope.shows(database) {
-            databases.push(database_status(database, &row, &lags));
+            let given_up = buffer.given_up(database.id);
+            databases.push(database_status(database, &row, &lags, given_up));
         }
     }
     v1::StatusResponse {
@@ -135,7 +136,12 @@ fn agents(fleet: &Fleet, per_agent: &BTreeMap<&AgentName, u32>, scope: &Scope) -
         .collect()
 }
 
-fn database_status(database: &Registered, row: &Row, lags: &[(LaneId, Option<u64>)]) -> v1::DatabaseStatus {
+fn database_status(
+    database: &Registered,
+    row: &Row,
+    lags: &[(LaneId, Option<u64>)],
+    given_up: GivenUp,
+) -> v1::DatabaseStatus {
     let copy = |(place, (_, lag)): (&Arc<Place>, &(LaneId, Option<u64>))| v1::CopyStatus {
         destination: place.name().to_string(),
         txid: row.held(place.lane).map_or(0, Txid::get),
@@ -162,5 +168,8 @@ fn database_status(database: &Registered, row: &Row, lags: &[(LaneId, Option<u64
         last_refusal: row.refusal.clone(),
         path: database.path.clone(),
         policy_missing: missing,
+        given_up_points: given_up.points,
+        given_up_first: given_up.range.map_or(0, |range| range.min().get()),
+        given_up_last: given_up.range.map_or(0, |range| range.max().get()),
     }
 }

@@ -122,6 +122,9 @@ mod tests {
                 last_refusal: String::new(),
                 path: "/data/app.db".into(),
                 policy_missing: "1 more copy".into(),
+                given_up_points: 30,
+                given_up_first: 3,
+                given_up_last: 40,
             }],
         }
     }
@@ -140,7 +143,7 @@ AGENT   STATE      DATABASES  LAST SEEN  FROM  VERSION
 pos-17  connected          1  -          -     -
 
 DATABASE       TXID  BUFFERED AT              DURABLE  COPIES             STATE
-pos-17/app.db    12  2026-11-22T13:28:37.09Z       11  disk 11 (-350 ms)  policy lacks 1 more copy"
+pos-17/app.db    12  2026-11-22T13:28:37.09Z       11  disk 11 (-350 ms)  policy lacks 1 more copy; 30 restore points of 3-40 given up"
         );
     }
 
@@ -163,6 +166,7 @@ pos-17/app.db    12  2026-11-22T13:28:37.09Z       11  disk 11 (-350 ms)  policy
                 "copies": [{"destination": "disk", "txid": 11, "lag_ms": 350}],
                 "open": true,
                 "policy_missing": "1 more copy",
+                "given_up": {"restore_points": 30, "first_txid": 3, "last_txid": 40},
                 "last_refusal": null,
             })
         );

@@ -1,7 +1,7 @@
 //! The contract on disk, beside the twin in memory.
 
 use super::*;
-use crate::buffer::contract::{Subject, bound_suite, suite};
+use crate::buffer::contract::{Beginnings, Subject, bound_suite, oversized_suite, squash_suite, suite};
 use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::model::compare;
 use tempfile::TempDir;
@@ -15,7 +15,12 @@ struct Disk {
 impl Disk {
     fn new(max_bytes: u64, file_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options = Options { file_bytes, ..Options::new(dir.path(), max_bytes) };
+        let options = Options {
+            file_bytes,
+            when_full: WhenFull::Squash,
+            merger: Arc::new(Beginnings),
+            ..Options::new(dir.path(), max_bytes)
+        };
         let buffer = Some(Arc::new(DiskBuffer::open(options.clone()).unwrap()));
         Self { dir, options, buffer }
     }
@@ -31,6 +36,11 @@ impl Subject for Disk {
         self.buffer.take().unwrap().close().await.unwrap();
         self.buffer = Some(Arc::new(DiskBuffer::open(self.options.clone()).unwrap()));
     }
+
+    async fn squash(&self, database: DatabaseId) {
+        let buffer = Arc::clone(self.buffer.as_ref().unwrap());
+        blocking(move || buffer.inner.squash_one(database)).await.unwrap().unwrap();
+    }
 }
 
 struct Memory(Arc<MemoryBuffer>);
@@ -43,6 +53,10 @@ impl Subject for Memory {
 
     async fn reopen(&mut self) {
         self.0 = Arc::new(self.0.reopen());
+    }
+
+    async fn squash(&self, database: DatabaseId) {
+        self.0.squash_one(database);
     }
 }
 
@@ -58,7 +72,20 @@ async fn keeps_the_contract_with_tiny_files() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keeps_its_bound() {
-    bound_suite(&mut Disk::new(4 << 20, 256 << 10), 4 << 20).await;
+    let mut disk = Disk::new(4 << 20, 256 << 10);
+    disk.options.when_full = WhenFull::Block;
+    disk.reopen().await;
+    bound_suite(&mut disk, 4 << 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gives_up_restore_points_and_no_data() {
+    squash_suite(&mut Disk::new(4 << 20, 64 << 10), 4 << 20).await;
+}
+
+#[tokio::test]
+async fn refuses_what_can_never_pass() {
+    oversized_suite(&mut Disk::new(4 << 20, 256 << 10), 4 << 20).await;
 }
 
 #[tokio::test]
@@ -66,7 +93,7 @@ async fn answers_as_its_twin_does() {
     for seed in 0..9 {
         let file_bytes = [2_000, 20_000, 64 << 20][seed as usize % 3];
         let mut disk = Disk::new(1 << 30, file_bytes);
-        let mut memory = Memory(Arc::new(MemoryBuffer::new(1 << 30)));
+        let mut memory = Memory(Arc::new(MemoryBuffer::squashing(1 << 30, Arc::new(Beginnings))));
         compare(&mut memory, &mut disk, seed, 250).await;
     }
 }

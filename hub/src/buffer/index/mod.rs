@@ -11,9 +11,11 @@
 mod mover;
 mod trees;
 
+use super::log::head::At;
 use super::log::probe::Probe;
 use super::log::recover::Checkpoint;
 use super::log::snapshot::Cursors;
+use super::log::writer::Written;
 use super::{BufferError, DatabaseId, SegmentRef};
 use crate::db::DbError;
 use std::collections::BTreeMap;
@@ -52,14 +54,12 @@ pub(super) struct Index {
     wake: Condvar,
 }
 
-type Entry = ((DatabaseId, Txid), SegmentRef);
-
 #[derive(Debug, Default)]
 struct Recent {
     /// Published and not yet known to be in sled.
     segments: BTreeMap<(DatabaseId, Txid), SegmentRef>,
     /// Those of them that wait to be moved, in log order.
-    waiting: Vec<Entry>,
+    waiting: Vec<Written>,
     /// Where the log ended when the newest of them was published.
     published: Option<Checkpoint>,
     /// As `published`, of what is in sled.
@@ -88,6 +88,12 @@ impl Index {
 
     fn with<T>(&self, work: impl FnOnce(&Trees) -> Result<T, DbError>) -> Result<T, DbError> {
         let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner);
+        work(trees.as_ref().ok_or(DbError::Closed)?)
+    }
+
+    /// As [`Index::with`], while nobody else looks.
+    fn alone<T>(&self, work: impl FnOnce(&Trees) -> Result<T, DbError>) -> Result<T, DbError> {
+        let trees = self.trees.write().unwrap_or_else(PoisonError::into_inner);
         work(trees.as_ref().ok_or(DbError::Closed)?)
     }
 
@@ -132,12 +138,14 @@ impl Index {
     }
 
     /// Publishes segments that became durable, in log order; `end` is where the log ends behind them.
-    pub(super) fn publish(&self, segments: &[(DatabaseId, SegmentRef)], end: Checkpoint) {
+    /// One that is rewritten is seen when it is moved; until then those that it stands for are.
+    pub(super) fn publish(&self, segments: &[Written], end: Checkpoint) {
         let mut recent = self.lock();
-        for (id, segment) in segments {
-            let key = (*id, segment.meta.range.min());
-            recent.segments.insert(key, segment.clone());
-            recent.waiting.push((key, segment.clone()));
+        for written in segments {
+            if !written.rewritten {
+                recent.segments.insert(written.key(), written.segment.clone());
+            }
+            recent.waiting.push(written.clone());
         }
         recent.published = Some(end);
         let enough = recent.waiting.len() >= mover::BATCH;
@@ -209,6 +217,29 @@ impl Index {
     fn recent_from(&self, id: DatabaseId, from: Txid, max: usize) -> Vec<SegmentRef> {
         let recent = self.lock();
         recent.segments.range((id, from)..=(id, MAX_TXID)).take(max).map(|(_, s)| s.clone()).collect()
+    }
+
+    /// The segment that `txid` lies in.
+    pub(super) fn covering(&self, id: DatabaseId, txid: Txid) -> Result<Option<SegmentRef>, DbError> {
+        let recent = {
+            let recent = self.lock();
+            recent.segments.range((id, Txid::FIRST)..=(id, txid)).next_back().map(|(_, s)| s.clone())
+        };
+        let found = match recent {
+            Some(found) => Some(found),
+            None => self.with(|trees| trees.at_or_before(id, txid))?,
+        };
+        Ok(found.filter(|segment| segment.meta.range.max() >= txid))
+    }
+
+    /// Every segment that has been moved to sled.
+    pub(super) fn every(&self, take: impl FnMut(DatabaseId, SegmentRef) -> bool) -> Result<(), DbError> {
+        self.with(|trees| trees.every(take))
+    }
+
+    /// Forgets these segments, given by first transaction and place, where they are still known by that.
+    pub(super) fn forget(&self, gone: &[(DatabaseId, Txid, At)]) -> Result<(), DbError> {
+        self.with(|trees| gone.iter().try_for_each(|(id, min, first)| trees.remove(*id, *min, *first)))
     }
 
     /// Forgets the segments of a database that start in a file before `oldest`.

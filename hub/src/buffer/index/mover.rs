@@ -4,6 +4,7 @@ use super::super::cursor::CursorTable;
 use super::super::log::file::Files;
 use super::super::log::probe::Step;
 use super::super::log::recover::reindex;
+use super::super::log::writer::Written;
 use super::trees::{Rebuild, Trees};
 use super::{BufferError, Index, Recent};
 use crate::db::DbError;
@@ -87,20 +88,27 @@ impl Index {
                     recent.moved = recent.published;
                     return Ok(moved);
                 }
-                let count = recent.waiting.len().min(BATCH);
+                let rewritten = recent.waiting.iter().take(BATCH).position(|written| written.rewritten);
+                let count = rewritten.map_or(recent.waiting.len().min(BATCH), |at| at.max(1));
                 let end = if count == recent.waiting.len() { recent.published } else { recent.moved };
                 (recent.waiting[..count].to_vec(), end)
             };
             let count = entries.len();
-            entries.sort_unstable_by_key(|(key, _)| *key);
-            self.with(|trees| trees.put(&entries))?;
+            match &entries[..] {
+                // Nobody may look while the old form goes.
+                [one] if one.rewritten => self.alone(|trees| trees.replace(one.database, &one.segment))?,
+                _ => {
+                    entries.sort_unstable_by_key(Written::key);
+                    self.with(|trees| trees.put(&entries))?;
+                }
+            }
             moved = true;
             let mut recent = self.lock();
             recent.waiting.drain(..count);
             recent.moved = end;
-            for (key, segment) in &entries {
-                if recent.segments.get(key) == Some(segment) {
-                    recent.segments.remove(key);
+            for written in &entries {
+                if recent.segments.get(&written.key()) == Some(&written.segment) {
+                    recent.segments.remove(&written.key());
                 }
             }
             drop(recent);

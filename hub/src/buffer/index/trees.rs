@@ -1,11 +1,12 @@
 //! The part of the index that lies in sled.
 
 use super::super::cursor::Moved;
+use super::super::log::head::At;
 use super::super::log::recover::{Checkpoint, IndexPlan, Indexer};
 use super::super::log::snapshot::Cursors;
 use super::super::{BufferError, DatabaseId, Place, SegmentMeta, SegmentRef};
 use super::mover::BATCH;
-use super::{Entry, MAX_TXID};
+use super::{MAX_TXID, Written};
 use crate::db::key::checkpoint::{CheckpointKey, CheckpointValue};
 use crate::db::key::cursor::CursorKey;
 use crate::db::key::segment::{SegmentKey, SegmentValue};
@@ -73,11 +74,55 @@ impl Trees {
         Ok(())
     }
 
-    pub(super) fn put(&self, entries: &[Entry]) -> Result<(), DbError> {
-        for ((id, min), segment) in entries {
-            self.segments.insert(&SegmentKey { database: id.0, min: *min }, &to_value(segment))?;
+    pub(super) fn put(&self, entries: &[Written]) -> Result<(), DbError> {
+        for Written { database, segment, .. } in entries {
+            let key = SegmentKey { database: database.0, min: segment.meta.range.min() };
+            self.segments.insert(&key, &to_value(segment))?;
         }
         Ok(())
+    }
+
+    /// Puts a segment in the place of all those within its range.
+    pub(super) fn replace(&self, id: DatabaseId, segment: &SegmentRef) -> Result<(), DbError> {
+        let key = |min| SegmentKey { database: id.0, min };
+        let range = segment.meta.range;
+        self.segments.insert(&key(range.min()), &to_value(segment))?;
+        if range.min() == range.max() {
+            return Ok(());
+        }
+        self.forget(|keys| {
+            self.segments.scan(&key(range.min().next()), &key(range.max()), |key, _| {
+                keys.push(key);
+                keys.len() < BATCH
+            })
+        })
+    }
+
+    /// Forgets one segment, if it is still the one that begins at `first`.
+    pub(super) fn remove(&self, id: DatabaseId, min: Txid, first: At) -> Result<(), DbError> {
+        let key = SegmentKey { database: id.0, min };
+        match self.segments.get(&key)? {
+            Some(held) if held.first == first => self.segments.remove(&key),
+            _ => Ok(()),
+        }
+    }
+
+    /// The last segment with a first transaction of `txid` or before.
+    pub(super) fn at_or_before(&self, id: DatabaseId, txid: Txid) -> Result<Option<SegmentRef>, DbError> {
+        let key = |min| SegmentKey { database: id.0, min };
+        let mut found = None;
+        self.segments.scan_back(&key(Txid::FIRST), &key(txid), |_, value| {
+            found = Some(to_ref(&value));
+            false
+        })?;
+        Ok(found)
+    }
+
+    /// Every segment, by database and transaction, as long as `take` says so.
+    pub(super) fn every(&self, mut take: impl FnMut(DatabaseId, SegmentRef) -> bool) -> Result<(), DbError> {
+        let (from, to) =
+            (SegmentKey { database: 0, min: Txid::FIRST }, SegmentKey { database: u64::MAX, min: MAX_TXID });
+        self.segments.scan(&from, &to, |key, value| take(DatabaseId(key.database), to_ref(&value)))
     }
 
     pub(super) fn get(&self, id: DatabaseId, min: Txid) -> Result<Option<SegmentRef>, DbError> {
@@ -98,8 +143,9 @@ impl Trees {
     }
 
     pub(super) fn forget_before(&self, id: DatabaseId, oldest: u64) -> Result<(), DbError> {
-        self.forget(id, |from, to, keys| {
-            self.segments.scan(from, to, |key, value| {
+        let key = |min| SegmentKey { database: id.0, min };
+        self.forget(|keys| {
+            self.segments.scan(&key(Txid::FIRST), &key(MAX_TXID), |key, value| {
                 let gone = value.first.0 < oldest;
                 if gone {
                     keys.push(key);
@@ -110,8 +156,9 @@ impl Trees {
     }
 
     pub(super) fn forget_after(&self, id: DatabaseId, position: Option<Pos>) -> Result<(), DbError> {
-        self.forget(id, |from, to, keys| {
-            self.segments.scan_back(from, to, |key, value| {
+        let key = |min| SegmentKey { database: id.0, min };
+        self.forget(|keys| {
+            self.segments.scan_back(&key(Txid::FIRST), &key(MAX_TXID), |key, value| {
                 let ahead = position.is_none_or(|p| value.range.max() > p.txid);
                 if ahead {
                     keys.push(key);
@@ -121,15 +168,10 @@ impl Trees {
         })
     }
 
-    fn forget(
-        &self,
-        id: DatabaseId,
-        find: impl Fn(&SegmentKey, &SegmentKey, &mut Vec<SegmentKey>) -> Result<(), DbError>,
-    ) -> Result<(), DbError> {
-        let key = |min| SegmentKey { database: id.0, min };
+    fn forget(&self, find: impl Fn(&mut Vec<SegmentKey>) -> Result<(), DbError>) -> Result<(), DbError> {
         loop {
             let mut keys = Vec::new();
-            find(&key(Txid::FIRST), &key(MAX_TXID), &mut keys)?;
+            find(&mut keys)?;
             if keys.is_empty() {
                 return Ok(());
             }
@@ -150,7 +192,7 @@ impl Trees {
 #[derive(Debug)]
 pub(in crate::buffer) struct Rebuild<'a> {
     trees: &'a Trees,
-    entries: Vec<Entry>,
+    entries: Vec<Written>,
 }
 
 impl<'a> Rebuild<'a> {
@@ -160,7 +202,7 @@ impl<'a> Rebuild<'a> {
 
     /// Puts in what is left.
     pub(super) fn finish(&mut self) -> Result<(), DbError> {
-        self.entries.sort_by_key(|(key, _)| *key);
+        self.entries.sort_by_key(Written::key);
         self.trees.put(&self.entries)?;
         self.entries.clear();
         Ok(())
@@ -176,8 +218,12 @@ impl Indexer for Rebuild<'_> {
         Ok(())
     }
 
-    fn segment(&mut self, database: DatabaseId, segment: SegmentRef) -> Result<(), BufferError> {
-        self.entries.push(((database, segment.meta.range.min()), segment));
+    fn segment(&mut self, written: Written) -> Result<(), BufferError> {
+        if written.rewritten {
+            self.finish()?;
+            return Ok(self.trees.replace(written.database, &written.segment)?);
+        }
+        self.entries.push(written);
         if self.entries.len() == BATCH {
             self.finish()?;
         }

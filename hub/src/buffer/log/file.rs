@@ -163,6 +163,16 @@ impl Files {
         state.total = state.total - before + bytes;
     }
 
+    /// True when a file exists.
+    pub(in crate::buffer) fn holds(&self, number: u64) -> bool {
+        self.lock().bytes.contains_key(&number)
+    }
+
+    /// The files up to `end`, not including it, with their bytes, oldest first.
+    pub(in crate::buffer) fn before(&self, end: u64) -> Vec<(u64, u64)> {
+        self.lock().bytes.range(..end).map(|(number, bytes)| (*number, *bytes)).collect()
+    }
+
     /// Where a file lies.
     pub(in crate::buffer) fn path(&self, number: u64) -> PathBuf {
         self.folder.join(format!("{number:016x}.log"))

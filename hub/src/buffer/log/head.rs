@@ -16,6 +16,7 @@ const DATABASE: u8 = 2;
 const STATE: u8 = 3;
 const CURSORS: u8 = 4;
 const SNAPSHOT_END: u8 = 5;
+const REWRITTEN: u8 = 6;
 
 /// One chunk of a segment; the payload is its LTX bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +31,8 @@ pub(in crate::buffer) struct ChunkHead {
     pub(in crate::buffer) last: bool,
     /// What came before; `None` for chunk 0.
     pub(in crate::buffer) before: Option<Before>,
+    /// The segment stands for all those within its range that lie before it in the log: it moves no position.
+    pub(in crate::buffer) rewritten: bool,
 }
 
 /// The chunks of a segment before this one.
@@ -91,7 +94,7 @@ impl Head {
         match self {
             Head::Chunk(chunk) => {
                 chunk.encode(out);
-                CHUNK
+                if chunk.rewritten { REWRITTEN } else { CHUNK }
             }
             Head::Database(database) => {
                 database.encode(out);
@@ -118,7 +121,7 @@ impl Head {
     pub(super) fn decode(kind: u8, bytes: &[u8]) -> Result<Head, Malformed> {
         let mut fields = Fields(bytes);
         let head = match kind {
-            CHUNK => Head::Chunk(ChunkHead::decode(&mut fields)?),
+            CHUNK | REWRITTEN => Head::Chunk(ChunkHead::decode(&mut fields, kind == REWRITTEN)?),
             DATABASE => Head::Database(DatabaseHead::decode(&mut fields)?),
             STATE => {
                 let position = match (Txid::new(fields.number()?), Checksum::new(fields.number()?)) {
@@ -161,7 +164,7 @@ impl ChunkHead {
         }
     }
 
-    fn decode(fields: &mut Fields<'_>) -> Result<ChunkHead, Malformed> {
+    fn decode(fields: &mut Fields<'_>, rewritten: bool) -> Result<ChunkHead, Malformed> {
         let database = DatabaseId(fields.number()?);
         let range =
             TxidRange::from_raw(fields.number()?, fields.number()?).ok_or(Malformed("no TXID range"))?;
@@ -180,7 +183,7 @@ impl ChunkHead {
             let previous = (fields.number()?, fields.number()?);
             Some(Before { first, previous, bytes: fields.number()? })
         };
-        Ok(ChunkHead { database, meta, number, last: numbered & 1 == 1, before })
+        Ok(ChunkHead { database, meta, number, last: numbered & 1 == 1, before, rewritten })
     }
 }
 
@@ -276,10 +279,18 @@ pub(super) fn samples() -> Vec<Head> {
         path: "/srv/ä/app.db".to_owned(),
     };
     let before = Before { first: (1, 64), previous: (2, 128), bytes: 3_000_000 };
-    let chunk = ChunkHead { database: DatabaseId(7), meta, number: 3, last: true, before: Some(before) };
+    let chunk = ChunkHead {
+        database: DatabaseId(7),
+        meta,
+        number: 3,
+        last: true,
+        before: Some(before),
+        rewritten: false,
+    };
     vec![
         Head::Chunk(chunk),
         Head::Chunk(ChunkHead { last: false, ..chunk }),
+        Head::Chunk(ChunkHead { rewritten: true, ..chunk }),
         Head::Chunk(ChunkHead { meta: first, number: 0, before: None, ..chunk }),
         Head::Database(database.clone()),
         Head::State { database: database.clone(), position: None, time_ms: 0 },

@@ -7,7 +7,8 @@ use super::record::Malformed;
 use super::replay::{Oddities, Replay};
 use super::scan::{Found, Scanner};
 use super::snapshot::State;
-use crate::buffer::{BufferError, DatabaseId, SegmentRef};
+use super::writer::Written;
+use crate::buffer::BufferError;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -55,7 +56,7 @@ pub(in crate::buffer) trait Indexer {
     /// The plan, before any segment.
     fn plan(&mut self, plan: IndexPlan) -> Result<(), BufferError>;
     /// A complete segment.
-    fn segment(&mut self, database: DatabaseId, segment: SegmentRef) -> Result<(), BufferError>;
+    fn segment(&mut self, written: Written) -> Result<(), BufferError>;
 }
 
 /// Reads the log in `files`. Afterwards all of it is on disk and its newest file ends with its last good record.
@@ -119,13 +120,13 @@ fn read_files(
 ) -> Result<(State, Oddities), BufferError> {
     let oldest = numbers.first().copied().unwrap_or(0);
     let start = checkpoint.map_or(oldest, |c| c.file).min(base);
-    let mut replay = Replay::new(start);
+    let mut replay = Replay::new(start, numbers.iter().copied());
     for number in numbers.iter().copied().filter(|n| *n >= start) {
         let file = readable(files, number);
         let file = file.map_err(|source| BufferError::Io { doing: "open a log file", source })?;
         let limit = if number == end.file { end.offset } else { u64::MAX };
         if let Some(file) = file {
-            read_file(&file, limit, &mut replay, oldest, indexer)?;
+            read_file(&file, limit, &mut replay, indexer)?;
         }
     }
     Ok(replay.finish())
@@ -254,7 +255,6 @@ fn read_file(
     file: &LogFile,
     limit: u64,
     replay: &mut Replay,
-    oldest: u64,
     indexer: &mut dyn Indexer,
 ) -> Result<(), BufferError> {
     let io = |source| BufferError::Io { doing: "read a log file", source };
@@ -284,10 +284,10 @@ fn read_file(
         }
         let at = (number, record.offset);
         let done = replay.apply(&record.header.head, record.header.payload.bytes, at);
-        if let Some((database, segment)) = done
-            && segment.place.first.0 >= oldest
+        if let Some(written) = done
+            && replay.holds(written.segment.place.first.0)
         {
-            indexer.segment(database, segment)?;
+            indexer.segment(written)?;
         }
     }
     Ok(())

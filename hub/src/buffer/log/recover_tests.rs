@@ -7,6 +7,7 @@ use crate::buffer::log::reader::SegmentReader;
 use crate::buffer::log::record::Payload;
 use crate::buffer::log::snapshot::DatabaseState;
 use crate::buffer::log::writer::{Item, Writer};
+use crate::buffer::{DatabaseId, SegmentRef};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -25,8 +26,15 @@ impl Indexer for Collected {
         Ok(())
     }
 
-    fn segment(&mut self, database: DatabaseId, segment: SegmentRef) -> Result<(), BufferError> {
-        self.segments.push((database, segment));
+    fn segment(&mut self, written: Written) -> Result<(), BufferError> {
+        let within = |(id, held): &(DatabaseId, SegmentRef)| {
+            let (old, new) = (held.meta.range, written.segment.meta.range);
+            *id == written.database && new.min() <= old.min() && old.max() <= new.max()
+        };
+        if written.rewritten {
+            self.segments.retain(|held| !within(held));
+        }
+        self.segments.push((written.database, written.segment));
         Ok(())
     }
 }

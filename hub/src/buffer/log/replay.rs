@@ -3,9 +3,10 @@
 
 use super::head::{At, Before, ChunkHead, Head};
 use super::snapshot::{Cursors, DatabaseState, State};
+use super::writer::Written;
 use crate::buffer::tail::{follows, position_after};
 use crate::buffer::{DatabaseId, Place, SegmentMeta, SegmentRef};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use walhub_common::{Pos, Txid};
 
 /// The state after the records applied so far. Applying starts at the beginning of any file.
@@ -14,9 +15,12 @@ pub(in crate::buffer) struct Replay {
     state: State,
     /// Positions; also of databases whose registration is damaged here and comes again with a later snapshot.
     positions: HashMap<DatabaseId, (Option<Pos>, i64)>,
-    open: HashMap<DatabaseId, Open>,
+    /// Unfinished segments; true for those that are rewritten.
+    open: HashMap<(DatabaseId, bool), Open>,
     snapshot_cursors: Cursors,
     first_file: u64,
+    /// Files that exist: what lay in others was given back.
+    present: BTreeSet<u64>,
     oddities: Oddities,
 }
 
@@ -39,16 +43,22 @@ struct Open {
 }
 
 impl Replay {
-    /// Nothing yet; the first record will be one of file `first_file`.
-    pub(in crate::buffer) fn new(first_file: u64) -> Self {
+    /// Nothing yet; the first record will be one of file `first_file`, those that exist are `present`.
+    pub(in crate::buffer) fn new(first_file: u64, present: impl IntoIterator<Item = u64>) -> Self {
         Self {
             state: State::default(),
             positions: HashMap::new(),
             open: HashMap::new(),
             snapshot_cursors: Cursors::new(),
             first_file,
+            present: present.into_iter().collect(),
             oddities: Oddities::default(),
         }
+    }
+
+    /// True when this file exists.
+    pub(in crate::buffer) fn holds(&self, file: u64) -> bool {
+        self.present.contains(&file)
     }
 
     /// The end: the state, and what was odd.
@@ -72,12 +82,7 @@ impl Replay {
     }
 
     /// Applies a record. Gives the segment that it completes.
-    pub(in crate::buffer) fn apply(
-        &mut self,
-        head: &Head,
-        payload_bytes: u32,
-        at: At,
-    ) -> Option<(DatabaseId, SegmentRef)> {
+    pub(in crate::buffer) fn apply(&mut self, head: &Head, payload_bytes: u32, at: At) -> Option<Written> {
         match head {
             Head::Chunk(chunk) => return self.chunk(chunk, payload_bytes, at),
             Head::Database(head) => {
@@ -102,11 +107,12 @@ impl Replay {
         None
     }
 
-    fn chunk(&mut self, chunk: &ChunkHead, payload_bytes: u32, at: At) -> Option<(DatabaseId, SegmentRef)> {
+    fn chunk(&mut self, chunk: &ChunkHead, payload_bytes: u32, at: At) -> Option<Written> {
         let id = chunk.database;
+        let key = (id, chunk.rewritten);
         let whole = match &chunk.before {
             None => true,
-            Some(before) => match self.open.get(&id) {
+            Some(before) => match self.open.get(&key) {
                 Some(open) => {
                     open.meta == chunk.meta && open.next == chunk.number && open.previous == before.previous
                 }
@@ -116,27 +122,37 @@ impl Replay {
         };
         if !chunk.last {
             if whole {
-                self.open.insert(id, Open { meta: chunk.meta, next: chunk.number + 1, previous: at });
+                self.open.insert(key, Open { meta: chunk.meta, next: chunk.number + 1, previous: at });
             } else {
-                self.open.remove(&id);
+                self.open.remove(&key);
             }
             return None;
         }
-        self.open.remove(&id);
+        self.open.remove(&key);
         let (position, time_ms) = self.positions.entry(id).or_default();
-        if position.is_some_and(|p| chunk.meta.range.max() <= p.txid) {
-            self.oddities.gaps += 1;
-            return None;
+        let reached = position.is_some_and(|p| chunk.meta.range.max() <= p.txid);
+        if !chunk.rewritten {
+            if reached {
+                self.oddities.gaps += 1;
+                return None;
+            }
+            if !follows(*position, &chunk.meta) {
+                self.oddities.gaps += 1;
+            }
         }
-        if !follows(*position, &chunk.meta) {
-            self.oddities.gaps += 1;
+        // What is rewritten was there before: only damage hides that.
+        if !reached {
+            self.oddities.gaps += u64::from(chunk.rewritten);
+            (*position, *time_ms) = (Some(position_after(&chunk.meta)), chunk.meta.time_ms);
         }
-        (*position, *time_ms) = (Some(position_after(&chunk.meta)), chunk.meta.time_ms);
         if !whole {
-            self.oddities.incomplete += 1;
+            // A file goes when nobody needs the segments that lie in it: the rest of them is of no use.
+            let gone = chunk.before.is_some_and(|before| !self.present.contains(&before.previous.0));
+            self.oddities.incomplete += u64::from(!gone);
             return None;
         }
-        Some((id, segment(chunk, payload_bytes, at)))
+        let segment = segment(chunk, payload_bytes, at);
+        Some(Written { database: id, segment, rewritten: chunk.rewritten })
     }
 }
 
@@ -174,11 +190,11 @@ mod tests {
     }
 
     fn chunk(meta: SegmentMeta, number: u32, last: bool, before: Option<Before>) -> Head {
-        Head::Chunk(ChunkHead { database: DatabaseId(1), meta, number, last, before })
+        Head::Chunk(ChunkHead { database: DatabaseId(1), meta, number, last, before, rewritten: false })
     }
 
     fn replay_with_a_database(first_file: u64) -> Replay {
-        let mut replay = Replay::new(first_file);
+        let mut replay = Replay::new(first_file, 1..=9);
         let head =
             DatabaseHead { id: DatabaseId(1), lineage: 3, key: "a/b".parse().unwrap(), path: String::new() };
         replay.apply(&Head::Database(head), 0, (first_file, 64));
@@ -191,8 +207,8 @@ mod tests {
         assert_eq!(replay.apply(&chunk(meta(1, 4), 0, false, None), 100, (1, 200)), None);
         let before = Before { first: (1, 200), previous: (1, 200), bytes: 100 };
         let done = replay.apply(&chunk(meta(1, 4), 1, true, Some(before)), 5, (2, 64)).unwrap();
-        assert_eq!(done.1.bytes, 105);
-        assert_eq!(done.1.place, Place { first: (1, 200), last: (2, 64), chunks: 2 });
+        assert_eq!(done.segment.bytes, 105);
+        assert_eq!(done.segment.place, Place { first: (1, 200), last: (2, 64), chunks: 2 });
         let (state, oddities) = replay.finish();
         assert_eq!(oddities, Oddities::default());
         let position = Pos { txid: Txid::new(4).unwrap(), checksum: checksum(4) };
@@ -246,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_database_that_no_record_names_is_counted_and_its_number_is_not_used_again() {
-        let mut replay = Replay::new(1);
+        let mut replay = Replay::new(1, [1]);
         assert!(replay.apply(&chunk(meta(1, 1), 0, true, None), 5, (1, 300)).is_some());
         let (state, oddities) = replay.finish();
         assert_eq!(oddities.unknown_databases, 1);

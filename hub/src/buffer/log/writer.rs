@@ -14,7 +14,7 @@ use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use walhub_common::{Pos, clock};
+use walhub_common::{Pos, Txid, clock};
 
 /// Slices that one write call takes.
 const MAX_SLICES: usize = 1024;
@@ -32,15 +32,32 @@ pub(in crate::buffer) enum Item<'a> {
     Adopt(&'a DatabaseHead, Pos, i64),
     /// Whatever of a segment of this database has been written is given up.
     Abandon(DatabaseId),
+    /// A chunk of a segment that stands for others within its range.
+    Rewrite(&'a Chunk, Payload),
+    /// As [`Item::Abandon`], of such a segment.
+    AbandonRewrite(DatabaseId),
+    /// Nothing: somebody waits for what is before it.
+    Barrier,
+}
+
+/// A segment that a group completes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(in crate::buffer) struct Written {
+    /// Its database.
+    pub(in crate::buffer) database: DatabaseId,
+    /// What it is and where it lies.
+    pub(in crate::buffer) segment: SegmentRef,
+    /// It stands for those within its range that were there before.
+    pub(in crate::buffer) rewritten: bool,
 }
 
 impl Item<'_> {
     /// A bound of what it takes in the log.
     pub(in crate::buffer) fn bytes(&self) -> usize {
         match self {
-            Item::Chunk(chunk, _) => chunk_bytes(chunk.data.len()),
+            Item::Chunk(chunk, _) | Item::Rewrite(chunk, _) => chunk_bytes(chunk.data.len()),
             Item::Database(head) | Item::Adopt(head, ..) => record_bytes(724 + head.path.len(), 0),
-            Item::Abandon(_) => 0,
+            Item::Abandon(_) | Item::AbandonRewrite(_) | Item::Barrier => 0,
         }
     }
 }
@@ -48,6 +65,13 @@ impl Item<'_> {
 /// A bound of what a chunk of `data` bytes takes in the log.
 pub(in crate::buffer) fn chunk_bytes(data: usize) -> usize {
     record_bytes(104, data)
+}
+
+impl Written {
+    /// Its database and first transaction.
+    pub(in crate::buffer) fn key(&self) -> (DatabaseId, Txid) {
+        (self.database, self.segment.meta.range.min())
+    }
 }
 
 /// Why a group was not written. In both cases nothing of it will be found when the log is read again, unless the
@@ -71,7 +95,8 @@ pub(in crate::buffer) struct Writer {
     next_number: u64,
     file_bytes: u64,
     active: Option<Active>,
-    open: HashMap<DatabaseId, Open>,
+    /// Unfinished segments; true for those that are rewritten.
+    open: HashMap<(DatabaseId, bool), Open>,
     syncs: u64,
 }
 
@@ -153,7 +178,7 @@ impl Writer {
         group: &[Item<'_>],
         sync: bool,
         snapshot: impl FnOnce() -> State,
-    ) -> Result<Vec<(DatabaseId, SegmentRef)>, WriteError> {
+    ) -> Result<Vec<Written>, WriteError> {
         let written = self.try_write(group, sync, snapshot);
         if written.is_err() {
             self.open.clear();
@@ -166,7 +191,7 @@ impl Writer {
         group: &[Item<'_>],
         sync: bool,
         snapshot: impl FnOnce() -> State,
-    ) -> Result<Vec<(DatabaseId, SegmentRef)>, WriteError> {
+    ) -> Result<Vec<Written>, WriteError> {
         let bytes: u64 = group.iter().map(|item| item.bytes() as u64).sum();
         if bytes > 0 {
             self.make_room(bytes, snapshot)?;
@@ -183,11 +208,13 @@ impl Writer {
             let at = (active.number, end);
             let start = copied.len();
             match item {
-                Item::Chunk(chunk, payload) => {
-                    let head = chunk_head(&mut self.open, chunk, at);
+                Item::Chunk(chunk, payload) | Item::Rewrite(chunk, payload) => {
+                    let rewritten = matches!(item, Item::Rewrite(..));
+                    let head = chunk_head(&mut self.open, chunk, rewritten, at);
                     encode(&mut copied, &Head::Chunk(head), *payload, active.salt, active.synced);
                     if chunk.last {
-                        done.push((chunk.database, segment(&head, payload.bytes, at)));
+                        let segment = segment(&head, payload.bytes, at);
+                        done.push(Written { database: chunk.database, segment, rewritten });
                     }
                     if chunk.data.len() < COPY_BELOW {
                         copied.extend_from_slice(&chunk.data);
@@ -210,8 +237,12 @@ impl Writer {
                     push_copied(&mut pieces, start..copied.len());
                 }
                 Item::Abandon(id) => {
-                    self.open.remove(id);
+                    self.open.remove(&(*id, false));
                 }
+                Item::AbandonRewrite(id) => {
+                    self.open.remove(&(*id, true));
+                }
+                Item::Barrier => {}
             }
             end += (copied.len() - start) as u64;
         }
@@ -305,20 +336,33 @@ impl Writer {
     }
 }
 
-fn chunk_head(open: &mut HashMap<DatabaseId, Open>, chunk: &Chunk, at: At) -> ChunkHead {
+fn chunk_head(
+    open: &mut HashMap<(DatabaseId, bool), Open>,
+    chunk: &Chunk,
+    rewritten: bool,
+    at: At,
+) -> ChunkHead {
+    let key = (chunk.database, rewritten);
     let before = (chunk.number > 0).then(|| {
-        let open = open.get(&chunk.database).filter(|o| o.meta == chunk.meta);
+        let open = open.get(&key).filter(|o| o.meta == chunk.meta);
         let open = open.expect("BUG: a chunk without those before it was let through");
         Before { first: open.first, previous: open.previous, bytes: open.bytes }
     });
     if chunk.last {
-        open.remove(&chunk.database);
+        open.remove(&key);
     } else {
         let (first, bytes) = before.map_or((at, 0), |b| (b.first, b.bytes));
         let bytes = bytes + chunk.data.len() as u64;
-        open.insert(chunk.database, Open { meta: chunk.meta, first, previous: at, bytes });
+        open.insert(key, Open { meta: chunk.meta, first, previous: at, bytes });
     }
-    ChunkHead { database: chunk.database, meta: chunk.meta, number: chunk.number, last: chunk.last, before }
+    ChunkHead {
+        database: chunk.database,
+        meta: chunk.meta,
+        number: chunk.number,
+        last: chunk.last,
+        before,
+        rewritten,
+    }
 }
 
 fn push_copied(pieces: &mut Vec<Piece<'_>>, range: Range<usize>) {

@@ -202,6 +202,7 @@ pub(super) fn failure(error: BufferError) -> Result<Refusal, SessionError> {
         BufferError::Full { .. } => {
             Ok(Refusal::busy(format!("{error}; the hub takes more when a destination has caught up")))
         }
+        BufferError::SegmentTooLarge { .. } => Ok(Refusal::oversized(error.to_string())),
         BufferError::Io { ref source, .. } if disk_full(source) => {
             Ok(Refusal::busy(format!("{error}; the hub takes more when there is room on its disk")))
         }

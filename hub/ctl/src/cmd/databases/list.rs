@@ -1,7 +1,7 @@
 //! `hubctl databases list`: positions, copies and policy of every database.
 
 use crate::connect::ConnectArgs;
-use crate::model::{CopyState, Database, Status};
+use crate::model::{CopyState, Database, GivenUp, Status};
 use crate::output::{self, Table};
 use std::process::ExitCode;
 
@@ -55,6 +55,16 @@ fn copy(copy: &CopyState) -> String {
 }
 
 fn state(database: &Database) -> String {
+    let state = copies(database);
+    match &database.given_up {
+        Some(GivenUp { restore_points, first_txid, last_txid }) => {
+            format!("{state}; {restore_points} restore points of {first_txid}-{last_txid} given up")
+        }
+        None => state,
+    }
+}
+
+fn copies(database: &Database) -> String {
     match (&database.last_refusal, &database.policy_missing, database.open) {
         (Some(refusal), _, _) => format!("refused: {refusal}"),
         (None, Some(missing), _) => format!("policy lacks {missing}"),
