@@ -1,7 +1,7 @@
 //! Makes one LTX file of many buffered segments, in bounded memory: for a buffer that is full.
 
-use crate::buffer::squash::{MergeError, Merger, groups};
-use crate::buffer::{BufferError, SegmentMeta, SegmentRef};
+use crate::buffer::squash::{MergeError, Merger, Opens, groups};
+use crate::buffer::{SegmentMeta, SegmentRef};
 use std::io::{BufReader, Read, Write};
 use walhub_common::ltx::{self, Decoder, LtxError, Provenance, Stamp};
 
@@ -18,7 +18,7 @@ impl Merger for LtxMerger {
         &self,
         segments: &[SegmentRef],
         whole: SegmentMeta,
-        open: &dyn Fn(&SegmentRef) -> Result<Box<dyn Read + Send>, BufferError>,
+        open: &Opens<'_>,
         out: &mut dyn Write,
     ) -> Result<(), MergeError> {
         let read = |segment: &SegmentRef| {

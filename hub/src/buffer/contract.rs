@@ -1,6 +1,6 @@
 //! The suite that every buffer must pass.
 
-use super::squash::{MergeError, Merger};
+use super::squash::{MergeError, Merger, Opens};
 use super::{
     BufferError, Chunk, DatabaseId, EveryDatabase, Registered, SegmentMeta, SegmentRef, Takers, WalBuffer,
 };
@@ -359,29 +359,49 @@ async fn closed_buffers_say_so(subject: &mut dyn Subject) {
     assert_eq!(subject.buffer().list(id, None, 1).unwrap().len(), 1);
 }
 
-/// Merges by taking the beginning of each of them: a stand-in for LTX, whose bytes the buffer does not know.
+/// Merges into a count and a sum over all bytes: a stand-in for LTX, which the buffer does not know. However segments
+/// are merged, once or again, the result for a range is the same: see [`folded`].
 #[derive(Debug)]
-pub struct Beginnings;
+pub struct Fold;
 
-/// Bytes that [`Beginnings`] takes of each.
-pub const BEGINNING: u64 = 8;
+const FOLDED: &[u8; 8] = b"folded!!";
 
-impl Merger for Beginnings {
+impl Merger for Fold {
     fn merge(
         &self,
         segments: &[SegmentRef],
         _: SegmentMeta,
-        open: &dyn Fn(&SegmentRef) -> Result<Box<dyn Read + Send>, BufferError>,
+        open: &Opens<'_>,
         out: &mut dyn std::io::Write,
     ) -> Result<(), MergeError> {
+        let mut all = Vec::new();
         for segment in segments {
             let mut bytes = Vec::new();
-            let reader = open(segment).map_err(|e| MergeError::Failed(e.to_string()))?;
-            reader.take(BEGINNING).read_to_end(&mut bytes)?;
-            out.write_all(&bytes)?;
+            let mut reader = open(segment).map_err(|e| MergeError::Failed(e.to_string()))?;
+            reader.read_to_end(&mut bytes)?;
+            all.push(bytes);
         }
-        Ok(())
+        Ok(out.write_all(&folded(all))?)
     }
+}
+
+/// What [`Fold`] makes of segments with these bytes; 8 bytes for each beside a header.
+pub fn folded(all: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
+    let (mut count, mut sum) = (0_u64, 0_u64);
+    for bytes in all {
+        let number = |at: usize| bytes[at..at + 8].try_into().map(u64::from_be_bytes).expect("8 bytes");
+        if bytes.starts_with(FOLDED) {
+            (count, sum) = (count + number(8), sum ^ number(16));
+        } else {
+            let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &bytes);
+            (count, sum) = (count + 1, sum ^ crc);
+        }
+    }
+    let mut out = FOLDED.to_vec();
+    out.extend_from_slice(&count.to_be_bytes());
+    out.extend_from_slice(&sum.to_be_bytes());
+    out.resize(out.len() + 8 * usize::try_from(count).expect("few"), 0);
+    out
 }
 
 /// Lanes of which some answer.
@@ -405,7 +425,7 @@ impl Takers for Lanes {
     }
 }
 
-/// What a full buffer gives up, where it may. `subject` must squash with [`Beginnings`], hold at most about `max_bytes`,
+/// What a full buffer gives up, where it may. `subject` must squash with [`Fold`], hold at most about `max_bytes`,
 /// and be empty at first.
 pub async fn squash_suite(subject: &mut dyn Subject, max_bytes: u64) {
     let buffer = subject.buffer();
@@ -435,9 +455,7 @@ pub async fn squash_suite(subject: &mut dyn Subject, max_bytes: u64) {
         assert_eq!(held[0].meta.range.min(), txid(1));
         assert_eq!(held.last().unwrap().meta.range.max(), position.unwrap().txid, "no hole");
         let merged = held.iter().find(|s| s.meta.range.count() > 1).expect("some were merged");
-        let beginnings: Vec<u8> = merged_bytes(merged, size, BEGINNING);
-        let bytes = bytes_of(&*buffer, id, merged);
-        assert_eq!(bytes[..8], beginnings[..8], "it begins as the first of them");
+        assert_eq!(bytes_of(&*buffer, id, merged), folded(singles(merged, size)), "all of them, each once");
         assert_eq!(merged.meta.pre.is_none(), merged.meta.range.min() == txid(1));
         let inside = txid(merged.meta.range.max().get() - 1);
         assert!(matches!(buffer.read(id, Some(inside), 1), Err(BufferError::Trimmed { .. })));
@@ -477,18 +495,18 @@ pub async fn squash_suite(subject: &mut dyn Subject, max_bytes: u64) {
     assert!(!buffer.read(id, Some(middle), 1).unwrap().is_empty());
 }
 
-/// Beginnings of the single segments that a merged one stands for, as long as nothing else was merged into it.
-fn merged_bytes(merged: &SegmentRef, size: usize, of_each: u64) -> Vec<u8> {
+/// Bytes of the single segments that a merged one stands for.
+fn singles(merged: &SegmentRef, size: usize) -> Vec<Vec<u8>> {
     let mut position = None;
-    let mut bytes = Vec::new();
+    let mut all = Vec::new();
     for n in 1..=merged.meta.range.max().get() {
         let made = segment(position, n, &[size], 5);
         position = made.position();
         if made.meta.range.min() >= merged.meta.range.min() {
-            bytes.extend_from_slice(&made.bytes()[..usize::try_from(of_each).unwrap()]);
+            all.push(made.bytes());
         }
     }
-    bytes
+    all
 }
 
 /// A segment that is larger than the whole buffer is refused for what it is.

@@ -422,7 +422,7 @@ impl WalBuffer for MemoryBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buffer::contract::{Beginnings, Subject, bound_suite, oversized_suite, squash_suite, suite};
+    use crate::buffer::contract::{Fold, Subject, bound_suite, oversized_suite, squash_suite, suite};
 
     struct Memory(Arc<MemoryBuffer>);
 
@@ -448,7 +448,7 @@ mod tests {
 
     #[tokio::test]
     async fn gives_up_restore_points_and_no_data() {
-        let buffer = MemoryBuffer::squashing(4 << 20, Arc::new(Beginnings));
+        let buffer = MemoryBuffer::squashing(4 << 20, Arc::new(Fold));
         squash_suite(&mut Memory(Arc::new(buffer)), 4 << 20).await;
     }
 

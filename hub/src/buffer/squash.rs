@@ -59,6 +59,9 @@ pub enum MergeError {
     Write(#[from] std::io::Error),
 }
 
+/// Gives the bytes of a segment.
+pub type Opens<'a> = dyn Fn(&SegmentRef) -> Result<Box<dyn Read + Send>, BufferError> + 'a;
+
 /// Makes one segment of several. The buffer itself does not know what is in them.
 pub trait Merger: Send + Sync + Debug {
     /// Writes one LTX file to `out` that stands for `segments`: contiguous, oldest first, of at most [`MAX_GROUPS`]
@@ -67,7 +70,7 @@ pub trait Merger: Send + Sync + Debug {
         &self,
         segments: &[SegmentRef],
         whole: SegmentMeta,
-        open: &dyn Fn(&SegmentRef) -> Result<Box<dyn Read + Send>, BufferError>,
+        open: &Opens<'_>,
         out: &mut dyn Write,
     ) -> Result<(), MergeError>;
 }
@@ -81,7 +84,7 @@ impl Merger for NoMerger {
         &self,
         _: &[SegmentRef],
         _: SegmentMeta,
-        _: &dyn Fn(&SegmentRef) -> Result<Box<dyn Read + Send>, BufferError>,
+        _: &Opens<'_>,
         _: &mut dyn Write,
     ) -> Result<(), MergeError> {
         Err(MergeError::Failed("this buffer merges nothing".to_owned()))

@@ -281,7 +281,7 @@ impl Takers for Board {
     }
 
     fn answers(&self, name: &DestinationName) -> bool {
-        let place = self.roster.borrow().places().iter().find(|place| place.name() == name).cloned();
+        let place = self.roster.borrow().places().iter().find(|place| place.entry.cursor == *name).cloned();
         place.is_some_and(|place| self.health(place.lane).healthy)
     }
 }

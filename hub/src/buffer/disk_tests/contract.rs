@@ -1,7 +1,7 @@
 //! The contract on disk, beside the twin in memory.
 
 use super::*;
-use crate::buffer::contract::{Beginnings, Subject, bound_suite, oversized_suite, squash_suite, suite};
+use crate::buffer::contract::{Fold, Subject, bound_suite, oversized_suite, squash_suite, suite};
 use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::model::compare;
 use tempfile::TempDir;
@@ -18,7 +18,7 @@ impl Disk {
         let options = Options {
             file_bytes,
             when_full: WhenFull::Squash,
-            merger: Arc::new(Beginnings),
+            merger: Arc::new(Fold),
             ..Options::new(dir.path(), max_bytes)
         };
         let buffer = Some(Arc::new(DiskBuffer::open(options.clone()).unwrap()));
@@ -93,7 +93,7 @@ async fn answers_as_its_twin_does() {
     for seed in 0..9 {
         let file_bytes = [2_000, 20_000, 64 << 20][seed as usize % 3];
         let mut disk = Disk::new(1 << 30, file_bytes);
-        let mut memory = Memory(Arc::new(MemoryBuffer::squashing(1 << 30, Arc::new(Beginnings))));
+        let mut memory = Memory(Arc::new(MemoryBuffer::squashing(1 << 30, Arc::new(Fold))));
         compare(&mut memory, &mut disk, seed, 250).await;
     }
 }

@@ -6,10 +6,12 @@ mod failing_disk;
 mod killed;
 mod large;
 mod power_cut;
+mod squashed;
 
 use super::*;
 use crate::buffer::EveryDatabase;
-use crate::buffer::contract::{Made, bytes_of, segment};
+use crate::buffer::SegmentMeta;
+use crate::buffer::contract::{Fold, Made, bytes_of, folded, segment};
 use std::collections::HashMap;
 use walhub_common::Pos;
 
@@ -41,11 +43,11 @@ pub(super) fn next(id: DatabaseId, position: Option<Pos>) -> Made {
 /// Every segment held is what was appended, without a hole, up to the position; gives the TXID of that.
 pub(super) fn verify(buffer: &DiskBuffer, name: &str) -> u64 {
     let registered = buffer.find(&key(name)).unwrap();
-    let (mut position, mut made) = (None, HashMap::new());
+    let (mut position, mut made) = (None, Vec::new());
     while position.map(|p: Pos| p.txid) < registered.position.map(|p| p.txid) {
         let segment = next(registered.id, position);
         position = segment.position();
-        made.insert(segment.meta.range, segment);
+        made.push(segment);
     }
     assert_eq!(position, registered.position);
     let held = buffer.list(registered.id, None, usize::MAX).unwrap();
@@ -54,9 +56,18 @@ pub(super) fn verify(buffer: &DiskBuffer, name: &str) -> u64 {
     }
     assert_eq!(held.last().map(|s| s.meta.range.max()), registered.position.map(|p| p.txid));
     for segment in &held {
-        let made = &made[&segment.meta.range];
-        assert_eq!(segment.meta, made.meta);
-        assert_eq!(bytes_of(buffer, registered.id, segment), made.bytes());
+        let range = segment.meta.range;
+        let within =
+            |made: &&Made| range.min() <= made.meta.range.min() && made.meta.range.max() <= range.max();
+        let made: Vec<&Made> = made.iter().filter(within).collect();
+        let (first, last) = (made.first().unwrap().meta, made.last().unwrap().meta);
+        assert_eq!((range.min(), range.max()), (first.range.min(), last.range.max()), "{name}");
+        assert_eq!(segment.meta, SegmentMeta { range, pre: first.pre, ..last });
+        let bytes = bytes_of(buffer, registered.id, segment);
+        match &made[..] {
+            [one] => assert_eq!(bytes, one.bytes()),
+            several => assert_eq!(bytes, folded(several.iter().map(|made| made.bytes())), "{name} {range}"),
+        }
     }
     position.map_or(0, |p| p.txid.get())
 }

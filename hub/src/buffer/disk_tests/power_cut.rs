@@ -72,7 +72,22 @@ impl PowerCut {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_power_cut_at_any_step_loses_nothing_that_was_acknowledged() {
-    for round in 0..40 {
+    cut_in_rounds(LARGE, 40, |round| 12 + round * 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_while_room_is_made_loses_nothing_that_was_acknowledged() {
+    cut_in_rounds(200_000, 15, |round| 700 + round * 107).await;
+}
+
+async fn cut_in_rounds(max_bytes: u64, rounds: u64, steps: impl Fn(u64) -> u64) {
+    let options = |dir: &Path| Options {
+        file_bytes: (max_bytes / 8).min(40_000),
+        when_full: WhenFull::Squash,
+        merger: Arc::new(Fold),
+        ..Options::new(dir, max_bytes)
+    };
+    for round in 0..rounds {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("a"), dir.path().join("b"));
         let acked = Arc::new(AtomicU64::new(0));
@@ -80,7 +95,7 @@ async fn a_power_cut_at_any_step_loses_nothing_that_was_acknowledged() {
             from: from.clone(),
             to: to.clone(),
             synced: HashMap::new(),
-            countdown: 12 + round * 5,
+            countdown: steps(round),
             rng: StdRng::seed_from_u64(round),
             taken: None,
             acked: Arc::clone(&acked),
@@ -91,18 +106,20 @@ async fn a_power_cut_at_any_step_loses_nothing_that_was_acknowledged() {
             seen.lock().unwrap().at(step);
             Ok(())
         });
-        let buffer = open(&Options { probe, ..options(&from, 40_000) });
+        let buffer = open(&Options { probe, ..options(&from) });
         buffer.register(&key("a"), Some(5), "/a").await.unwrap();
+        buffer.trim(EveryDatabase::by(&[])).await.unwrap();
         while cut.lock().unwrap().taken.is_none() {
             let position = append_next(&buffer, "a").await.unwrap();
             acked.store(position.txid.get(), Ordering::SeqCst);
         }
         let at_the_cut = cut.lock().unwrap().taken.unwrap();
-        let after = open(&options(&to, 40_000));
+        let after = open(&options(&to));
         let position = verify(&after, "a");
         assert!(position >= at_the_cut, "round {round}: {position} of {at_the_cut}");
+        after.trim(EveryDatabase::by(&[])).await.unwrap();
         append_next(&after, "a").await.unwrap();
         after.close().await.unwrap();
-        verify(&open(&options(&to, 40_000)), "a");
+        verify(&open(&options(&to)), "a");
     }
 }

@@ -89,7 +89,7 @@ impl Index {
                     return Ok(moved);
                 }
                 let rewritten = recent.waiting.iter().take(BATCH).position(|written| written.rewritten);
-                let count = rewritten.map_or(recent.waiting.len().min(BATCH), |at| at.max(1));
+                let count = rewritten.map_or_else(|| recent.waiting.len().min(BATCH), |at| at.max(1));
                 let end = if count == recent.waiting.len() { recent.published } else { recent.moved };
                 (recent.waiting[..count].to_vec(), end)
             };

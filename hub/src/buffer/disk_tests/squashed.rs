@@ -1,0 +1,109 @@
+//! A log in which segments stand for others, or were copied: what a new index makes of it, and what a failing disk does.
+
+use super::*;
+use crate::buffer::EveryDatabase;
+use crate::buffer::log::probe::Step;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn small(dir: &Path, probe: Probe) -> Options {
+    let when_full = WhenFull::Squash;
+    Options { file_bytes: 20_000, when_full, merger: Arc::new(Fold), probe, ..Options::new(dir, 300_000) }
+}
+
+/// Two databases of which nobody takes anything: `a` until it has been merged many times over, `b` a little.
+async fn squashed(dir: &Path) -> DiskBuffer {
+    let buffer = open(&small(dir, Probe::default()));
+    for name in ["a", "b"] {
+        buffer.register(&key(name), None, "/x").await.unwrap();
+    }
+    buffer.trim(EveryDatabase::by(&[lane()])).await.unwrap();
+    for _ in 0..20 {
+        append_next(&buffer, "b").await.unwrap();
+    }
+    for _ in 0..800 {
+        append_next(&buffer, "a").await.unwrap();
+    }
+    buffer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_index_gives_the_same_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = squashed(dir.path()).await;
+    let all = |buffer: &DiskBuffer| {
+        let held = |name: &str| buffer.list(buffer.find(&key(name)).unwrap().id, None, usize::MAX).unwrap();
+        (held("a"), held("b"))
+    };
+    let before = all(&buffer);
+    assert!(before.0.len() < 600 && before.1.len() == 20, "{} {}", before.0.len(), before.1.len());
+    for name in ["a", "b"] {
+        verify(&buffer, name);
+    }
+    assert!(buffer.usage().bytes <= 300_000);
+    buffer.close().await.unwrap();
+    fs::remove_dir_all(dir.path().join("sled")).unwrap();
+    let buffer = open(&small(dir.path(), Probe::default()));
+    assert_eq!(all(&buffer), before);
+    for name in ["a", "b"] {
+        verify(&buffer, name);
+        append_next(&buffer, name).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_database_pins_what_is_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let buffer = open(&Options { when_full: WhenFull::Block, ..small(dir.path(), Probe::default()) });
+    for name in ["slow", "fast"] {
+        buffer.register(&key(name), None, "/x").await.unwrap();
+    }
+    buffer.trim(EveryDatabase::by(&[lane()])).await.unwrap();
+    let fast = buffer.find(&key("fast")).unwrap().id;
+    for n in 0..1500 {
+        if n % 100 == 0 {
+            append_next(&buffer, "slow").await.unwrap();
+        }
+        let position = append_next(&buffer, "fast").await.unwrap();
+        buffer.set_cursor(&lane(), fast, position.txid).unwrap();
+        assert!(buffer.usage().bytes <= 300_000);
+    }
+    for _ in 0..2 {
+        verify(&buffer, "slow");
+        let slow = buffer.find(&key("slow")).unwrap().id;
+        assert_eq!(buffer.list(slow, None, usize::MAX).unwrap().len(), 15, "each of its segments is here");
+    }
+    buffer.close().await.unwrap();
+    let buffer = open(&small(dir.path(), Probe::default()));
+    verify(&buffer, "slow");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_fails_while_room_is_made_costs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    squashed(dir.path()).await.close().await.unwrap();
+    let failing = Arc::new(AtomicBool::new(false));
+    let on = Arc::clone(&failing);
+    let probe = Probe::new(move |step| match step {
+        Step::Write { .. } | Step::Create(_) if on.load(Ordering::SeqCst) => {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        _ => Ok(()),
+    });
+    let buffer = open(&small(dir.path(), probe));
+    buffer.trim(EveryDatabase::by(&[lane()])).await.unwrap();
+    for round in 0..200 {
+        failing.store(round % 10 == 9, Ordering::SeqCst);
+        let appended = append_next(&buffer, "a").await;
+        failing.store(false, Ordering::SeqCst);
+        assert!(appended.is_ok() || round % 10 == 9, "{appended:?}");
+    }
+    for name in ["a", "b"] {
+        verify(&buffer, name);
+    }
+    buffer.close().await.unwrap();
+    let buffer = open(&small(dir.path(), Probe::default()));
+    for name in ["a", "b"] {
+        verify(&buffer, name);
+    }
+}
