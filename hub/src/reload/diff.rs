@@ -41,7 +41,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         listen,
         data_dir,
         tls,
-        buffer_bytes,
+        buffer,
         policy,
         databases,
         destinations,
@@ -52,7 +52,8 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ("listen", *listen != old.listen),
         ("data-dir", *data_dir != old.data_dir),
         ("tls", *tls != old.tls),
-        ("buffer.max-bytes", *buffer_bytes != old.buffer_bytes),
+        ("buffer.max-bytes", buffer.max_bytes != old.buffer.max_bytes),
+        ("buffer.when-full", buffer.when_full != old.buffer.when_full),
         ("log", (log_level, log_format) != (&old.log_level, &old.log_format)),
     ];
     let fates: Vec<Fate> = destinations.iter().map(|entry| fate(&old.destinations, entry)).collect();
@@ -96,7 +97,7 @@ impl Diff {
             listen: old.listen,
             data_dir: old.data_dir.clone(),
             tls: old.tls.clone(),
-            buffer_bytes: old.buffer_bytes,
+            buffer: old.buffer,
             log_level: old.log_level.clone(),
             log_format: old.log_format,
             ..new
@@ -211,7 +212,7 @@ mod tests {
         assert!(diff.changes[0].starts_with("the policy is copies 1, media 1"), "{:?}", diff.changes);
         assert_eq!(diff.needs_restart, ["listen", "data-dir", "buffer.max-bytes", "log"]);
         let settled = diff.settle(&old, new);
-        assert_eq!((settled.listen, settled.buffer_bytes), (old.listen, old.buffer_bytes));
+        assert_eq!((settled.listen, settled.buffer), (old.listen, old.buffer));
         assert_eq!(settled.databases.len(), 1);
         assert_eq!(super::diff(&settled, &settled.clone()).needs_restart, [""; 0]);
     }
