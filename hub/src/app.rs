@@ -7,7 +7,7 @@ use crate::api::{self, Handles};
 use crate::buffer::disk::{DiskBuffer, Options};
 use crate::buffer::{BufferError, WalBuffer};
 use crate::config::{BufferConfig, Config};
-use crate::copies::{Board, InService};
+use crate::copies::{Board, InService, Meters};
 use crate::fanout::Fanout;
 use crate::fleet::{Epochs, Fleet, Registry};
 use crate::ingest::{Ingest, Origins};
@@ -83,6 +83,7 @@ pub enum AppError {
 /// A hub that owns its port and its data folder and has not begun to work.
 pub struct App {
     config: Config,
+    meters: Arc<Meters>,
     buffer: Arc<dyn WalBuffer>,
     destinations: Vec<DynDestination>,
     epochs: Epochs,
@@ -95,16 +96,6 @@ pub struct App {
 impl App {
     /// Takes everything that can be refused: certificates, port, data folder, destinations. Nothing is sent anywhere.
     pub async fn build(config: Config) -> Result<App, AppError> {
-        let mut destinations = Vec::new();
-        for entry in &config.destinations {
-            destinations.push(reload::make(entry).await?);
-        }
-        Self::build_with(config, destinations).await
-    }
-
-    /// As [`App::build`], with these destinations in the place of the configured ones, in the same order.
-    pub async fn build_with(config: Config, destinations: Vec<DynDestination>) -> Result<App, AppError> {
-        assert_eq!(config.destinations.len(), destinations.len(), "BUG: one destination per entry");
         let acceptor = Arc::new(Acceptor::open(config.tls.clone())?);
         let refused = |source| AppError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(refused)?;
@@ -124,8 +115,14 @@ impl App {
         })
         .await
         .map_err(|e| AppError::Serve(e.to_string()))??;
+        let meters = Arc::new(Meters::open(&config.data_dir));
+        let mut destinations = Vec::new();
+        for entry in &config.destinations {
+            destinations.push(reload::make(entry, &meters).await?);
+        }
         Ok(App {
             config,
+            meters,
             buffer: Arc::new(buffer),
             destinations,
             epochs,
@@ -148,9 +145,9 @@ impl App {
         stop: impl Future<Output = ()> + Send,
         hangups: mpsc::Receiver<()>,
     ) -> Result<(), AppError> {
-        let App { config, buffer, destinations, epochs, staging, listener, address, acceptor } = self;
+        let App { config, meters, buffer, destinations, epochs, staging, listener, address, acceptor } = self;
         let count = destinations.len();
-        let board = Arc::new(Board::new(reload::first_roster(&config, destinations)));
+        let board = Arc::new(Board::with_meters(reload::first_roster(&config, destinations), meters));
         let fleet = Arc::new(Fleet { epochs, registry: Registry::default(), board: board.clone() });
         let fanout = Fanout::start(buffer.clone(), board.clone(), &config.data_dir.join(TMP))
             .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;

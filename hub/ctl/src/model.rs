@@ -27,6 +27,21 @@ pub(crate) struct Hub {
     pub(crate) segment_bytes: u64,
 }
 
+/// Requests to a destination since midnight UTC.
+#[derive(Debug, Serialize)]
+pub(crate) struct Requests {
+    pub(crate) puts: u64,
+    pub(crate) lists: u64,
+    pub(crate) gets: u64,
+    pub(crate) deletes: u64,
+    /// At the end of the day, at the present pace.
+    pub(crate) forecast: u64,
+    /// `max-requests-per-day`.
+    pub(crate) budget: Option<u64>,
+    /// Nothing more is sent today.
+    pub(crate) spent: bool,
+}
+
 #[derive(Debug, Serialize)]
 pub(crate) struct Destination {
     pub(crate) name: String,
@@ -36,6 +51,9 @@ pub(crate) struct Destination {
     pub(crate) healthy: bool,
     pub(crate) last_error: Option<String>,
     pub(crate) sync_interval_ms: u64,
+    /// What the budget of requests makes of it.
+    pub(crate) effective_interval_ms: u64,
+    pub(crate) requests_today: Requests,
     /// Age of the oldest buffered transaction that it has not taken; 0 when it has everything.
     pub(crate) lag_ms: u64,
     pub(crate) databases_behind: u32,
@@ -165,6 +183,21 @@ impl From<v1::HubStatus> for Hub {
     }
 }
 
+impl From<v1::RequestsToday> for Requests {
+    fn from(wire: v1::RequestsToday) -> Requests {
+        let v1::RequestsToday { puts, lists, gets, deletes, forecast, budget, spent } = wire;
+        let budget = (budget > 0).then_some(budget);
+        Requests { puts, lists, gets, deletes, forecast, budget, spent }
+    }
+}
+
+impl Requests {
+    /// All of them.
+    pub(crate) fn total(&self) -> u64 {
+        self.puts + self.lists + self.gets + self.deletes
+    }
+}
+
 impl From<v1::DestinationStatus> for Destination {
     fn from(wire: v1::DestinationStatus) -> Destination {
         Destination {
@@ -174,6 +207,8 @@ impl From<v1::DestinationStatus> for Destination {
             healthy: wire.healthy,
             last_error: some(wire.last_error),
             sync_interval_ms: wire.sync_interval_ms,
+            effective_interval_ms: wire.effective_interval_ms,
+            requests_today: wire.requests.unwrap_or_default().into(),
             lag_ms: wire.lag_ms,
             databases_behind: wire.databases_behind,
             puts: wire.puts,

@@ -2,6 +2,7 @@
 
 use super::DEFAULT_SYNC_INTERVAL;
 use super::layout::{self, Layout};
+use super::limits::{self, LaneLimits};
 use crate::copies::policy::{LIVE_MEDIA, Site};
 use crc_fast::CrcAlgorithm;
 use rustix::fs::Access;
@@ -24,6 +25,8 @@ pub struct DestinationEntry {
     pub name: DestinationName,
     /// Least time between two flushes.
     pub sync_interval: Duration,
+    /// What it may be asked for.
+    pub limits: LaneLimits,
     /// What it counts for in the policy.
     pub site: Site,
     /// How its files lie there.
@@ -83,6 +86,7 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
         Kind::File => (LIVE_MEDIA, false),
         Kind::S3 => ("object", true),
     };
+    let limits = limits::parse(&mut item);
     let media = item.or("media", media.to_owned(), value::string);
     let offsite = item.or("offsite", away, value::bool);
     let config = match kind {
@@ -104,7 +108,7 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
     let site = Site { name: name.to_string(), media, offsite, immutable: false };
     let (config, place) = (config?, place?);
     let cursor = cursor(&config, &place);
-    Some(DestinationEntry { name, sync_interval, site, layout, config, place, cursor })
+    Some(DestinationEntry { name, sync_interval, limits, site, layout, config, place, cursor })
 }
 
 fn cursor(config: &DestinationConfig, place: &str) -> DestinationName {

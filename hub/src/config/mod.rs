@@ -6,11 +6,13 @@ mod buffer;
 mod databases;
 mod destination;
 mod layout;
+mod limits;
 mod policy;
 
 pub use buffer::{BufferConfig, DEFAULT_BUFFER_BYTES};
 pub use destination::DestinationEntry;
 pub use layout::Layout;
+pub use limits::LaneLimits;
 
 use crate::copies::{Policy, Selector};
 use std::net::SocketAddr;

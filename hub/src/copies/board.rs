@@ -10,12 +10,14 @@
 //!
 //! Non-goal: it decides nothing; the rule is [`super::policy`].
 
+use super::meters::Meters;
 use super::roster::{LaneId, Roster, Terms};
 use crate::buffer::{DatabaseId, Takers};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use walhub_common::{DatabaseKey, DestinationName, Txid};
 
@@ -30,6 +32,10 @@ pub struct LaneHealth {
     pub puts: u64,
     /// Bytes put since start.
     pub put_bytes: u64,
+    /// What the budget of requests makes of the sync interval: no flushes are closer than this.
+    pub least_interval: Duration,
+    /// The budget of requests is spent: nothing more is sent today.
+    pub spent: bool,
 }
 
 /// What the board knows of one database.
@@ -124,6 +130,7 @@ impl Inbox {
 /// The board.
 pub struct Board {
     roster: watch::Sender<Arc<Roster>>,
+    meters: Arc<Meters>,
     health: Mutex<BTreeMap<LaneId, LaneHealth>>,
     entries: Mutex<HashMap<DatabaseId, Entry>>,
     /// Counts changes of who serves what.
@@ -139,9 +146,15 @@ impl fmt::Debug for Board {
 }
 
 impl Board {
-    /// An empty board over these destinations.
+    /// An empty board over these destinations, which begin to count their requests.
     pub fn new(roster: Roster) -> Self {
+        Self::with_meters(roster, Arc::default())
+    }
+
+    /// An empty board over these destinations.
+    pub fn with_meters(roster: Roster, meters: Arc<Meters>) -> Self {
         Self {
+            meters,
             roster: watch::Sender::new(Arc::new(roster)),
             health: Mutex::default(),
             entries: Mutex::default(),
@@ -178,6 +191,11 @@ impl Board {
         }
         lock(&self.health).retain(|lane, _| roster.place(*lane).is_some());
         self.advanced.notify_one();
+    }
+
+    /// Requests of every place.
+    pub fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// How a lane is doing.

@@ -4,16 +4,19 @@
 //! - [`policy`]: when a transaction is durable. Pure.
 //! - [`rules`]: what applies to which database. Pure.
 //! - [`roster`]: the destinations in service, as a value.
+//! - [`meters`]: requests of today.
 //! - [`board`]: the shared picture.
 //!
-//! Non-goals: no copying, no connections, nothing on disk (cursors belong to the buffer).
+//! Non-goals: no copying, no connections; of all this only the requests of today lie on disk (cursors belong to the buffer).
 
 pub mod board;
+pub mod meters;
 pub mod policy;
 pub mod roster;
 pub mod rules;
 
 pub use board::{Board, Inbox, LaneHealth, Row};
+pub use meters::Meters;
 pub use policy::{Policy, Site};
 pub use roster::{InService, LaneId, Place, Roster, Terms};
 pub use rules::{Rules, Selector};

@@ -8,6 +8,7 @@
 use super::error::{Concerns, TurnError};
 use super::pauses::Pauses;
 use super::schedule::Schedule;
+use super::spending::Spending;
 use super::tray::{Sealed, Tray};
 use super::turn::{Progress, Turn};
 use super::{Trust, Venue};
@@ -24,9 +25,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, DestinationName};
 use walhub_store::destinations::Put;
-
-/// Databases served at once by one lane.
-const CONCURRENCY: usize = 4;
 
 /// What has come to its end.
 enum Finished {
@@ -55,12 +53,15 @@ pub(super) struct Lane {
     blocked: HashMap<DatabaseId, Pauses>,
     circuit: Option<Pauses>,
     schedule: Schedule,
+    spending: Spending,
 }
 
 impl Lane {
     pub(super) fn new(venue: Arc<Venue>, trust: Trust, stop: CancellationToken) -> Self {
         let roster = venue.board.roster_changes();
+        let spending = Spending::new(venue.place.entry.limits.requests_per_day);
         let mut lane = Self {
+            spending,
             venue,
             roster,
             trust,
@@ -188,10 +189,13 @@ impl Lane {
     fn wake(&self) -> Option<Instant> {
         let waiting = !self.queue.is_empty() || self.tray.holds_any();
         let circuit = match &self.circuit {
-            Some(pauses) if self.in_flight.is_empty() && waiting => pauses.until,
+            _ if !waiting => None,
+            _ if self.spending.until().is_some() => self.spending.until(),
+            Some(pauses) if self.in_flight.is_empty() => pauses.until,
             _ => None,
         };
-        let pack = if self.circuit.is_none() { self.tray.due() } else { None };
+        let free = self.circuit.is_none() && self.spending.until().is_none();
+        let pack = if free { self.tray.due() } else { None };
         let blocked = self.blocked.values().filter_map(|pauses| pauses.until).min();
         [self.schedule.next(), circuit, pack, blocked].into_iter().flatten().min()
     }
@@ -200,6 +204,9 @@ impl Lane {
         let now = Instant::now();
         for interval in self.schedule.take_due(now) {
             let found = self.scan(Some(interval));
+            if found {
+                self.spending.flush_begins(&self.venue, &mut self.schedule);
+            }
             self.schedule.looked(interval, now, found);
         }
         let mut due = Vec::new();
@@ -262,9 +269,13 @@ impl Lane {
     }
 
     fn start_turns(&mut self) {
+        if self.spending.is_over(&self.venue) {
+            return;
+        }
         // A pack has a place of its own, so that large files do not hold it up.
+        let concurrency = self.venue.place.entry.limits.concurrency;
         let allowed = match &self.circuit {
-            None => CONCURRENCY + 1,
+            None => concurrency + 1,
             Some(pauses) => usize::from(pauses.over(Instant::now())),
         };
         let quiet = self.queue.is_empty() && self.in_flight.is_empty();
@@ -273,7 +284,7 @@ impl Lane {
         {
             self.start_pack(sealed);
         }
-        let turns = allowed.min(CONCURRENCY + usize::from(self.tray.is_under_way()));
+        let turns = allowed.min(concurrency + usize::from(self.tray.is_under_way()));
         while self.in_flight.len() < turns && !self.tray.is_full() {
             let Some(id) = self.queue.pop_front() else { return };
             self.queued.remove(&id);

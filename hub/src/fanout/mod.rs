@@ -15,6 +15,7 @@
 //!
 //! Non-goals: no compaction, no retention.
 
+mod budget;
 mod build;
 mod catchup;
 mod coverage;
@@ -22,6 +23,7 @@ mod error;
 mod lane;
 mod pauses;
 mod schedule;
+mod spending;
 mod tray;
 mod turn;
 
@@ -32,10 +34,12 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use walhub_common::task::TaskGroup;
 
+/// Requests of today are written down as often as this.
+const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 /// At most one round of giving space back in this time.
 const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 /// After the deadline of a shutdown, puts are cancelled and get this long.
@@ -131,7 +135,8 @@ impl Fanout {
     /// Ends all lanes, as [`Fanout::close`] does.
     pub async fn shutdown(&self, deadline: Duration) {
         let lanes: Vec<LaneId> = self.lanes().keys().copied().collect();
-        tokio::join!(self.close(&lanes, deadline), self.housekeeping.shutdown(deadline));
+        self.close(&lanes, deadline).await;
+        self.housekeeping.shutdown(ABORT_GRACE).await;
     }
 }
 
@@ -143,9 +148,14 @@ fn empty_dir(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives buffer space back when destinations have advanced.
+/// Gives buffer space back when destinations have advanced, and writes down what they were asked.
 async fn keep_house(buffer: Arc<dyn WalBuffer>, board: Arc<Board>, stop: CancellationToken) {
+    let mut saved = Instant::now();
     loop {
+        if saved.elapsed() >= SAVE_INTERVAL {
+            save(&board).await;
+            saved = Instant::now();
+        }
         if let Err(error) = buffer.trim(board.clone()).await {
             tracing::warn!(%error, "cannot give buffer space back");
         }
@@ -154,9 +164,20 @@ async fn keep_house(buffer: Arc<dyn WalBuffer>, board: Arc<Board>, stop: Cancell
             board.advanced().await;
         };
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             () = round => {}
         }
+    }
+    save(&board).await;
+}
+
+/// Writes the requests of today down.
+async fn save(board: &Arc<Board>) {
+    let board = board.clone();
+    match tokio::task::spawn_blocking(move || board.meters().save()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "cannot write the requests of today down"),
+        Err(error) => tracing::error!(%error, "a bug ended the writing of the requests of today"),
     }
 }
 

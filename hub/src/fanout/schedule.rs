@@ -36,7 +36,6 @@ impl Schedule {
     }
 
     /// Stretches intervals that are shorter than this.
-    #[cfg(test)]
     pub(super) fn set_least(&mut self, least: Duration) {
         self.least = least;
     }

@@ -1,8 +1,10 @@
 //! Lanes while the roster changes under them: who is served, by whom, how often, and what a change leaves alone.
 
 use super::*;
-use crate::copies::{LaneId, Selector};
+use crate::copies::{LaneId, Meters, Selector};
 use crate::fanout::Trust;
+use walhub_common::clock;
+use walhub_store::destinations::limited::{Kind, Limited, Limits};
 
 /// Selectors of the form (pattern, destinations, interval).
 fn rules(selectors: &[(&str, &[&str], Option<Duration>)], policy: Policy) -> Rules {
@@ -175,5 +177,40 @@ async fn a_renamed_destination_goes_on_where_it_was_without_listing_what_is_idle
     assert_eq!(bench.files(0, "app").len(), 2);
     assert_eq!(bench.destinations[0].calls(Operation::List), lists);
     bench.assert_restores(0, "app", &image);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_lane_whose_requests_are_spent_waits_for_the_next_day_and_says_so() {
+    let mut bench = Bench::reliable(2);
+    let meters = Arc::new(Meters::default());
+    let limited = |lane: usize, budget| {
+        let place = place(lane, &bench.destinations[lane]);
+        let meter = meters.of(&place.entry.cursor);
+        let destination = Arc::new(Limited::new(place.destination.clone(), Limits::default(), meter));
+        let mut entry = place.entry.clone();
+        entry.limits.requests_per_day = budget;
+        Arc::new(Place { lane, entry, destination })
+    };
+    let places = vec![limited(0, None), limited(1, Some(100))];
+    let roster = Roster::new(places, Rules::new(Vec::new(), Policy::default()));
+    bench.board = Arc::new(Board::with_meters(roster, meters.clone()));
+    bench.start();
+    let (id, mut image) = (bench.register("app").await, Image::new(6));
+    bench.append(id, &image.first()).await;
+    bench.reaches(1, id, 1).await;
+    let cursor: DestinationName = "d1".parse().unwrap();
+    let used = meters.of(&cursor).today(clock::now_ms()).total();
+    assert!((5..50).contains(&used), "a probe, a look at every level, a put: {used}");
+    // Ninety flushes later; the reserve of the day is used up by somebody else, a restore say.
+    meters.of(&cursor).count(Kind::Get, 100 - used, clock::now_ms());
+    bench.append(id, &image.commit(&[2])).await;
+    bench.reaches(0, id, 2).await;
+    eventually("the lane says that it is spent", || bench.board.health(1).spent).await;
+    bench.append(id, &image.commit(&[3])).await;
+    bench.reaches(0, id, 3).await;
+    assert_eq!(bench.held(1, id), 1);
+    assert_eq!(meters.of(&cursor).today(clock::now_ms()).total(), 100);
+    assert!(bench.board.health(1).healthy, "it is not the destination's fault");
     bench.stop().await;
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use walhub_common::{AgentName, DatabaseName, Txid, clock};
 use walhub_proto::convert;
 use walhub_proto::v1;
+use walhub_store::destinations::limited::Requests;
 
 /// Which part of the picture is asked for.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -58,7 +59,7 @@ pub fn assemble(fleet: &Fleet, buffer: &dyn WalBuffer, scope: &Scope, started_ms
     }
     v1::StatusResponse {
         hub: Some(hub_status(buffer, started_ms, now_ms)),
-        destinations: destinations(fleet, &roster, &lanes),
+        destinations: destinations(fleet, &roster, &lanes, now_ms),
         agents: agents(fleet, &per_agent, scope),
         databases,
     }
@@ -95,9 +96,13 @@ fn destinations(
     fleet: &Fleet,
     roster: &Roster,
     lags: &BTreeMap<LaneId, LaneLag>,
+    now_ms: i64,
 ) -> Vec<v1::DestinationStatus> {
     let view = |place: &Arc<Place>| {
-        let LaneHealth { healthy, last_error, puts, put_bytes } = fleet.board.health(place.lane);
+        let health = fleet.board.health(place.lane);
+        let LaneHealth { healthy, last_error, puts, put_bytes, least_interval, spent } = health;
+        let meter = fleet.board.meters().of(&place.entry.cursor);
+        let Requests { puts: put_requests, lists, gets, deletes } = meter.today(now_ms);
         let lag = lags.get(&place.lane).copied().unwrap_or_default();
         v1::DestinationStatus {
             name: place.name().to_string(),
@@ -110,6 +115,16 @@ fn destinations(
             location: place.destination.location(),
             sync_interval_ms: place.entry.sync_interval.as_millis() as u64,
             lag_ms: lag.oldest_ms,
+            effective_interval_ms: place.entry.sync_interval.max(least_interval).as_millis() as u64,
+            requests: Some(v1::RequestsToday {
+                puts: put_requests,
+                lists,
+                gets,
+                deletes,
+                forecast: meter.forecast(now_ms),
+                budget: place.entry.limits.requests_per_day.unwrap_or(0),
+                spent,
+            }),
         }
     };
     roster.places().iter().map(view).collect()

@@ -16,13 +16,14 @@ mod diff;
 pub use diff::{Diff, Fate, diff};
 
 use crate::config::{Config, DestinationEntry};
-use crate::copies::{Board, LaneId, Place, Roster, Rules};
+use crate::copies::{Board, LaneId, Meters, Place, Roster, Rules};
 use crate::fanout::{Fanout, Trust};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
 use walhub_common::config::Faults;
 use walhub_common::task::TaskGroup;
+use walhub_store::destinations::limited::Limited;
 use walhub_store::destinations::{DestinationError, DynDestination};
 
 /// How long current puts of a lane that ends may take.
@@ -60,9 +61,11 @@ pub struct Reloader {
     tasks: TaskGroup,
 }
 
-/// Makes the destination of an entry, with everything that wraps it. Sends nothing.
-pub async fn make(entry: &DestinationEntry) -> Result<DynDestination, DestinationError> {
-    Ok(entry.layout.over(entry.config.build(entry.name.clone()).await?))
+/// Makes the destination of an entry, within its limits and with its layout. Sends nothing.
+pub async fn make(entry: &DestinationEntry, meters: &Meters) -> Result<DynDestination, DestinationError> {
+    let destination = entry.config.build(entry.name.clone()).await?;
+    let limited = Limited::new(destination, entry.limits.rates, meters.of(&entry.cursor));
+    Ok(entry.layout.over(Arc::new(limited)))
 }
 
 /// The roster of a start: lanes are numbered in the order of the configuration.
@@ -157,7 +160,11 @@ impl Inner {
                 Fate::Added => next_lane += 1,
                 _ => closed.push(lane),
             }
-            let place = Arc::new(Place { lane, entry: entry.clone(), destination: make(entry).await? });
+            let place = Arc::new(Place {
+                lane,
+                entry: entry.clone(),
+                destination: make(entry, self.board.meters()).await?,
+            });
             opened.push((place.clone(), trust));
             places.push(place);
         }

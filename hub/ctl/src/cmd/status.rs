@@ -59,7 +59,7 @@ fn destinations(destinations: &[Destination]) -> Table {
         Table::new(&["DESTINATION", "TYPE", "STATE", ">LAG", ">BEHIND", ">PUTS", ">BYTES", "WHERE"]);
     for destination in destinations {
         let state = match (&destination.last_error, destination.healthy) {
-            (_, true) => "ok".into(),
+            (_, true) => working(destination),
             (Some(error), false) => format!("failing: {error}"),
             (None, false) => "not tried yet".into(),
         };
@@ -75,6 +75,21 @@ fn destinations(destinations: &[Destination]) -> Table {
         ]);
     }
     table
+}
+
+/// A destination that works: at its own pace, or at the one that its budget of requests allows.
+fn working(destination: &Destination) -> String {
+    let requests = &destination.requests_today;
+    let Some(budget) = requests.budget else { return "ok".into() };
+    let used = requests.total();
+    if requests.spent {
+        return format!("its {budget} requests of today are spent, it waits for midnight UTC");
+    }
+    let counted = format!("{used} of {budget} requests today, forecast {}", requests.forecast);
+    match destination.effective_interval_ms > destination.sync_interval_ms {
+        true => format!("ok, every {}: {counted}", output::millis(destination.effective_interval_ms)),
+        false => format!("ok: {counted}"),
+    }
 }
 
 #[cfg(test)]
@@ -104,6 +119,7 @@ mod tests {
                 location: "/srv/copies".into(),
                 sync_interval_ms: 1000,
                 lag_ms: 350,
+                ..Default::default()
             }],
             agents: vec![v1::AgentStatus {
                 name: "pos-17".into(),
@@ -145,6 +161,28 @@ pos-17  connected          1  -          -     -
 DATABASE       TXID  BUFFERED AT              DURABLE  COPIES             STATE
 pos-17/app.db    12  2026-11-22T13:28:37.09Z       11  disk 11 (-350 ms)  policy lacks 1 more copy; 30 restore points of 3-40 given up"
         );
+    }
+
+    #[test]
+    fn a_budget_of_requests_shows_what_it_does() {
+        let shown = |interval, puts, spent| {
+            let requests = v1::RequestsToday {
+                puts,
+                lists: 5,
+                forecast: 990,
+                budget: 1000,
+                spent,
+                ..Default::default()
+            };
+            let mut wire = wire();
+            let destination = &mut wire.destinations[0];
+            (destination.healthy, destination.effective_interval_ms) = (true, interval);
+            destination.requests = Some(requests);
+            working(&Status::from(wire).destinations[0])
+        };
+        assert_eq!(shown(1000, 15, false), "ok: 20 of 1000 requests today, forecast 990");
+        assert_eq!(shown(8640, 15, false), "ok, every 8.6 s: 20 of 1000 requests today, forecast 990");
+        assert_eq!(shown(8640, 995, true), "its 1000 requests of today are spent, it waits for midnight UTC");
     }
 
     #[test]

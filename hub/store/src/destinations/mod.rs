@@ -30,6 +30,7 @@ pub mod error;
 #[cfg(any(test, feature = "testutil"))]
 pub mod faulty;
 pub mod file;
+pub mod limited;
 pub mod object;
 pub mod s3;
 mod source;
