@@ -1,7 +1,7 @@
 //! Measures walhub beside stock litestream 0.5.17, side by side on one machine, and prints a table with ratios.
 //!
 //! ```text
-//! tests/bench/run [--quick] [--only latency,idle,load,app,stall,restore,ingest,snapshot] [--json FILE]
+//! tests/bench/run [--quick] [--only latency,idle,load,app,stall,restore,ingest,snapshot] [--gb N] [--json FILE]
 //! ```
 //! Both sides run as the processes their users run, with default settings and a file destination at a 1 s interval. The
 //! hub runs on the same cores as everything else: what it costs is in our numbers.
@@ -25,6 +25,8 @@ use table::Row;
 pub(crate) struct Plan {
     /// Shorter phases and smaller databases, to see that everything works.
     pub(crate) quick: bool,
+    /// Size of the database of `snapshot`, GB.
+    pub(crate) gigabytes: Option<f64>,
     only: Option<Vec<String>>,
 }
 
@@ -36,13 +38,14 @@ impl Plan {
 }
 
 fn main() {
-    let mut plan = Plan { quick: false, only: None };
+    let mut plan = Plan { quick: false, gigabytes: None, only: None };
     let mut json = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} needs a value"));
         match argument.as_str() {
             "--quick" => plan.quick = true,
+            "--gb" => plan.gigabytes = Some(value().parse().expect("--gb takes a number")),
             "--only" => plan.only = Some(value().split(',').map(str::to_owned).collect()),
             "--json" => json = Some(value()),
             other => panic!("unknown option {other}; see the head of tests/bench/main.rs"),

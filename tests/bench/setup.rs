@@ -20,7 +20,7 @@ pub(crate) type Database = (String, PathBuf);
 /// A hub and an agent.
 pub(crate) struct Ours {
     /// Lives as long as the agent needs it.
-    _hub: Process,
+    pub(crate) hub: Process,
     /// The agent.
     pub(crate) agent: Process,
     /// For questions to the hub.
@@ -82,7 +82,7 @@ pub(crate) fn start(dir: &Path, databases: &[Database]) -> Ours {
     let mut command = Command::new(binaries::program("walhub-agent"));
     command.args(["run", "--config"]).arg(&path);
     let agent = Process::spawn("agent", command, &dir.join("agent.log"));
-    Ours { _hub: hub, agent, client, address, operator, copies, socket: state.join("agent.sock") }
+    Ours { hub, agent, client, address, operator, copies, socket: state.join("agent.sock") }
 }
 
 impl Ours {

@@ -43,7 +43,7 @@ impl Agent {
         let frames = plan.checkpoint_frames;
         cluster.agent_lines(
             NODE,
-            &format!("checkpoint-frames: {frames}\nwal-limit: 64MiB\npoll-interval: 500ms\n"),
+            &format!("checkpoint-frames: {frames}\nwal-limit: 16MiB\npoll-interval: 500ms\n"),
         );
         let full = folder.join("disk-full");
         let state = cluster.path(format!("{NODE}-state"));

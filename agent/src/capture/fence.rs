@@ -2,7 +2,7 @@
 //! because an operator asks.
 //!
 //! **FENCE**: with writers that never pause, a backfill is never complete and the log never restarts. So the writer lock is
-//! taken for a few milliseconds: the last transactions go into memory, the page map is saved, everything is copied. The
+//! taken for a few milliseconds when the log nears its limit: the last transactions go into memory, the page map is saved, everything is copied. The
 //! network is not involved: what was taken into memory is handed out afterwards.
 //!
 //! **SHRINK**: the same, then SQLite's TRUNCATE with no patience at all: the log begins anew and its file is empty.
@@ -39,16 +39,13 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    /// The log grew longer than it should.
-    pub(super) const USUAL: Reach = Reach {
+    /// The log is about to pass its limit.
+    pub(super) const PRESSED: Reach = Reach {
         wait: Duration::from_millis(150),
-        bytes: 2 << 20,
-        time: Duration::from_millis(50),
+        bytes: 16 << 20,
+        time: Duration::from_millis(100),
         give_up: false,
     };
-    /// The log is about to pass its limit.
-    pub(super) const PRESSED: Reach =
-        Reach { bytes: 16 << 20, time: Duration::from_millis(100), ..Reach::USUAL };
     /// It would pass its limit otherwise: writers wait for as long as it takes.
     pub(super) const LIMIT: Reach =
         Reach { wait: Duration::from_millis(500), bytes: u64::MAX, time: Duration::MAX, give_up: true };

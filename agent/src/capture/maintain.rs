@@ -4,13 +4,22 @@
 //! copy. The mark caps the copy at a captured frame (I1) and keeps the log from restarting meanwhile; it delays nobody, as
 //! the application's own checkpoints are busy anyway. It is given up when acks stay away.
 //!
+//! **The log begins anew without FENCE** whenever a backfill comes to the end of the log before the next commit does. Writers
+//! that commit less often than a copy takes leave that gap all the time. For writers that come in bursts the rest is
+//! copied when they rest: a log of several times `checkpoint_frames` without a commit for [`REST`]. Only writers that
+//! never pause for as long as a copy and two syncs take let the log grow, up to the half of its limit.
+//!
+//! **FENCE is rare**, because it is the only thing an application can notice: while the writer lock is held a program with a
+//! busy timeout waits for some milliseconds, one without fails with SQLITE_BUSY. So it is not used to keep a log short, only to
+//! keep it under its limit: never below the half of it.
+//!
 //! **The limit of the log**, in steps: from a quarter on a backfill does not wait for acks (what was handed out is in memory).
 //! From the half on FENCE comes first: a bulk pass takes as long as writers need to write as much again. When the reading
 //! is too far behind even for that, [`Maintained::Overrun`] asks the owner for [`Capture::make_room`].
 //!
-//! **Held back**: when everything is copied and the next writers still do not begin the log anew, some reader outside never
-//! lets go of its read mark (Litestream does that for life). No checkpoint helps then, so FENCE comes ever more rarely,
-//! and [`Capture::held_back`] says so.
+//! **Held back**: copies end before the captured end time and again, or everything is copied and the next writers still do
+//! not begin the log anew: some reader outside never lets go of its read mark (Litestream does that for life). No checkpoint
+//! helps then, so FENCE comes ever more rarely, and [`Capture::held_back`] says so.
 //!
 //! Bounds: a mark is held for [`MARK_PATIENCE`] at most. Attempts are rate-limited by frames, not by time, so an idle
 //! database costs nothing.
@@ -30,6 +39,10 @@ const MARK_PATIENCE: Duration = Duration::from_secs(5);
 const FENCE_BACKOFF: u32 = 6;
 /// ...or, when the log is near its limit, for this time at most.
 const FENCE_AGAIN: Duration = Duration::from_secs(10);
+/// A writer that did not commit for so long rests.
+const REST: Duration = Duration::from_millis(200);
+/// So many times `checkpoint_frames` are a long log: a rest is used to bring it to its end.
+const LONG: u32 = 3;
 /// A log that does not begin anew for this time, although it could this often, is held back by a reader.
 const HELD_PATIENCE: Duration = Duration::from_secs(5);
 const HELD_TIMES: u32 = 2;
@@ -72,8 +85,8 @@ pub(super) struct Upkeep {
     mark: Option<Mark>,
     /// Published end at the last attempt of this generation.
     last_try: FrameNo,
-    /// True when a backfill of this generation came to its end.
-    passed: bool,
+    /// The end of the log when it was last read to it, and since when that is its end.
+    read_to: Option<(FrameNo, Instant)>,
     /// Published end at which FENCE may try again.
     fence_from: u32,
     /// Fences in a row after which the log did not restart.
@@ -84,6 +97,8 @@ pub(super) struct Upkeep {
     complete_at: Option<FrameNo>,
     /// Since when, and how often, the log of this generation could have begun anew and did not.
     held: Option<(Instant, u32)>,
+    /// Since when, and how often in a row, a copy ended before the captured end.
+    short: Option<(Instant, u32)>,
 }
 
 /// A read mark that is held.
@@ -100,14 +115,25 @@ fn given_up(before: Option<Pos>, after: Option<Pos>) -> u64 {
     txid(after).saturating_sub(txid(before))
 }
 
+fn once_more(since: &mut Option<(Instant, u32)>) {
+    let (_, times) = since.get_or_insert_with(|| (Instant::now(), 0));
+    *times += 1;
+}
+
 impl Upkeep {
     pub(super) fn new_generation(&mut self) {
         *self = Upkeep::default();
     }
 
     fn was_held(&mut self) {
-        let (_, times) = self.held.get_or_insert_with(|| (Instant::now(), 0));
-        *times += 1;
+        once_more(&mut self.held);
+    }
+
+    /// The log was read to its end.
+    pub(super) fn read_to(&mut self, end: FrameNo) {
+        if self.read_to.is_none_or(|(before, _)| before != end) {
+            self.read_to = Some((end, Instant::now()));
+        }
     }
 
     pub(super) fn is_waiting(&self) -> bool {
@@ -116,8 +142,8 @@ impl Upkeep {
 }
 
 impl Capture {
-    /// Checkpoints when that is due: BACKFILL, and FENCE when the log does not restart by itself. Cheap when nothing is
-    /// due. Call it when the log was read to its end, and when acks arrived.
+    /// Checkpoints when that is due: BACKFILL, and FENCE when the log nears its limit. Cheap when nothing is due. Call it
+    /// when the log was read to its end, when acks arrived, and when the writers rest ([`Capture::rests`]).
     ///
     /// A FENCE leaves transactions to be handed out: [`Capture::header_moved`] says so.
     pub fn maintain(&mut self) -> Result<Maintained, CaptureError> {
@@ -141,18 +167,20 @@ impl Capture {
         if self.fence_comes_first(&header) {
             return self.fence_now(Reach::PRESSED);
         }
-        let done = match self.upkeep.mark {
-            Some(mark) => self.finish_backfill(mark)?,
+        match self.upkeep.mark {
+            Some(mark) => self.finish_backfill(mark),
             None if self.backfill_is_due(&header) => match self.mark()? {
-                Some(mark) => self.finish_backfill(mark)?,
-                None => Maintained::Nothing,
+                Some(mark) => self.finish_backfill(mark),
+                None => Ok(Maintained::Nothing),
             },
-            None => return Ok(Maintained::Nothing),
-        };
-        if matches!(done, Maintained::Backfilled { complete: false }) && self.fence_is_due()? {
-            return self.fence_now(Reach::USUAL);
+            None => Ok(Maintained::Nothing),
         }
-        Ok(done)
+    }
+
+    /// True when [`Capture::maintain`] would make use of a pause of the writers now. Costs two dozen loads from memory.
+    pub fn rests(&self) -> bool {
+        let header = self.files.header().verify();
+        header.is_some_and(|h| self.is_current(&h) && self.upkeep.mark.is_none() && self.is_rest(&h))
     }
 
     /// Brings the log back under its limit, whatever writers do: everything committed is passed over ([`Capture::skip`]), then
@@ -225,9 +253,12 @@ impl Capture {
 
     /// For how long a reader outside has kept the log from beginning anew; `None` when none does.
     pub fn held_back(&self) -> Option<Duration> {
-        let (since, times) = self.upkeep.held?;
-        let long = since.elapsed();
-        (times >= HELD_TIMES && long >= HELD_PATIENCE).then_some(long)
+        [self.upkeep.held, self.upkeep.short]
+            .into_iter()
+            .flatten()
+            .filter(|(since, times)| *times >= HELD_TIMES && since.elapsed() >= HELD_PATIENCE)
+            .map(|(since, _)| since.elapsed())
+            .max()
     }
 
     /// True when the header is of the generation that is followed.
@@ -249,7 +280,18 @@ impl Capture {
 
     fn backfill_is_due(&self, header: &Header) -> bool {
         let new = header.last.get().saturating_sub(self.upkeep.last_try.get());
-        header.backfilled < header.last && new >= self.options.checkpoint_frames.max(1)
+        let enough = new >= self.options.checkpoint_frames.max(1);
+        header.backfilled < header.last && (enough || self.is_rest(header))
+    }
+
+    /// A long log, not copied to its end, and no commit for a while.
+    fn is_rest(&self, header: &Header) -> bool {
+        let long = self.options.checkpoint_frames.max(1).saturating_mul(LONG);
+        let since = self.upkeep.read_to.filter(|(end, _)| *end == header.last).map(|(_, since)| since);
+        header.last.get() > long
+            && header.backfilled < header.last
+            && self.upkeep.last_try < header.last
+            && since.is_some_and(|since| since.elapsed() >= REST)
     }
 
     /// Opens the read mark.
@@ -298,7 +340,11 @@ impl Capture {
         self.save()?;
         let header = self.backfill()?;
         self.unmark();
-        self.upkeep.passed = true;
+        if header.backfilled < mark.frame {
+            once_more(&mut self.upkeep.short);
+        } else {
+            self.upkeep.short = None;
+        }
         let complete = header.backfilled == header.last;
         if complete {
             self.upkeep.complete_at = Some(header.last);
@@ -333,12 +379,6 @@ impl Capture {
         }
         cursor.backfilled = header.backfilled;
         Ok(())
-    }
-
-    fn fence_is_due(&mut self) -> Result<bool, CaptureError> {
-        let frames = self.header()?.last.get();
-        let due = self.options.checkpoint_frames.max(1).saturating_mul(3);
-        Ok(self.upkeep.passed && frames > due && frames >= self.upkeep.fence_from)
     }
 
     fn fence_comes_first(&self, header: &Header) -> bool {

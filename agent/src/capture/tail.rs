@@ -99,6 +99,7 @@ impl Capture {
         match self.ahead(&header)? {
             Ahead::Nothing => {
                 self.seen = Some(header.words);
+                self.upkeep.read_to(header.last);
                 self.read_ahead = ReadAhead::default();
                 Ok(Next::UpToDate)
             }

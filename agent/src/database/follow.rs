@@ -137,13 +137,15 @@ impl Driver<'_> {
         }
     }
 
-    /// Goes on with a checkpoint that waits for acks; with nothing to checkpoint no thread is woken.
+    /// Goes on with a checkpoint that waits for acks, or makes use of a pause; with nothing to checkpoint no thread is
+    /// woken.
     async fn upkeep(&mut self, mail: &Mail) -> Result<(), End> {
         if mail.poll {
             self.look_at_readers().await?;
         }
-        let due = mail.buffered.is_some() || mail.poll;
-        if due && self.home().capture.state() == CaptureState::Backfill {
+        let may = mail.buffered.is_some() || mail.poll;
+        let capture = &self.home().capture;
+        if may && capture.state() == CaptureState::Backfill || mail.poll && capture.rests() {
             self.blocking(|f| f.capture.maintain()).await?.map_err(failed)?;
         }
         Ok(())
