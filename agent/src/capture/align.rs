@@ -13,9 +13,11 @@ use super::segment::{self, Origin, SegmentMeta, Sink};
 use super::tail::same;
 use super::{Capture, Cursor, Standing, Tracked};
 use crate::page_map::store::Anchor;
-use crate::page_map::{Builder, Change, PageMap};
+use crate::page_map::{Builder, Change, PageMap, Room};
+use std::cell::Cell;
+use std::io;
 use walhub_common::clock::now_ms;
-use walhub_common::{Checksum, PageSize, Pgno, Pos, Txid, TxidRange};
+use walhub_common::{Checksum, PageSize, Pos, Txid, TxidRange};
 
 /// The live state beside the page map.
 struct Diff {
@@ -137,16 +139,18 @@ impl Capture {
         let known = self.tracked.as_ref().map(|t| &t.map).filter(|m| m.page_size() == page_size);
         let mut differs = match known {
             Some(_) => Differs::Pages(Vec::new()),
-            None => Differs::Whole(Builder::new(page_size, commit)),
+            None => Differs::Whole(Builder::new(page_size, commit, self.map_room())),
         };
         image.read(image.all_pages(), |pgno, page| {
             let checksum = Checksum::of_page(pgno, page);
             match &mut differs {
                 Differs::Whole(map) => map.push(checksum),
-                Differs::Pages(changes) if known.and_then(|map| map.get(pgno)) != Some(checksum) => {
-                    changes.push((pgno, checksum));
+                Differs::Pages(changes) => {
+                    let before = known.map(|map| map.get(pgno)).transpose().map_err(CaptureError::Staged)?;
+                    if before.flatten() != Some(checksum) {
+                        changes.push((pgno, checksum));
+                    }
                 }
-                Differs::Pages(_) => {}
             }
             Ok(())
         })?;
@@ -171,11 +175,11 @@ impl Capture {
         also_since: Option<Option<Txid>>,
     ) -> Result<SegmentMeta, CaptureError> {
         let (post, pages) = match (&diff.differs, &self.tracked) {
-            (Differs::Whole(map), _) => (map.checksum(), Pages::Whole(map, diff.commit)),
+            (Differs::Whole(map), _) => (map.checksum(), Pages::Whole(map)),
             (Differs::Pages(changes), Some(tracked)) => {
                 let older = also_since.map(|since| (&tracked.map, since));
                 (
-                    tracked.map.preview(changes, diff.commit),
+                    tracked.map.preview(changes, diff.commit).map_err(CaptureError::Staged)?,
                     Pages::Changed { changes, older, commit: diff.commit },
                 )
             }
@@ -191,11 +195,16 @@ impl Capture {
         };
         let image = Image::published(&self.files, &diff.header)?;
         segment::write(sink, &meta, Origin::IMAGE, self.options.compression, |put| {
-            let mut expected = pages.iter();
-            image.read(pages.iter().map(|(pgno, _)| pgno), |pgno, page| {
-                let (_, checksum) = expected.next().expect("BUG: as many checksums as pages");
+            let failed = Cell::new(None);
+            let unread = || io::Error::other("the checksums could be read once only");
+            let mut expected = pages.iter(&failed);
+            image.read(pages.iter(&failed).map(|(pgno, _)| pgno), |pgno, page| {
+                let Some((_, checksum)) = expected.next() else {
+                    return Err(CaptureError::Staged(failed.take().unwrap_or_else(unread)));
+                };
                 put(pgno, same(pgno, page, checksum)?)
-            })
+            })?;
+            failed.take().map_or(Ok(()), |error| Err(CaptureError::Staged(error)))
         })?;
         Ok(meta)
     }
@@ -207,8 +216,9 @@ impl Capture {
         let map = match (diff.differs, &mut self.tracked) {
             (Differs::Whole(map), _) => map.finish(position.txid).map_err(Broken::Growth)?,
             (Differs::Pages(changes), Some(tracked)) => {
-                tracked.map.apply(&changes, diff.commit, position.txid).map_err(Broken::Growth)?;
-                std::mem::replace(&mut tracked.map, PageMap::new(diff.page_size))
+                tracked.map.apply(&changes, diff.commit, position.txid)?;
+                let room = Room::beside(&self.options.state_dir);
+                std::mem::replace(&mut tracked.map, PageMap::new(diff.page_size, room))
             }
             (Differs::Pages(_), None) => unreachable!("BUG: compared with no page map"),
         };
@@ -246,21 +256,21 @@ impl Capture {
 
 /// The pages of a segment made from an image, ascending, with their checksums.
 enum Pages<'a> {
-    /// Every page of a new map, and how many there are.
-    Whole(&'a Builder, u32),
+    /// Every page of a new map.
+    Whole(&'a Builder),
     /// Those that differ, and those changed after a transaction.
     Changed { changes: &'a [Change], older: Option<(&'a PageMap, Option<Txid>)>, commit: u32 },
 }
 
 impl<'a> Pages<'a> {
-    fn iter(&self) -> Box<dyn Iterator<Item = Change> + 'a> {
+    /// Ends early when the page map's scratch file cannot be read: `failed` says so.
+    fn iter(&self, failed: &'a Cell<Option<io::Error>>) -> Box<dyn Iterator<Item = Change> + 'a> {
+        let whole = move |change: io::Result<Change>| change.map_err(|e| failed.set(Some(e))).ok();
         match *self {
-            Pages::Whole(map, commit) => {
-                let pages = (1..=commit).filter_map(Pgno::new);
-                Box::new(pages.filter_map(|pgno| Some((pgno, map.get(pgno)?))))
-            }
+            Pages::Whole(map) => Box::new(map.pages().map_while(whole)),
             Pages::Changed { changes, older, commit } => {
                 let older = older.into_iter().flat_map(|(map, since)| map.changed_since(since));
+                let older = older.map_while(whole);
                 Box::new(union(changes, older.take_while(move |(pgno, _)| pgno.get() <= commit)))
             }
         }

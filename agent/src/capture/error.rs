@@ -1,8 +1,8 @@
 //! Why a database cannot be captured, now or any more.
 
 use super::holders::Holders;
-use crate::page_map::MissingPage;
 use crate::page_map::store::StateError;
+use crate::page_map::{MissingPage, Unapplied};
 use rusqlite::ffi;
 use std::io;
 use walhub_common::ltx::LtxError;
@@ -132,7 +132,7 @@ pub enum CaptureError {
     /// The sink refused; nothing moved, the same call gives the same segment again.
     #[error("sink: {0}")]
     Sink(#[source] io::Error),
-    /// The scratch file of a first snapshot.
+    /// The scratch file of a first snapshot, or of a large page map.
     #[error("the scratch file in the state folder: {0}")]
     Staged(#[source] io::Error),
     /// A segment could not be encoded or read.
@@ -182,6 +182,15 @@ pub enum CaptureError {
 impl From<Broken> for CaptureError {
     fn from(broken: Broken) -> Self {
         CaptureError::Broken(broken)
+    }
+}
+
+impl From<Unapplied> for CaptureError {
+    fn from(unapplied: Unapplied) -> Self {
+        match unapplied {
+            Unapplied::Missing(page) => CaptureError::Broken(Broken::Growth(page)),
+            Unapplied::Scratch(error) => CaptureError::Staged(error),
+        }
     }
 }
 

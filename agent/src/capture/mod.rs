@@ -75,7 +75,7 @@ pub use staged::Staged;
 pub use tail::AT_HAND_BYTES;
 
 use crate::page_map::store::{Anchor, Store};
-use crate::page_map::{Change, PageMap};
+use crate::page_map::{Change, PageMap, Room};
 use header::Header;
 use ledger::{Ledger, Point};
 use maintain::Upkeep;
@@ -360,12 +360,17 @@ impl Capture {
         let (Some(tracked), Some(cursor)) = (&mut self.tracked, &mut self.cursor) else {
             unreachable!("BUG: a transaction without a place")
         };
-        tracked.map.apply(&changes, commit, position.txid).map_err(Broken::Growth)?;
+        tracked.map.apply(&changes, commit, position.txid)?;
         tracked.position = position;
         tracked.ledger.handed_out(Point { position, wal: Some(end), commit }, changes);
         cursor.wal = end;
         cursor.commits = cursor.commits.wrapping_add(1);
         Ok(())
+    }
+
+    /// Where a page map lies that is too large for memory.
+    fn map_room(&self) -> Room {
+        Room::beside(&self.options.state_dir)
     }
 
     /// Saves a page map that was rolled forward, so that the next attach need not fetch it again.

@@ -47,7 +47,7 @@ impl Capture {
         let part = after.filter(|_| self.tracked.as_ref().is_some_and(|t| t.map.page_size() == page_size));
         let map = match (&mut self.tracked, part) {
             (_, None) => {
-                let mut map = Builder::new(page_size, commit);
+                let mut map = Builder::new(page_size, commit, self.map_room());
                 while let Some(batch) = next()? {
                     batch.into_iter().for_each(|(_, checksum)| map.push(checksum));
                 }
@@ -62,11 +62,12 @@ impl Capture {
                 while let Some(batch) = next()? {
                     changes.extend(batch);
                 }
-                if tracked.map.preview(&changes, commit) != position.checksum {
+                let checksum = tracked.map.preview(&changes, commit).map_err(CaptureError::Staged)?;
+                if checksum != position.checksum {
                     return Err(CaptureError::OtherHistory { ours: tracked.position, hub: position });
                 }
                 let applied = tracked.map.apply(&changes, commit, position.txid);
-                applied.map_err(|missing| refuse(missing.to_string()))?;
+                applied.map_err(|unapplied| refuse(unapplied.to_string()))?;
                 None
             }
             (_, Some(after)) => return Err(refuse(format!("the hub sent what follows {after}"))),

@@ -10,7 +10,8 @@
 //! that changes the image, which is why the next walk compares everything again. Nobody else needs the lock for that: no
 //! frame has been promised to anyone before the snapshot is complete, so all of them may be copied.
 //!
-//! Memory: one run of pages and one chunk, whatever the size of the database; the page map comes at the end.
+//! Memory: one run of pages and one chunk, whatever the size of the database; the page map comes at the end, most of it in its
+//! own scratch file.
 
 use super::attach::cursor_at;
 use super::error::{Broken, CaptureError};
@@ -197,7 +198,8 @@ impl Capture {
     ) -> Result<(), CaptureError> {
         let SegmentMeta { page_size, commit, .. } = *meta;
         let mut failed = None;
-        let map = PageMap::whole(page_size, commit, meta.range.max(), table(staged, meta, &mut failed));
+        let checksums = table(staged, meta, &mut failed);
+        let map = PageMap::whole(page_size, commit, meta.range.max(), checksums, self.map_room());
         if let Some(error) = failed {
             return Err(scratch(error));
         }

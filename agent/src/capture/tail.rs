@@ -225,8 +225,8 @@ impl Capture {
         let Some(tracked) = &self.tracked else { unreachable!("BUG: a cursor without a page map") };
         let (changes, sources) = self.sources(header, tracked, &read, cursor.page_size)?;
         let commit = read.transaction.commit;
-        let position =
-            Pos { txid: tracked.position.txid.next(), checksum: tracked.map.preview(&changes, commit) };
+        let checksum = tracked.map.preview(&changes, commit).map_err(CaptureError::Staged)?;
+        let position = Pos { txid: tracked.position.txid.next(), checksum };
         let meta = SegmentMeta {
             range: TxidRange::single(position.txid),
             pre: Some(tracked.position.checksum),

@@ -19,32 +19,6 @@ pub(super) struct Ages {
 }
 
 impl Ages {
-    /// Of stored TXIDs, from page 1.
-    pub(super) fn from_txids(txids: impl Iterator<Item = u64> + Clone) -> Ages {
-        let mut marks: Vec<u64> = Vec::new();
-        let mut pages = 0;
-        for txid in txids.clone() {
-            pages += 1;
-            marks.push(txid);
-            if marks.len() >= 2 * MARKS.1 {
-                dense(&mut marks);
-                while marks.len() > MARKS.1 {
-                    marks = thinned(&marks).1;
-                }
-            }
-        }
-        dense(&mut marks);
-        let mut ages = Ages { pages: Vec::with_capacity(pages), marks: Vec::new() };
-        while marks.len() > ages.limit(pages) {
-            marks = thinned(&marks).1;
-        }
-        let number =
-            |txid| u16::try_from(marks.partition_point(|m| *m < txid)).expect("BUG: a mark's number");
-        ages.pages.extend(txids.map(number));
-        ages.marks = marks;
-        ages
-    }
-
     /// The transaction by which the page at `index` (from 0) had its content; 0 for one nobody ever changed.
     pub(super) fn of(&self, index: usize) -> u64 {
         self.pages.get(index).and_then(|mark| self.marks.get(usize::from(*mark))).copied().unwrap_or(0)
@@ -71,6 +45,13 @@ impl Ages {
             self.marks.push(txid);
         }
         u16::try_from(self.marks.len() - 1).expect("BUG: more marks than numbers")
+    }
+
+    /// The page at `index` was changed by `txid`, one of those that [`Dated`] was given; others are rounded up, or down to the
+    /// newest.
+    pub(super) fn date(&mut self, index: usize, txid: u64) {
+        let mark = self.marks.partition_point(|mark| *mark < txid).min(self.marks.len().saturating_sub(1));
+        self.pages[index] = u16::try_from(mark).expect("BUG: a mark's number");
     }
 
     /// The page at `index` was changed by the transaction of `mark`.
@@ -105,6 +86,43 @@ impl Ages {
     }
 }
 
+/// Collects the TXIDs of stored pages before their number is known.
+#[derive(Debug, Default)]
+pub(super) struct Dated {
+    marks: Vec<u64>,
+    pages: usize,
+}
+
+impl Dated {
+    /// The next page's.
+    pub(super) fn push(&mut self, txid: u64) {
+        self.pages += 1;
+        if self.marks.last() == Some(&txid) {
+            return;
+        }
+        self.marks.push(txid);
+        if self.marks.len() >= 2 * MARKS.1 {
+            dense(&mut self.marks);
+            while self.marks.len() > MARKS.1 {
+                self.marks = thinned(&self.marks).1;
+            }
+        }
+    }
+
+    /// For as many pages as were pushed; each needs an [`Ages::date`].
+    pub(super) fn finish(self) -> Ages {
+        let Dated { mut marks, pages } = self;
+        dense(&mut marks);
+        let mut ages = Ages { pages: vec![0; pages], marks: Vec::new() };
+        while marks.len() > ages.limit(pages) {
+            marks = thinned(&marks).1;
+        }
+        marks.shrink_to_fit();
+        ages.marks = marks;
+        ages
+    }
+}
+
 /// Ascending, each once.
 fn dense(marks: &mut Vec<u64>) {
     marks.sort_unstable();
@@ -134,6 +152,14 @@ mod tests {
         Txid::new(n).unwrap()
     }
 
+    fn stored(txids: impl Iterator<Item = u64> + Clone) -> Ages {
+        let mut dated = Dated::default();
+        txids.clone().for_each(|txid| dated.push(txid));
+        let mut ages = dated.finish();
+        txids.enumerate().for_each(|(index, txid)| ages.date(index, txid));
+        ages
+    }
+
     #[test]
     fn memory_is_bounded_and_the_newest_transactions_are_exact() {
         let mut ages = Ages::default();
@@ -149,7 +175,7 @@ mod tests {
 
     #[test]
     fn more_stored_transactions_than_marks_are_rounded_up() {
-        let ages = Ages::from_txids((1..=200_000).rev());
+        let ages = stored((1..=200_000).rev());
         assert!(ages.marks.len() <= MARKS.1);
         assert!((0..200_000).all(|i| ages.of(i) >= 200_000 - i as u64), "a page was made older than it is");
         assert_eq!(ages.of(0), 200_000);
@@ -178,7 +204,7 @@ mod tests {
                 prop_assert!(ages.of(page) >= *truth && ages.of(page) <= now);
             }
             let stored: Vec<u64> = (0..300).map(|page| ages.of(page)).collect();
-            let again = Ages::from_txids(stored.iter().copied());
+            let again = self::stored(stored.iter().copied());
             for (page, truth) in stored.iter().enumerate() {
                 prop_assert!(again.of(page) >= *truth);
             }

@@ -21,7 +21,8 @@
 
 mod codec;
 
-use super::{Entry, Loading, PageMap};
+use super::ages::Dated;
+use super::{Entry, Loading, PageMap, Room};
 use crate::disk::Disk;
 use codec::{
     ANCHOR_BYTES, ENTRY_BYTES, Summed, SummedReader, decode_anchor, decode_entry, encode_anchor, encode_entry,
@@ -199,7 +200,7 @@ impl Store {
         out.put(&(self.sequence + 1).to_le_bytes())?;
         out.put(&encode_anchor(anchor, map.map(PageMap::page_size), map.map_or(0, PageMap::commit)))?;
         for entry in map.into_iter().flat_map(PageMap::entries) {
-            out.put(&encode_entry(&entry))?;
+            out.put(&encode_entry(&entry?))?;
         }
         let (out, bytes) = out.finish()?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync()?;
@@ -248,9 +249,10 @@ impl Store {
         };
         self.replay_journal(&mut state)?;
         self.anchor = state.anchor;
-        let Some(map) = state.map.map(Loading::settle) else {
+        let Some(mut map) = state.map else {
             return Ok(None);
         };
+        map.add_up().map_err(|source| Unusable::from_io(&self.folder, source))?;
         self.shape = Some((map.page_size(), map.commit()));
         if self.anchor.position.map(|p| p.checksum) != Some(map.checksum()) {
             return Err(Unusable::Damaged("the entries do not add up to the database checksum".into()));
@@ -277,16 +279,32 @@ impl Store {
         if input.left != u64::from(commit) * ENTRY_BYTES as u64 + 8 {
             return Err(Unusable::Damaged("base: its length does not fit its header".into()));
         }
-        let mut entries = Vec::with_capacity(commit as usize);
+        let mut dated = Dated::default();
         for _ in 0..commit {
-            entries.push(decode_entry(&input.take().map_err(io)?));
+            dated.push(decode_entry(&input.take().map_err(io)?).txid());
         }
         if !input.verified().map_err(io)? {
             return Err(Unusable::Damaged("base: checksum mismatch".into()));
         }
         self.base_bytes = length;
-        let map = page_size.map(|page_size| Loading { page_size, entries });
+        let map = match page_size {
+            Some(page_size) => Some(self.entries(page_size, commit, dated).map_err(io)?),
+            None => None,
+        };
         Ok(Some(State { anchor, map }))
+    }
+
+    /// The entries of a base that was verified.
+    fn entries(&self, page_size: PageSize, commit: u32, dated: Dated) -> io::Result<PageMap> {
+        let mut input = BufReader::new(File::open(self.base_path())?);
+        input.seek_relative((8 + 8 + ANCHOR_BYTES) as i64)?;
+        let mut map = Loading::new(page_size, dated.finish(), Room::beside(&self.folder));
+        let mut entry = [0; ENTRY_BYTES];
+        for _ in 0..commit {
+            input.read_exact(&mut entry)?;
+            map.push(decode_entry(&entry));
+        }
+        Ok(map.finish())
     }
 
     fn replay_journal(&mut self, state: &mut State) -> Result<(), Unusable> {
@@ -309,8 +327,8 @@ impl Store {
         }
         left -= 16;
         self.journal_bytes = 16;
-        while let Some(record) = read_record(&mut input, left).map_err(io)? {
-            if !state.apply(&record) {
+        while let Some(mut record) = read_record(&mut input, left).map_err(io)? {
+            if !state.apply(&mut record) {
                 return Err(Unusable::Damaged("journal: a record that does not fit its database".into()));
             }
             left -= record.bytes;
@@ -323,15 +341,15 @@ impl Store {
 /// The state while it is being read.
 struct State {
     anchor: Anchor,
-    map: Option<Loading>,
+    map: Option<PageMap>,
 }
 
 impl State {
-    fn apply(&mut self, record: &Record) -> bool {
+    fn apply(&mut self, record: &mut Record) -> bool {
         self.anchor = record.anchor;
         match (&mut self.map, record.page_size) {
             (Some(map), Some(page_size)) => {
-                map.page_size == page_size && map.replay(record.commit, &record.changes).is_some()
+                map.page_size() == page_size && map.replay(record.commit, &mut record.changes).is_some()
             }
             (None, None) => true,
             _ => false,

@@ -130,7 +130,7 @@ fn without_times(text: &str) -> String {
 #[test]
 fn speedtest1() {
     let Some(programs) = programs() else { return };
-    same_with_and_without("speedtest1", 20, "", Rows::Equal, without_times, |database| {
+    same_with_and_without("speedtest1", 10, "", Rows::Equal, without_times, |database| {
         let mut command = Command::new(programs.join("speedtest1"));
         command.args(["--journal", "wal", "--size", "15", "--verify", "--checkpoint", "--testset", "main"]);
         command.arg(database);

@@ -38,7 +38,7 @@ impl Twin {
     fn new(pages: u32) -> Twin {
         let folder = tempfile::tempdir().unwrap();
         let mut store = open(folder.path()).unwrap().store;
-        let mut map = PageMap::new(SIZE);
+        let mut map = PageMap::new(SIZE, Room::beside(folder.path()));
         let changes: Vec<Change> = (1..=pages).map(|p| (pgno(p), sum(p.into()))).collect();
         map.apply(&changes, pages, Txid::FIRST).unwrap();
         store.rewrite(anchor(&map, 1), Some(&map)).unwrap();
