@@ -201,9 +201,16 @@ impl TlsMaterial {
     }
 }
 
-/// The one crypto provider, named explicitly: no process-wide default is ever installed or looked up.
+/// The one crypto provider, named explicitly: nothing of ours looks up the process-wide default.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Makes the one crypto provider the process-wide default, for libraries that bring their own HTTP client. May be called
+/// any number of times.
+pub fn install_provider() {
+    // An error says that there is one already: ours, for nobody else installs any.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// RFC 3339.

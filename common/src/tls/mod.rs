@@ -39,7 +39,7 @@ pub(crate) use connect::host_of;
 pub use connect::{ClientStream, ConnectError, Connector, connect};
 pub use explain::explain;
 pub use identity::{Identity, IdentityError, Role};
-pub use material::{LoadError, TlsMaterial, TlsPaths, load};
+pub use material::{LoadError, TlsMaterial, TlsPaths, install_provider, load};
 pub use verify::RoleError;
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Real servers for tests.
 
-use crate::destinations::config::{S3Config, S3Keys};
+use crate::destinations::config::{AbsConfig, GcsConfig, S3Config, S3Keys, Secret};
 use crate::pack::{self, Footer, format};
 use std::env;
 
@@ -8,14 +8,9 @@ use std::env;
 ///
 /// Panics without a server: a test that needs one fails, it is never skipped.
 pub fn s3_server(bucket: &str) -> S3Config {
-    let value = |name: &str| {
-        env::var(name).unwrap_or_else(|_| {
-            panic!("{name} is not set: this test needs a real S3 server; run it through ./tests/run")
-        })
-    };
     S3Config {
         bucket: bucket.to_owned(),
-        prefix: format!("test-{:016x}", rand::random::<u64>()),
+        prefix: fresh_prefix(),
         endpoint: Some(value("WALHUB_TEST_S3_ENDPOINT")),
         keys: Some(S3Keys {
             access_key_id: value("WALHUB_TEST_S3_ACCESS_KEY"),
@@ -56,4 +51,37 @@ fn read_index(footer: &Footer, index: &[u8]) {
     }
     assert_eq!(offset, footer.index_offset, "files end where the index begins");
     assert!(entries.is_sorted_by(|a, b| a.key.database < b.key.database));
+}
+
+/// An empty place on the stand-in for Google Cloud Storage that `./tests/run` started, in a bucket that exists.
+pub fn gcs_server(bucket: &str) -> GcsConfig {
+    GcsConfig {
+        bucket: bucket.to_owned(),
+        prefix: fresh_prefix(),
+        endpoint: Some(value("WALHUB_TEST_GCS_ENDPOINT")),
+        credentials_file: Some(value("WALHUB_TEST_GCS_CREDENTIALS").into()),
+        ..GcsConfig::default()
+    }
+}
+
+/// An empty place in the container of the Azure emulator that `./tests/run` started.
+pub fn azure_server() -> AbsConfig {
+    AbsConfig {
+        bucket: "walhub".to_owned(),
+        prefix: fresh_prefix(),
+        endpoint: Some(value("WALHUB_TEST_AZURE_ENDPOINT")),
+        account_name: Some(value("WALHUB_TEST_AZURE_ACCOUNT")),
+        account_key: Some(Secret(value("WALHUB_TEST_AZURE_KEY"))),
+        ..AbsConfig::default()
+    }
+}
+
+fn fresh_prefix() -> String {
+    format!("test-{:016x}", rand::random::<u64>())
+}
+
+fn value(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: this test needs a real server; run it through ./tests/run")
+    })
 }

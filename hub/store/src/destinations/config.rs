@@ -1,6 +1,7 @@
 //! What a configuration says about one destination, as values: filled by the hub (from its file) or by hubctl (from a
 //! URL), and turned into a [`DynDestination`].
 
+use super::cloud::CloudDestination;
 use super::file::FileDestination;
 use super::s3::S3Destination;
 use super::{DestinationError, DynDestination};
@@ -17,6 +18,10 @@ pub enum DestinationConfig {
     File(FileConfig),
     /// `type: s3`.
     S3(S3Config),
+    /// `type: gcs`.
+    Gcs(GcsConfig),
+    /// `type: abs`.
+    Abs(AbsConfig),
 }
 
 /// A local folder.
@@ -63,6 +68,58 @@ impl fmt::Debug for S3Keys {
     }
 }
 
+/// A bucket of Google Cloud Storage.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct GcsConfig {
+    /// `bucket`.
+    pub bucket: String,
+    /// `path`: prefix of every key, without slashes at its ends; may be empty.
+    pub prefix: String,
+    /// `endpoint`: `http://…` or `https://…` of a server that is not Google's.
+    pub endpoint: Option<String>,
+    /// `credentials-file`: key of a service account (JSON); without it the default chain (`GOOGLE_APPLICATION_CREDENTIALS`,
+    /// what `gcloud` left, the machine's own account).
+    pub credentials_file: Option<PathBuf>,
+    /// `ca-file`: certificates (PEM) trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// `storage-class` of every object.
+    pub storage_class: Option<String>,
+    /// See [`S3Config::request_timeout`].
+    pub request_timeout: Option<Duration>,
+}
+
+/// A container of Azure Blob Storage.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AbsConfig {
+    /// `bucket`: the container.
+    pub bucket: String,
+    /// `path`: prefix of every key, without slashes at its ends; may be empty.
+    pub prefix: String,
+    /// `endpoint`: of another service than `https://<account>.blob.core.windows.net`.
+    pub endpoint: Option<String>,
+    /// `account-name`; without it `AZURE_STORAGE_ACCOUNT_NAME`.
+    pub account_name: Option<String>,
+    /// `account-key`; without it the default chain (`AZURE_STORAGE_ACCOUNT_KEY`, `AZURE_CLIENT_ID` and its like, a
+    /// workload's identity, the machine's own).
+    pub account_key: Option<Secret>,
+    /// `ca-file`: certificates (PEM) trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// `storage-class`: the access tier of every blob.
+    pub storage_class: Option<String>,
+    /// See [`S3Config::request_timeout`].
+    pub request_timeout: Option<Duration>,
+}
+
+/// A text whose `Debug` form is safe to log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
 /// When the SDK adds its own checksum to a request and verifies one in an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Checksums {
@@ -73,11 +130,13 @@ pub enum Checksums {
 }
 
 impl DestinationConfig {
-    /// `file`, `s3`.
+    /// `file`, `s3`, `gcs`, `abs`.
     pub fn kind(&self) -> &'static str {
         match self {
             DestinationConfig::File(_) => "file",
             DestinationConfig::S3(_) => "s3",
+            DestinationConfig::Gcs(_) => "gcs",
+            DestinationConfig::Abs(_) => "abs",
         }
     }
 
@@ -87,6 +146,8 @@ impl DestinationConfig {
         match self {
             DestinationConfig::File(config) => Ok(Arc::new(FileDestination::new(name, config))),
             DestinationConfig::S3(config) => Ok(Arc::new(S3Destination::build(name, config).await?)),
+            DestinationConfig::Gcs(config) => Ok(Arc::new(CloudDestination::gcs(name, config)?)),
+            DestinationConfig::Abs(config) => Ok(Arc::new(CloudDestination::abs(name, config)?)),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What can go wrong at a destination, as nouns: where, doing what, to which file, why, and what a person can do.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 use walhub_common::DestinationName;
@@ -200,6 +201,25 @@ fn io_fault(path: &std::path::Path, error: &std::io::Error) -> Fault {
     }
 }
 
+/// An error with its causes, each once.
+pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The first error of that type among an error and its causes.
+pub(super) fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+    std::iter::successors(Some(error), |&error| error.source()).find_map(|error| error.downcast_ref())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,5 +256,12 @@ mod tests {
         assert!(matches!(fault(ErrorKind::PermissionDenied), Fault::Denied(_)));
         assert!(matches!(fault(ErrorKind::NotFound), Fault::NotFound));
         assert!(matches!(io_fault(Path::new("/d"), &Error::from_raw_os_error(5)), Fault::Unavailable(_)));
+    }
+
+    #[test]
+    fn a_chain_says_each_thing_once() {
+        let inner = Error::other("connection refused");
+        let outer = Error::other(inner);
+        assert_eq!(chain(&outer), "connection refused");
     }
 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{Checksum, DatabaseKey, DestinationName, Level, TxidRange};
 
+pub mod cloud;
 pub mod config;
 #[cfg(any(test, feature = "testutil"))]
 pub mod contract;
@@ -106,7 +107,7 @@ pub trait Destination: Send + Sync + std::fmt::Debug {
     /// Name in the configuration.
     fn name(&self) -> &DestinationName;
 
-    /// `file`, `s3`.
+    /// `file`, `s3`, `gcs`, `abs`.
     fn kind(&self) -> &'static str;
 
     /// Path or bucket and prefix, for people; no secrets.

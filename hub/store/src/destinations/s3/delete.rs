@@ -3,6 +3,7 @@
 use super::S3Destination;
 use super::fault::{self, CallError};
 use crate::destinations::Fault;
+use crate::destinations::error::chain;
 use crate::destinations::object::DELETE_BATCH;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ impl S3Destination {
             for object in batch {
                 delete = delete.objects(identifier(object)?);
             }
-            let delete = delete.build().map_err(|error| Fault::Misconfigured(fault::chain(&error)))?;
+            let delete = delete.build().map_err(|error| Fault::Misconfigured(chain(&error)))?;
             let request = self.client.delete_objects().bucket(&self.bucket).delete(delete);
             let answer = self.call(cancel, 0, request.send()).await.map_err(CallError::into_fault)?;
             for error in answer.errors() {
@@ -34,5 +35,5 @@ impl S3Destination {
 
 fn identifier(object: &str) -> Result<ObjectIdentifier, Fault> {
     let identifier = ObjectIdentifier::builder().key(object).build();
-    identifier.map_err(|error| Fault::Misconfigured(fault::chain(&error)))
+    identifier.map_err(|error| Fault::Misconfigured(chain(&error)))
 }

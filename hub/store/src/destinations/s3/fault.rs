@@ -1,6 +1,7 @@
 //! What an answer of the SDK means.
 
 use crate::destinations::Fault;
+use crate::destinations::error::{chain, find};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::ProvideErrorMetadata;
@@ -33,24 +34,6 @@ impl CallError {
             CallError::RangeNotSatisfiable => Fault::Rejected("416 InvalidRange".into()),
         }
     }
-}
-
-/// An error with its causes, each once.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
-fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    std::iter::successors(Some(error), |&error| error.source()).find_map(|error| error.downcast_ref())
 }
 
 /// Maps any failure of a request.
@@ -167,12 +150,5 @@ mod tests {
         assert!(matches!(fault(400, "AuthorizationHeaderMalformed"), Fault::Misconfigured(_)));
         assert!(matches!(fault(400, "RequestTimeout"), Fault::Interrupted(_)));
         assert!(matches!(fault(400, "InvalidArgument"), Fault::Rejected(_)));
-    }
-
-    #[test]
-    fn a_chain_says_each_thing_once() {
-        let inner = io::Error::other("connection refused");
-        let outer = io::Error::other(inner);
-        assert_eq!(chain(&outer), "connection refused");
     }
 }

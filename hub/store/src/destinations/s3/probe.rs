@@ -50,7 +50,7 @@ impl S3Destination {
         match read {
             Ok(Ok(bytes)) if bytes.clone().into_bytes() == first.slice(6..) => {}
             Ok(Ok(_)) => return Err(Fault::Corrupt("what was written does not come back".into())),
-            Ok(Err(error)) => return Err(Fault::Interrupted(super::fault::chain(&error))),
+            Ok(Err(error)) => return Err(Fault::Interrupted(crate::destinations::error::chain(&error))),
             Err(_) => return Err(Fault::TimedOut { after: self.request_timeout }),
         }
         let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(object);

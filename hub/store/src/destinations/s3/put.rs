@@ -4,7 +4,8 @@
 //! where that is missing, the bytes themselves.
 
 use super::S3Destination;
-use super::fault::{self, CallError};
+use super::fault::CallError;
+use crate::destinations::error::chain;
 use crate::destinations::source::Source;
 use crate::destinations::{Body, Fault, Put, PutMeta, PutMode};
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
@@ -155,7 +156,7 @@ impl S3Destination {
             self.client.abort_multipart_upload().bucket(&self.bucket).key(object).upload_id(upload).send();
         let failed = match Box::pin(tokio::time::timeout(ABORT_TIMEOUT, request)).await {
             Ok(Ok(_)) => return,
-            Ok(Err(error)) => fault::chain(&error),
+            Ok(Err(error)) => chain(&error),
             Err(_) => "no answer in time".to_owned(),
         };
         tracing::debug!(destination = %self.name, object, error = failed, "could not abort an upload");
@@ -214,7 +215,7 @@ impl S3Destination {
             };
             let theirs = match piece {
                 Ok(Some(Ok(theirs))) => theirs,
-                Ok(Some(Err(error))) => return Err(Fault::Interrupted(fault::chain(&error))),
+                Ok(Some(Err(error))) => return Err(Fault::Interrupted(chain(&error))),
                 Ok(None) if offset == source.size => return Ok(Put::AlreadyThere),
                 Ok(None) => return Err(Fault::Interrupted(format!("the answer ended at byte {offset}"))),
                 Err(_) => return Err(Fault::TimedOut { after: self.request_timeout }),

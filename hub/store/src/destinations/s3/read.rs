@@ -1,8 +1,8 @@
 //! Reading objects, whole or in part.
 
 use super::S3Destination;
-use super::fault::{self, CallError};
-use crate::destinations::error::Context;
+use super::fault::CallError;
+use crate::destinations::error::{Context, chain};
 use crate::destinations::{ByteStream, DestinationError, Fault};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use bytes::Bytes;
@@ -105,7 +105,7 @@ impl Reading {
             piece = tokio::time::timeout(self.timeout, self.output.body.next()) => match piece {
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(piece))) => return Ok(Some(piece)),
-                Ok(Some(Err(error))) => Fault::Interrupted(fault::chain(&error)),
+                Ok(Some(Err(error))) => Fault::Interrupted(chain(&error)),
                 Err(_) => Fault::TimedOut { after: self.timeout },
             },
         };
