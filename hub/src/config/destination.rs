@@ -1,8 +1,8 @@
 //! One entry of `destinations:`, with Litestream's keys where it has them.
 
-use super::DEFAULT_SYNC_INTERVAL;
 use super::layout::{self, Layout};
 use super::limits::{self, LaneLimits};
+use super::{DEFAULT_SYNC_INTERVAL, object_store};
 use crate::copies::policy::{LIVE_MEDIA, Site};
 use crc_fast::CrcAlgorithm;
 use rustix::fs::Access;
@@ -11,12 +11,11 @@ use std::path::Path;
 use std::time::Duration;
 use walhub_common::DestinationName;
 use walhub_common::config::{Section, value};
-use walhub_store::destinations::config::{Checksums, DestinationConfig, FileConfig, S3Config, S3Keys};
+use walhub_store::destinations::config::{DestinationConfig, FileConfig};
 use walhub_store::restore::source::BUFFER;
 
 pub(super) const SYNC_INTERVAL: RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(24 * 3600);
-const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
 /// One checked destination.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,7 +43,12 @@ pub struct DestinationEntry {
 enum Kind {
     File,
     S3,
+    Gcs,
+    Abs,
 }
+
+const KINDS: [(&str, Kind); 4] =
+    [("file", Kind::File), ("s3", Kind::S3), ("gcs", Kind::Gcs), ("abs", Kind::Abs)];
 
 /// What the entries before have taken.
 pub(super) struct Taken {
@@ -76,7 +80,7 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
         taken.names.push(name.clone());
     }
     let layout = layout::parse(&mut item);
-    let kind = item.required("type", value::one_of(&[("file", Kind::File), ("s3", Kind::S3)]));
+    let kind = item.required("type", value::one_of(&KINDS));
     let sync_interval = item.or("sync-interval", DEFAULT_SYNC_INTERVAL, value::duration_in(SYNC_INTERVAL));
     let Some(kind) = kind else {
         // Without a type the other keys cannot be judged: they are not faults of their own.
@@ -84,14 +88,16 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
     };
     let (media, away) = match kind {
         Kind::File => (LIVE_MEDIA, false),
-        Kind::S3 => ("object", true),
+        Kind::S3 | Kind::Gcs | Kind::Abs => ("object", true),
     };
     let limits = limits::parse(&mut item);
     let media = item.or("media", media.to_owned(), value::string);
     let offsite = item.or("offsite", away, value::bool);
     let config = match kind {
         Kind::File => file(&mut item, taken.look),
-        Kind::S3 => s3(&mut item),
+        Kind::S3 => object_store::s3(&mut item),
+        Kind::Gcs => object_store::gcs(&mut item),
+        Kind::Abs => object_store::abs(&mut item),
     };
     let place = config.as_ref().map(place);
     if let (Some(name), Some(place)) = (&name, place.clone()) {
@@ -105,8 +111,9 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
     }
     item.finish();
     let name = name?;
-    let site = Site { name: name.to_string(), media, offsite, immutable: false };
     let (config, place) = (config?, place?);
+    let immutable = matches!(&config, DestinationConfig::S3(s3) if s3.object_lock.is_some());
+    let site = Site { name: name.to_string(), media, offsite, immutable };
     let cursor = cursor(&config, &place);
     Some(DestinationEntry { name, sync_interval, limits, site, layout, config, place, cursor })
 }
@@ -123,6 +130,13 @@ fn place(config: &DestinationConfig) -> String {
         DestinationConfig::File(file) => format!("file {}", file.path.display()),
         DestinationConfig::S3(s3) => {
             format!("s3 {} {} {}", s3.endpoint.as_deref().unwrap_or_default(), s3.bucket, s3.prefix)
+        }
+        DestinationConfig::Gcs(gcs) => {
+            format!("gcs {} {} {}", gcs.endpoint.as_deref().unwrap_or_default(), gcs.bucket, gcs.prefix)
+        }
+        DestinationConfig::Abs(abs) => {
+            let (endpoint, account) = (abs.endpoint.as_deref(), abs.account_name.as_deref());
+            format!("abs {} {} {}", endpoint.or(account).unwrap_or_default(), abs.bucket, abs.prefix)
         }
     }
 }
@@ -147,42 +161,4 @@ pub(super) fn can_be_made(path: &Path) -> Result<(), String> {
         let what = if at == path { "cannot be written" } else { "cannot be made" };
         format!("{} {what} ({}: {error}); correct the path or its owner", path.display(), at.display())
     })
-}
-
-fn s3(item: &mut Section<'_>) -> Option<DestinationConfig> {
-    let bucket = item.required("bucket", value::string);
-    let prefix = item.or("path", String::new(), value::string);
-    let region = item.optional("region", value::string);
-    let endpoint = item.optional("endpoint", |text| match text.split_once("://") {
-        Some(("http" | "https", rest)) if !rest.is_empty() => Ok(text.to_owned()),
-        _ => Err(format!("{text:?} is not an address such as https://s3.example:9000")),
-    });
-    let id = item.optional("access-key-id", value::string);
-    let secret = item.optional("secret-access-key", value::string);
-    let force_path_style = item.optional("force-path-style", value::bool);
-    let kinds = [("when-required", Checksums::WhenRequired), ("when-supported", Checksums::WhenSupported)];
-    let checksums = item.optional("checksums", value::one_of(&kinds));
-    let request_timeout = item.optional("request-timeout", value::duration_in(REQUEST_TIMEOUT));
-    let keys = match (id, secret) {
-        (Some(access_key_id), Some(secret_access_key)) => Some(S3Keys { access_key_id, secret_access_key }),
-        (None, None) => None,
-        (Some(_), None) => {
-            item.fault("has an access-key-id and no secret-access-key");
-            None
-        }
-        (None, Some(_)) => {
-            item.fault("has a secret-access-key and no access-key-id");
-            None
-        }
-    };
-    Some(DestinationConfig::S3(S3Config {
-        bucket: bucket?,
-        prefix: prefix.trim_matches('/').to_owned(),
-        region,
-        endpoint,
-        keys,
-        force_path_style,
-        checksums,
-        request_timeout,
-    }))
 }

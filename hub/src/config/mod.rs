@@ -7,6 +7,7 @@ mod databases;
 mod destination;
 mod layout;
 mod limits;
+mod object_store;
 mod policy;
 
 pub use buffer::{BufferConfig, DEFAULT_BUFFER_BYTES};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use walhub_common::backoff::Class;
 use walhub_common::{DatabaseKey, DestinationName, Level, PageSize, Pgno, TxidRange, clock, ltx};
-use walhub_store::destinations::config::{S3Config, S3Keys};
+use walhub_store::destinations::config::{LockMode, ObjectLock, S3Config, S3Keys, Sse};
 use walhub_store::destinations::s3::S3Destination;
 use walhub_store::destinations::{
     Body, Destination, DestinationError, Fault, FileKey, Put, PutMeta, contract,
@@ -139,6 +139,78 @@ async fn a_server_that_is_away_is_transient() {
     config.endpoint = Some("http://no-such-host.invalid".into());
     let error = put(&destination(&config).await).await.unwrap_err();
     assert!(matches!(error.fault, Fault::Unavailable(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_locked_object_is_not_deleted_not_even_hidden() {
+    let mut config = testutil::s3_server("walhub-locked");
+    config.object_lock = Some(ObjectLock { mode: LockMode::Governance, days: 1 });
+    testutil::create_bucket(&config).await;
+    let (locked, cancel) = (destination(&config).await, CancellationToken::new());
+    // The probe leaves nothing behind that would be locked.
+    locked.probe(&cancel).await.unwrap();
+    assert_eq!(put(&locked).await.unwrap(), Put::Created);
+    assert_eq!(put(&locked).await.unwrap(), Put::AlreadyThere);
+    let free = S3Config { object_lock: None, ..config.clone() };
+    let other = FileKey { range: TxidRange::from_raw(17, 17).unwrap(), ..key() };
+    let meta = PutMeta { time_ms: 0, post: None };
+    let unlocked = destination(&free).await;
+    unlocked.put(&other, Body::Bytes(Bytes::from_static(b"free")), meta, &cancel).await.unwrap();
+    let missing = FileKey { range: TxidRange::from_raw(18, 18).unwrap(), ..key() };
+    let error = locked.delete(&[key(), other, missing], &cancel).await.unwrap_err();
+    assert!(matches!(error.fault, Fault::Locked(_)), "{error}");
+    assert_eq!(error.class(), Class::Permanent);
+    assert!(error.to_string().contains("is locked until"), "{error}");
+    let listed = locked.list(&key().database, Level::SNAPSHOT, &cancel).await.unwrap();
+    assert_eq!(listed.iter().map(|file| file.range).collect::<Vec<_>>(), [key().range], "the others went");
+    assert_eq!(locked.read_start(&key(), 9, &cancel).await.unwrap(), "ltx");
+}
+
+#[tokio::test]
+async fn encryption_and_storage_class_are_accepted() {
+    let config = S3Config { sse: Some(Sse::Aes256), storage_class: Some("STANDARD".into()), ..place().await };
+    let destination = destination(&config).await;
+    destination.probe(&CancellationToken::new()).await.unwrap();
+    assert_eq!(put(&destination).await.unwrap(), Put::Created);
+    assert_eq!(destination.read_start(&key(), 9, &CancellationToken::new()).await.unwrap(), "ltx");
+}
+
+#[tokio::test]
+async fn keys_may_lie_in_a_file() {
+    let mut config = place().await;
+    let keys = config.keys.take().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credentials");
+    config.credentials_file = Some(file.clone());
+    let write = |secret: &str| {
+        let id = &keys.access_key_id;
+        std::fs::write(
+            &file,
+            format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n"),
+        )
+        .unwrap();
+    };
+    write("wrong");
+    let error = probe(&config).await;
+    assert!(matches!(error.fault, Fault::Denied(_)), "{error}");
+    write(&keys.secret_access_key);
+    destination(&config).await.probe(&CancellationToken::new()).await.unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let error = probe(&config).await;
+    assert!(matches!(error.fault, Fault::Denied(_)), "{error}");
+    assert!(error.to_string().contains("no credentials"), "{error}");
+}
+
+#[tokio::test]
+async fn a_ca_file_without_certificates_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.pem");
+    let config = S3Config { ca_file: Some(file.clone()), ..offline("https://127.0.0.1:1".into()) };
+    for content in [None, Some("no certificate")] {
+        content.map(|content| std::fs::write(&file, content).unwrap());
+        let error = S3Destination::build(name(), &config).await.unwrap_err();
+        assert!(error.to_string().contains("ca.pem"), "{error}");
+    }
 }
 
 fn offline(endpoint: String) -> S3Config {

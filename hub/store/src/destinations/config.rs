@@ -42,8 +42,19 @@ pub struct S3Config {
     pub region: Option<String>,
     /// `endpoint`: `http://…` or `https://…` of a server that is not Amazon's.
     pub endpoint: Option<String>,
-    /// `access-key-id` and `secret-access-key`; without them the SDK's chain (environment, profile, instance role).
+    /// `access-key-id` and `secret-access-key`; without them `credentials-file`, or the SDK's chain (environment, profile,
+    /// instance role).
     pub keys: Option<S3Keys>,
+    /// `credentials-file`: as `~/.aws/credentials`, profile `default`.
+    pub credentials_file: Option<PathBuf>,
+    /// `ca-file`: certificates (PEM) trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// `sse` and `sse-kms-key-id`: encryption at the server.
+    pub sse: Option<Sse>,
+    /// `storage-class` of every object.
+    pub storage_class: Option<String>,
+    /// `object-lock`: every object is kept from deletion for a time.
+    pub object_lock: Option<ObjectLock>,
     /// `force-path-style`: bucket in the path, not in the host name. `None`: yes with an endpoint, no without.
     pub force_path_style: Option<bool>,
     /// `checksums`. `None`: [`Checksums::WhenRequired`] with an endpoint, [`Checksums::WhenSupported`] without.
@@ -66,6 +77,33 @@ impl fmt::Debug for S3Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("S3Keys").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
     }
+}
+
+/// Encryption at the server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Sse {
+    /// `sse: aes256`: with keys of the store.
+    Aes256,
+    /// `sse: kms`: with a key of the key service; `None`: the bucket's own.
+    Kms(Option<String>),
+}
+
+/// Retention of every object of a bucket with object lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ObjectLock {
+    /// `mode`.
+    pub mode: LockMode,
+    /// `days` after its put in which an object cannot be deleted.
+    pub days: u32,
+}
+
+/// Who may lift a lock early.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LockMode {
+    /// Whoever has a permission of its own.
+    Governance,
+    /// Nobody.
+    Compliance,
 }
 
 /// A bucket of Google Cloud Storage.

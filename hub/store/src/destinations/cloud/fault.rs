@@ -45,6 +45,10 @@ pub(super) fn explain(error: &Error) -> CallError {
     if let Some(status) = status(&text) {
         return explain_answer(status, &answer(&text));
     }
+    // The client's own judgement of a range that begins at the end.
+    if text.contains("but object was only") {
+        return CallError::RangeNotSatisfiable;
+    }
     CallError::Fault(match (error, find::<HttpError>(error).map(HttpError::kind)) {
         (_, _) if text.contains("invalid peer certificate") => Fault::Misconfigured(format!(
             "{}; renew the server's certificate, or trust its CA (`ca-file`, system store)",

@@ -3,6 +3,9 @@
 use crate::destinations::config::{Checksums, S3Config};
 use crate::destinations::error::{Context, Operation};
 use crate::destinations::{DestinationError, Fault};
+use aws_config::profile::ProfileFileCredentialsProvider;
+#[expect(deprecated, reason = "see `profile`")]
+use aws_config::profile::profile_file::{ProfileFileKind, ProfileFiles};
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -12,7 +15,9 @@ use aws_sdk_s3::config::{
     RequestChecksumCalculation, ResponseChecksumValidation, SharedCredentialsProvider, SharedHttpClient,
     StalledStreamProtectionConfig,
 };
-use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use std::path::Path;
 use std::time::Duration;
 use walhub_common::DestinationName;
 
@@ -44,7 +49,8 @@ pub(super) async fn build(name: &DestinationName, config: &S3Config) -> Result<C
     if !matches!(scheme, None | Some(Some("http" | "https"))) {
         return Err(fault("`endpoint` must begin with http:// or https://"));
     }
-    let base = sdk_config(config, scheme == Some(Some("http"))).await;
+    let http = |plain| http_client(plain, config.ca_file.as_deref()).map_err(|text| fault(&text));
+    let base = sdk_config(config, scheme == Some(Some("http")), http).await?;
     if base.region().is_none() {
         return Err(fault("no region is known; set `region`"));
     }
@@ -70,14 +76,18 @@ pub(super) async fn build(name: &DestinationName, config: &S3Config) -> Result<C
 }
 
 /// Region, credentials, endpoint and HTTP client.
-async fn sdk_config(config: &S3Config, plain: bool) -> SdkConfig {
+async fn sdk_config(
+    config: &S3Config,
+    plain: bool,
+    http: impl Fn(bool) -> Result<SharedHttpClient, DestinationError>,
+) -> Result<SdkConfig, DestinationError> {
     let region =
         config.region.clone().or_else(|| config.endpoint.as_ref().map(|_| DEFAULT_REGION.to_owned()));
     let static_keys = config.keys.as_ref().map(|keys| {
         Credentials::new(&keys.access_key_id, &keys.secret_access_key, None, None, "walhub configuration")
     });
     // The chain of credentials may itself need TLS, whatever the bucket speaks.
-    let http = http_client(plain && static_keys.is_some());
+    let http = http(plain && (static_keys.is_some() || config.credentials_file.is_some()))?;
     let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
     if let Some(region) = region {
         loader = loader.region(Region::new(region));
@@ -87,14 +97,36 @@ async fn sdk_config(config: &S3Config, plain: bool) -> SdkConfig {
     }
     if let Some(keys) = static_keys {
         loader = loader.credentials_provider(SharedCredentialsProvider::new(keys));
+    } else if let Some(file) = &config.credentials_file {
+        loader = loader.credentials_provider(SharedCredentialsProvider::new(profile(file)));
     }
-    Box::pin(loader.load()).await
+    Ok(Box::pin(loader.load()).await)
 }
 
-fn http_client(plain: bool) -> SharedHttpClient {
+/// The keys in a file such as `~/.aws/credentials`; read when they are first needed.
+#[expect(
+    deprecated,
+    reason = "the type's new home is no dependency of ours, and only its name is deprecated"
+)]
+fn profile(file: &Path) -> ProfileFileCredentialsProvider {
+    let files = ProfileFiles::builder().with_file(ProfileFileKind::Credentials, file).build();
+    ProfileFileCredentialsProvider::builder().profile_files(files).profile_name("default").build()
+}
+
+fn http_client(plain: bool, ca_file: Option<&Path>) -> Result<SharedHttpClient, String> {
     let builder = aws_smithy_http_client::Builder::new();
     if plain {
-        return builder.build_http();
+        return Ok(builder.build_http());
     }
-    builder.tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https()
+    let builder = builder.tls_provider(Provider::Rustls(CryptoMode::Ring));
+    let Some(file) = ca_file else { return Ok(builder.build_https()) };
+    let text = |error: &dyn std::fmt::Display| format!("`ca-file` {}: {error}", file.display());
+    let pem = std::fs::read(file).map_err(|error| text(&error))?;
+    // The SDK panics on bytes that are no certificates.
+    if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") {
+        return Err(text(&"it holds no certificate"));
+    }
+    let trust = TrustStore::empty().with_native_roots(true).with_pem_certificate(pem);
+    let context = TlsContext::builder().with_trust_store(trust).build().map_err(|error| text(&error))?;
+    Ok(builder.tls_context(context).build_https())
 }

@@ -6,12 +6,15 @@
 //! - Some of the others ignore it when a multipart upload completes: two hubs that store one large file at the same
 //!   moment are not told apart there. A look before the upload narrows that to the moment itself.
 //! - The SDK's own retries are off: one call is one attempt per request, and the caller owns the schedule.
+//! - With `object-lock` a deletion removes the object itself, which its lock may forbid; without, it is the store's own
+//!   plain deletion (in a bucket with versions: a delete marker).
 //! - Nothing here waits without a deadline.
 
 mod client;
 mod delete;
 mod fault;
 mod list;
+mod options;
 mod probe;
 mod put;
 mod read;
@@ -41,6 +44,7 @@ pub struct S3Destination {
     bucket: String,
     prefix: String,
     endpoint: Option<String>,
+    options: options::Options,
     request_timeout: Duration,
 }
 
@@ -54,6 +58,7 @@ impl S3Destination {
             bucket: config.bucket.clone(),
             prefix: config.prefix.trim_matches('/').to_owned(),
             endpoint: config.endpoint.clone(),
+            options: options::Options::new(config),
             request_timeout: config.request_timeout.unwrap_or(client::REQUEST_TIMEOUT),
         })
     }
@@ -231,7 +236,11 @@ impl Destination for S3Destination {
 pub async fn create_bucket(config: &S3Config) -> Result<(), DestinationError> {
     let name = DestinationName::new("test").expect("BUG: a good name");
     let destination = S3Destination::build(name, config).await?;
-    let request = destination.client.create_bucket().bucket(&destination.bucket);
+    let request = destination
+        .client
+        .create_bucket()
+        .bucket(&destination.bucket)
+        .set_object_lock_enabled_for_bucket(config.object_lock.map(|_| true));
     match destination.call(&CancellationToken::new(), 0, request.send()).await.map_err(CallError::into_fault)
     {
         Ok(_) => Ok(()),

@@ -73,6 +73,9 @@ impl S3Destination {
             .bucket(&self.bucket)
             .key(object)
             .if_none_match("*")
+            // Not the lock: what a probe leaves must go.
+            .set_server_side_encryption(self.options.encryption())
+            .set_ssekms_key_id(self.options.kms_key())
             .body(ByteStream::from(bytes));
         self.call(cancel, 0, request.send()).await.map(drop)
     }

@@ -10,7 +10,7 @@ use crate::destinations::source::Source;
 use crate::destinations::{Body, Fault, Put, PutMeta, PutMode};
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -81,6 +81,13 @@ impl S3Destination {
             .key(object)
             .set_if_none_match(condition(mode))
             .set_metadata(Some(metadata))
+            .set_server_side_encryption(self.options.encryption())
+            .set_ssekms_key_id(self.options.kms_key())
+            .set_storage_class(self.options.storage_class())
+            .set_object_lock_mode(self.options.lock_mode())
+            .set_object_lock_retain_until_date(self.options.locked_until(clock::now_ms()))
+            // A put with a lock must carry a checksum.
+            .set_checksum_algorithm(self.options.lock.map(|_| ChecksumAlgorithm::Crc32))
             .body(ByteStream::from(bytes));
         self.call(cancel, source.size, request.send()).await.map(drop)
     }
@@ -98,7 +105,12 @@ impl S3Destination {
             .create_multipart_upload()
             .bucket(&self.bucket)
             .key(object)
-            .set_metadata(Some(metadata));
+            .set_metadata(Some(metadata))
+            .set_server_side_encryption(self.options.encryption())
+            .set_ssekms_key_id(self.options.kms_key())
+            .set_storage_class(self.options.storage_class())
+            .set_object_lock_mode(self.options.lock_mode())
+            .set_object_lock_retain_until_date(self.options.locked_until(clock::now_ms()));
         let created = self.call(cancel, 0, request.send()).await?;
         let Some(upload) = created.upload_id() else {
             return Err(CallError::Fault(Fault::Corrupt("the server gave an upload without a name".into())));
