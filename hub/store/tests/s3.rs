@@ -147,10 +147,11 @@ async fn a_locked_object_is_not_deleted_not_even_hidden() {
     config.object_lock = Some(ObjectLock { mode: LockMode::Governance, days: 1 });
     testutil::create_bucket(&config).await;
     let (locked, cancel) = (destination(&config).await, CancellationToken::new());
-    // The probe leaves nothing behind that would be locked.
-    locked.probe(&cancel).await.unwrap();
+    // This server forgets its fence in a bucket with versions (Amazon's does not); the probe notices, and leaves nothing
+    // behind that would be locked.
+    let refused = locked.probe(&cancel).await.unwrap_err();
+    assert!(matches!(refused.fault, Fault::NoFence(_)), "{refused}");
     assert_eq!(put(&locked).await.unwrap(), Put::Created);
-    assert_eq!(put(&locked).await.unwrap(), Put::AlreadyThere);
     let free = S3Config { object_lock: None, ..config.clone() };
     let other = FileKey { range: TxidRange::from_raw(17, 17).unwrap(), ..key() };
     let meta = PutMeta { time_ms: 0, post: None };
@@ -207,7 +208,9 @@ async fn a_ca_file_without_certificates_is_refused() {
     let file = folder.path().join("ca.pem");
     let config = S3Config { ca_file: Some(file.clone()), ..offline("https://127.0.0.1:1".into()) };
     for content in [None, Some("no certificate")] {
-        content.map(|content| std::fs::write(&file, content).unwrap());
+        if let Some(content) = content {
+            std::fs::write(&file, content).unwrap();
+        }
         let error = S3Destination::build(name(), &config).await.unwrap_err();
         assert!(error.to_string().contains("ca.pem"), "{error}");
     }

@@ -6,6 +6,7 @@ use crate::destinations::{DestinationError, Fault};
 use aws_config::profile::ProfileFileCredentialsProvider;
 #[expect(deprecated, reason = "see `profile`")]
 use aws_config::profile::profile_file::{ProfileFileKind, ProfileFiles};
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -88,7 +89,7 @@ async fn sdk_config(
     });
     // The chain of credentials may itself need TLS, whatever the bucket speaks.
     let http = http(plain && (static_keys.is_some() || config.credentials_file.is_some()))?;
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone());
     if let Some(region) = region {
         loader = loader.region(Region::new(region));
     }
@@ -98,7 +99,7 @@ async fn sdk_config(
     if let Some(keys) = static_keys {
         loader = loader.credentials_provider(SharedCredentialsProvider::new(keys));
     } else if let Some(file) = &config.credentials_file {
-        loader = loader.credentials_provider(SharedCredentialsProvider::new(profile(file)));
+        loader = loader.credentials_provider(SharedCredentialsProvider::new(profile(file, http)));
     }
     Ok(Box::pin(loader.load()).await)
 }
@@ -108,9 +109,14 @@ async fn sdk_config(
     deprecated,
     reason = "the type's new home is no dependency of ours, and only its name is deprecated"
 )]
-fn profile(file: &Path) -> ProfileFileCredentialsProvider {
+fn profile(file: &Path, http: SharedHttpClient) -> ProfileFileCredentialsProvider {
     let files = ProfileFiles::builder().with_file(ProfileFileKind::Credentials, file).build();
-    ProfileFileCredentialsProvider::builder().profile_files(files).profile_name("default").build()
+    let base = ProviderConfig::without_region().with_http_client(http);
+    ProfileFileCredentialsProvider::builder()
+        .configure(&base)
+        .profile_files(files)
+        .profile_name("default")
+        .build()
 }
 
 fn http_client(plain: bool, ca_file: Option<&Path>) -> Result<SharedHttpClient, String> {
