@@ -15,4 +15,5 @@ mod point_in_time;
 mod real_input;
 mod reload;
 mod replicate;
+mod rhythm;
 mod snapshot;

@@ -81,6 +81,24 @@ impl S3 {
         }
     }
 
+    /// Keys in a bucket that start with `prefix` and when the server stored them (Unix ms, whole seconds), by key; at most
+    /// one page.
+    #[track_caller]
+    pub fn stored(&self, bucket: &str, prefix: &str) -> Vec<(String, i64)> {
+        let prefix = prefix.replace('/', "%2F");
+        let page = self.curl("GET", &format!("{bucket}?list-type=2&prefix={prefix}")).success();
+        assert!(!page.contains("<IsTruncated>true<"), "more than a page below {prefix}");
+        let tag = |text: &str, tag: &str| {
+            let (_, rest) = text.split_once(&format!("<{tag}>"))?;
+            Some(rest.split_once('<')?.0.to_owned())
+        };
+        let objects = page.split("<Contents>").skip(1).filter_map(|object| {
+            let time = walhub_common::clock::parse_ms(&tag(object, "LastModified")?).ok()?;
+            Some((tag(object, "Key")?, time))
+        });
+        objects.collect()
+    }
+
     fn curl(&self, method: &str, path: &str) -> Output {
         let mut command = Command::new("curl");
         command.args(["-sS", "--fail-with-body", "-X", method]);
