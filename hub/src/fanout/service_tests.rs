@@ -214,3 +214,23 @@ async fn a_lane_whose_requests_are_spent_waits_for_the_next_day_and_says_so() {
     assert!(bench.board.health(1).healthy, "it is not the destination's fault");
     bench.stop().await;
 }
+
+#[tokio::test]
+async fn a_destination_that_is_away_is_asked_for_a_byte_before_much_is_sent_again() {
+    let mut bench = Bench::reliable(1);
+    bench.start();
+    eventually("the destination is ready", || bench.board.health(0).healthy).await;
+    let (id, mut image) = (bench.register("app").await, Image::new(4000));
+    bench.append(id, &image.first()).await;
+    bench.reaches(0, id, 1).await;
+    bench.destinations[0].set_down(true);
+    let puts = bench.destinations[0].calls(Operation::Put);
+    bench.append(id, &image.commit(&(1..=4000).collect::<Vec<_>>())).await;
+    let opens = bench.destinations[0].calls(Operation::Open);
+    eventually("three questions", || bench.destinations[0].calls(Operation::Open) >= opens + 3).await;
+    assert_eq!(bench.destinations[0].calls(Operation::Put), puts + 1, "two megabytes were sent once only");
+    bench.destinations[0].set_down(false);
+    bench.reaches(0, id, 2).await;
+    bench.assert_restores(0, "app", &image);
+    bench.stop().await;
+}

@@ -482,3 +482,6 @@ async fn an_idle_lane_does_nothing() {
 mod packed;
 #[path = "service_tests.rs"]
 mod service;
+
+#[path = "reload_tests.rs"]
+mod reload;
