@@ -1,9 +1,10 @@
 //! Measures walhub beside stock litestream 0.5.17, side by side on one machine, and prints a table with ratios.
 //!
 //! ```text
-//! tests/bench/run [--quick] [--only latency,idle,load,app,stall,restore,ingest,snapshot] [--gb N] [--json FILE]
+//! tests/bench/run [--quick] [--only latency,idle,load,app,stall,restore,ingest,snapshot,requests] [--gb N] [--json FILE]
 //! ```
-//! Both sides run as the processes their users run, with default settings and a file destination at a 1 s interval. The
+//! Both sides run as the processes their users run, with default settings and a file destination at a 1 s interval
+//! (`requests`: a real S3 server). The
 //! hub runs on the same cores as everything else: what it costs is in our numbers.
 
 mod app;
@@ -12,6 +13,7 @@ mod ingest;
 mod latency;
 mod load;
 mod process;
+mod requests;
 mod restore;
 mod setup;
 mod snapshot;
@@ -52,7 +54,7 @@ fn main() {
         }
     }
     type Section = fn(&Plan) -> Vec<Row>;
-    let sections: [(&str, Section); 8] = [
+    let sections: [(&str, Section); 9] = [
         ("latency", latency::run),
         ("idle", idle::run),
         ("load", load::run),
@@ -61,6 +63,7 @@ fn main() {
         ("restore", restore::run),
         ("ingest", ingest::run),
         ("snapshot", snapshot::run),
+        ("requests", requests::run),
     ];
     let mut rows = Vec::new();
     for (name, section) in sections {

@@ -24,24 +24,38 @@ enum Victim {
 
 #[test]
 fn killing_the_agent_breaks_no_promise() {
-    kill_in_rounds(Victim::Agent);
+    kill_in_rounds(Victim::Agent, Layout::Litestream);
 }
 
 #[test]
 fn killing_the_hub_breaks_no_promise() {
-    kill_in_rounds(Victim::Hub);
+    kill_in_rounds(Victim::Hub, Layout::Litestream);
+}
+
+#[test]
+fn killing_the_hub_in_the_middle_of_packs_breaks_no_promise() {
+    kill_in_rounds(Victim::Hub, Layout::Packed);
 }
 
 #[test]
 fn killing_both_breaks_no_promise() {
-    kill_in_rounds(Victim::Both);
+    kill_in_rounds(Victim::Both, Layout::Litestream);
 }
 
-fn kill_in_rounds(victim: Victim) {
-    let name = format!("crash-{victim:?}").to_lowercase();
+/// How both destinations keep their files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Layout {
+    Litestream,
+    Packed,
+}
+
+fn kill_in_rounds(victim: Victim, layout: Layout) {
+    let name = format!("crash-{victim:?}-{layout:?}").to_lowercase();
     let mut cluster = Cluster::new(&name);
-    cluster.add_folder("near");
-    cluster.add_folder("far");
+    for folder in ["near", "far"] {
+        let destination = Destination::file(folder, &cluster.path(folder));
+        cluster.add(if layout == Layout::Packed { destination.with("layout: packed") } else { destination });
+    }
     let paths: Vec<PathBuf> = DATABASES.iter().map(|name| cluster.path("data").join(name)).collect();
     let named: Vec<_> = DATABASES.into_iter().zip(paths.iter().map(PathBuf::as_path)).collect();
     cluster.agent("node", &named);
@@ -94,13 +108,13 @@ fn kill_in_rounds(victim: Victim) {
     let promises = watch.stop();
     let mut lines = String::new();
     for (name, path) in &named {
-        let txid = judge(&cluster, name, path, &promises);
+        let txid = judge(&cluster, name, path, &promises, layout);
         lines += &format!("{name}: {txid} TXIDs, {} promises kept\n", promises[*name].len());
     }
     let enough = rounds as usize / 2;
     let kept: Vec<usize> = promises.values().map(std::collections::BTreeMap::len).collect();
     assert!(kept.iter().all(|&kept| kept > enough), "too few promises to judge by: {kept:?}");
-    report(&format!("kill -9, {victim:?}, {rounds} rounds under load"), &lines);
+    report(&format!("kill -9, {victim:?}, {layout:?}, {rounds} rounds under load"), &lines);
 }
 
 /// Waits until each database has new transactions at the hub.
@@ -117,7 +131,7 @@ fn await_progress(cluster: &Cluster) {
 }
 
 /// Every promise can be restored, no destination has a hole or a transaction twice, and everything equals the source.
-fn judge(cluster: &Cluster, name: &str, path: &std::path::Path, promises: &Promises) -> u64 {
+fn judge(cluster: &Cluster, name: &str, path: &std::path::Path, promises: &Promises, layout: Layout) -> u64 {
     let key = format!("node/{name}");
     let (live, txid) = cluster.await_buffered("node", name, path);
     cluster.await_everywhere("node", name, txid);
@@ -125,7 +139,8 @@ fn judge(cluster: &Cluster, name: &str, path: &std::path::Path, promises: &Promi
         let out = cluster.restore(&key, &format!("{source}-{name}"), &["--source", source]);
         live.assert_same(&Image::restored(&out), &format!("{key} from {source}"));
     }
-    for folder in ["near", "far"] {
+    let folders: &[&str] = if layout == Layout::Packed { &[] } else { &["near", "far"] };
+    for folder in folders {
         let audited = replica::audit(&cluster.path(folder).join(&key));
         assert_eq!(audited, Ok((txid, live.checksum())), "{key} in {folder}");
     }

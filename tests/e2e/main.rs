@@ -10,6 +10,7 @@ mod hubctl;
 mod identity;
 mod layering;
 mod local;
+mod packed;
 mod phantom;
 mod point_in_time;
 mod real_input;

@@ -16,6 +16,7 @@ pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod eventually;
+pub mod fleet;
 pub mod ledger;
 pub mod litestream;
 pub mod oracle;

@@ -44,7 +44,12 @@ impl History {
 
     /// The next segment: writes `fill` into page `page`. The first one holds every page.
     pub fn next(&mut self, page: usize, fill: u8) -> Segment {
-        self.pages[page - 1].fill(fill);
+        self.write(page, &[fill; PAGE_SIZE.bytes()])
+    }
+
+    /// The next segment: `content` is the whole of page `page` from then on. The first one holds every page.
+    pub fn write(&mut self, page: usize, content: &[u8]) -> Segment {
+        self.pages[page - 1].copy_from_slice(content);
         let pre = self.position;
         let txid = Txid::following(pre.map(|pos| pos.txid));
         let numbers: Vec<usize> = if pre.is_none() { (1..=self.pages.len()).collect() } else { vec![page] };

@@ -110,6 +110,48 @@ impl S3 {
     }
 }
 
+/// Requests by what a bill calls them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Requests {
+    /// Objects and parts stored, uploads begun and completed.
+    pub put: u64,
+    /// Listings.
+    pub list: u64,
+    /// Objects read, whole or in part, and asked about.
+    pub get: u64,
+    /// Deletions, of one object or many.
+    pub delete: u64,
+}
+
+impl Requests {
+    fn count(&mut self, method: &str, rest: &str) {
+        let of_bucket = rest.is_empty() || rest.starts_with(['?', ' ']);
+        match method {
+            "POST" if rest.starts_with("?delete") => self.delete += 1,
+            "DELETE" => self.delete += 1,
+            "PUT" | "POST" => self.put += 1,
+            "GET" if of_bucket => self.list += 1,
+            _ => self.get += 1,
+        }
+    }
+
+    /// All of them.
+    pub fn all(self) -> u64 {
+        self.put + self.list + self.get + self.delete
+    }
+
+    /// Those that came after `before` was taken.
+    #[must_use]
+    pub fn since(self, before: Requests) -> Requests {
+        Requests {
+            put: self.put - before.put,
+            list: self.list - before.list,
+            get: self.get - before.get,
+            delete: self.delete - before.delete,
+        }
+    }
+}
+
 /// An S3 server of a test's own, which it may kill. Ends with its handle.
 #[derive(Debug)]
 pub struct OwnS3 {
@@ -121,14 +163,40 @@ pub struct OwnS3 {
 impl OwnS3 {
     /// Starts one with its data in `dir`; `None` (after a line on stderr) where the run has no S3 server at all.
     pub fn start(dir: &Path) -> Option<OwnS3> {
-        let mut server = s3()?;
+        s3().map(|_| Self::launch(dir))
+    }
+
+    /// Starts one with its data in `dir`, which must be possible.
+    pub fn launch(dir: &Path) -> OwnS3 {
         let env = Self::script("start", dir).success();
-        server.endpoint = env
-            .lines()
-            .find_map(|line| line.strip_prefix("endpoint="))
-            .unwrap_or_else(|| panic!("no endpoint in: {env}"))
-            .to_owned();
-        Some(OwnS3 { dir: dir.to_path_buf(), server })
+        let value = |name: &str| {
+            let found = env.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            found.unwrap_or_else(|| panic!("no {name} in: {env}")).to_owned()
+        };
+        let server = S3 {
+            endpoint: value("endpoint"),
+            access_key: value("access_key"),
+            secret_key: value("secret_key"),
+            region: value("region"),
+        };
+        OwnS3 { dir: dir.to_path_buf(), server }
+    }
+
+    /// Every request to a bucket since the start, by the server's own log.
+    pub fn requests(&self, bucket: &str) -> Requests {
+        let log = std::fs::read_to_string(self.dir.join("client.rgw.log")).expect("the server's log");
+        let mut requests = Requests::default();
+        for line in log.lines().filter(|line| line.contains(" beast: ")) {
+            let Some((method, path)) = line.split('"').nth(1).and_then(|request| request.split_once(' '))
+            else {
+                continue;
+            };
+            let of_bucket = path.strip_prefix('/').and_then(|path| path.strip_prefix(bucket));
+            if let Some(rest) = of_bucket.filter(|rest| rest.starts_with(['/', '?', ' '])) {
+                requests.count(method, rest.trim_start_matches('/'));
+            }
+        }
+        requests
     }
 
     fn script(command: &str, dir: &Path) -> Output {
