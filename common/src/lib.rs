@@ -12,6 +12,7 @@ pub mod ltx;
 pub mod page;
 pub mod pos;
 pub mod restore;
+pub mod stretch;
 pub mod task;
 pub mod telemetry;
 pub mod tls;

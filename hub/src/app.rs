@@ -14,7 +14,7 @@ use crate::ingest::{Ingest, Origins};
 use crate::merge::LtxMerger;
 use crate::reload::{self, Reloader};
 use crate::restore::Restores;
-use crate::staging::{self, Staging};
+use crate::staging::{self, Sealed, Staging};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -24,7 +24,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use walhub_common::clock;
 use walhub_common::task::TaskGroup;
 use walhub_common::tls::{Acceptor, LoadError};
@@ -34,8 +33,6 @@ use walhub_store::destinations::{DestinationError, DynDestination};
 const SESSIONS_DEADLINE: Duration = Duration::from_secs(10);
 /// How long current puts may take to end.
 const PUTS_DEADLINE: Duration = Duration::from_secs(15);
-/// Time between two looks for parts of first snapshots that nobody continues.
-const EXPIRE_INTERVAL: Duration = Duration::from_secs(3600);
 /// Folder of files in the making, inside the data folder.
 const TMP: &str = "tmp";
 
@@ -103,14 +100,16 @@ impl App {
         let path = config.data_dir.clone();
         let BufferConfig { max_bytes, when_full } = config.buffer;
         let merger = Arc::new(LtxMerger);
-        let options = Options { when_full, merger, ..Options::new(&path, max_bytes) };
-        let staging_bytes = max_bytes;
         let (buffer, epochs, staging) = tokio::task::spawn_blocking(move || {
+            let data = |source| AppError::Data { path: path.clone(), source };
+            let sealed = Arc::new(Sealed::open(&path).map_err(data)?);
+            let payloads = Some(sealed.clone() as _);
+            let options = Options { when_full, merger, payloads, ..Options::new(&path, max_bytes) };
             let buffer = DiskBuffer::open(options)
                 .map_err(|source| AppError::Buffer { path: path.clone(), source })?;
-            let data = |source| AppError::Data { path: path.clone(), source };
             let epochs = Epochs::open(&path).map_err(data)?;
-            let staging = Staging::open(&path, staging_bytes).map_err(data)?;
+            let staging = Staging::open(&path, max_bytes, sealed).map_err(data)?;
+            staging.reconcile(&buffer).map_err(data)?;
             Ok::<_, AppError>((buffer, epochs, Arc::new(staging)))
         })
         .await
@@ -158,7 +157,12 @@ impl App {
         let in_service = InService::new(move || board.roster().destinations());
         let origins = Origins::new(in_service.clone(), sessions.token().clone());
         let seals = TaskGroup::new("first snapshots");
-        seals.spawn(expire(staging.clone(), seals.token().clone()));
+        seals.spawn(staging::tend(
+            staging.clone(),
+            buffer.clone(),
+            fleet.board.clone(),
+            seals.token().clone(),
+        ));
         let handles = Handles {
             ingest: Ingest::new(
                 buffer.clone(),
@@ -223,27 +227,6 @@ impl App {
 async fn never_ending(work: impl Future<Output = ()>) -> Infallible {
     work.await;
     std::future::pending().await
-}
-
-/// Drops parts of first snapshots whose database does not come back.
-async fn expire(staging: Arc<Staging>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(EXPIRE_INTERVAL);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        let from = staging.clone();
-        match tokio::task::spawn_blocking(move || from.expire(staging::MAX_AGE)).await {
-            Ok(Ok(gone)) => {
-                for database in gone {
-                    tracing::warn!(%database, "dropped the parts of a first snapshot that nobody continued for a week");
-                }
-            }
-            Ok(Err(error)) => tracing::warn!(%error, "old parts of first snapshots could not be removed"),
-            Err(error) => tracing::error!(%error, "a bug ended the removal of old parts"),
-        }
-    }
 }
 
 /// Writes the address into a file that appears complete or not at all: whoever waits for it may connect.

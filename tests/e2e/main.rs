@@ -8,6 +8,7 @@ mod heal;
 mod hostile_client;
 mod hubctl;
 mod identity;
+mod images;
 mod layering;
 mod local;
 mod packed;

@@ -9,7 +9,7 @@ use walhub_tests::workload::Writer;
 use walhub_tests::{Cluster, Image};
 
 /// A WAL database with so many megabytes of noise; bytes of its file.
-fn fill(path: &Path, megabytes: u32) -> u64 {
+pub(super) fn fill(path: &Path, megabytes: u32) -> u64 {
     let app = Connection::open(path).expect("open");
     app.pragma_update(None, "journal_mode", "wal").expect("WAL");
     app.pragma_update(None, "synchronous", "off").expect("synchronous");

@@ -60,6 +60,7 @@ mod roll;
 mod segment;
 mod stage;
 mod staged;
+mod stretch;
 mod tail;
 mod vfs;
 mod yielding;

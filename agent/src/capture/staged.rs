@@ -52,7 +52,7 @@ impl Staged {
         })
     }
 
-    /// The hub holds parts of a database of this page size, up to the one before `next_part`.
+    /// The hub holds parts of a database of this page size, up to the one before `next_part`; of which pages is said next.
     pub fn resume(&mut self, page_size: PageSize, next_part: u64) {
         (self.page_size, self.next_part) = (Some(page_size), next_part);
     }
@@ -83,6 +83,11 @@ impl Staged {
         }
         self.at = at;
         Ok(())
+    }
+
+    /// Bytes per page, once they are known.
+    pub fn page_size(&self) -> Option<PageSize> {
+        self.page_size
     }
 
     /// Pages of which a version is staged.
@@ -129,8 +134,8 @@ impl Staged {
     /// Sets the checksums of pages from `first` on.
     pub(super) fn write(&mut self, first: Pgno, sums: &[u64]) -> io::Result<()> {
         let before = self.read(first, sums.len())?;
-        let new = before.iter().zip(sums).filter(|(old, new)| **old == 0 && **new != 0).count();
-        self.pages = self.pages.saturating_add(u32::try_from(new).unwrap_or(u32::MAX));
+        let count = |sums: &[u64]| sums.iter().filter(|sum| **sum != 0).count() as u32;
+        self.pages = (self.pages + count(sums)).saturating_sub(count(&before));
         let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.to_ne_bytes()).collect();
         self.file.write_all_at(&bytes, offset(first))
     }

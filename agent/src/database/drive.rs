@@ -94,6 +94,8 @@ pub(super) struct Driver<'a> {
     named: Option<Txid>,
     /// What the hub keeps of an unfinished first snapshot.
     pub(super) staging: Option<Staging>,
+    /// The hub holds images that a first snapshot may be compared with.
+    pub(super) images: bool,
     /// Newest buffered transaction that this task knows of.
     pub(super) buffered: Option<Txid>,
     /// The link that was tried last.
@@ -128,6 +130,7 @@ impl<'a> Driver<'a> {
             exhausted: false,
             named: None,
             staging: None,
+            images: false,
             buffered: None,
             link_id: 0,
             following: false,
@@ -312,6 +315,7 @@ impl<'a> Driver<'a> {
         self.named = opened.position.map(|p| p.txid);
         self.buffered = self.named;
         self.staging = opened.staging;
+        self.images = opened.images;
         self.db.report.buffered(self.buffered);
         self.db.report.durable(opened.durable);
         Ok(())

@@ -22,6 +22,7 @@ mod drive;
 mod fetch;
 mod follow;
 mod follower;
+mod images;
 mod pace;
 mod report;
 mod rest;

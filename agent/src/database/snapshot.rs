@@ -27,7 +27,7 @@ impl Driver<'_> {
     /// Everything, to a hub that has nothing.
     pub(super) async fn first_snapshot(&mut self, to: &Target) -> Result<(), End> {
         let bytes = self.blocking(|f| f.capture.image_bytes()).await?.map_err(failed)?;
-        let held = self.staging.take();
+        let (held, images) = (self.staging.take(), std::mem::take(&mut self.images));
         if held.is_none() && bytes <= self.db.shared.parts_above {
             return self.delta(None, to).await;
         }
@@ -36,7 +36,10 @@ impl Driver<'_> {
         let db = self.db;
         let folder = db.shared.state.database(&db.name, &db.path).and_then(|f| Staged::create(&f));
         let mut staged = folder.map_err(|e| failed(CaptureError::Staged(e)))?;
-        if let Some(held) = held {
+        let adopted = held.is_some_and(|held| held.adopted);
+        if adopted || (held.is_none() && images) {
+            staged = self.match_with_hub(staged, held, to).await?;
+        } else if let Some(held) = held {
             staged.resume(held.page_size, held.next_part);
             let asked = fetch_staged(to.link.channel.clone(), (&db.shared.agent, &db.name)).await;
             let (fetch, pages) = asked.map_err(unavailable)?;
@@ -65,15 +68,8 @@ impl Driver<'_> {
 
     /// Walks until the last file was sent.
     async fn walk_around(&mut self, mut staged: Staged, to: &Target) -> Result<SegmentMeta, End> {
-        let db = self.db;
         loop {
-            let context = Context {
-                to: to.clone(),
-                name: db.name.clone(),
-                report: db.report.clone(),
-                desk: db.desk.clone(),
-                rate: db.shared.snapshot_rate,
-            };
+            let context = self.context(to);
             let walking = self.blocking(move |f| {
                 let walked = f.walk(&mut staged, &context);
                 (staged, walked)
@@ -93,6 +89,18 @@ impl Driver<'_> {
             }
             // Also learns that the file was replaced, or that the task must stop.
             self.look(&to.link)?;
+        }
+    }
+
+    /// What a pass over the file needs.
+    pub(super) fn context(&self, to: &Target) -> Context {
+        let db = self.db;
+        Context {
+            to: to.clone(),
+            name: db.name.clone(),
+            report: db.report.clone(),
+            desk: db.desk.clone(),
+            rate: db.shared.snapshot_rate,
         }
     }
 

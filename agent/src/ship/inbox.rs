@@ -22,6 +22,8 @@ pub struct Opened {
     pub durable: Option<Txid>,
     /// Parts of an unfinished first snapshot.
     pub staging: Option<Staging>,
+    /// It holds images that a first snapshot may be compared with.
+    pub images: bool,
 }
 
 /// What the hub keeps of an unfinished first snapshot.
@@ -31,6 +33,8 @@ pub struct Staging {
     pub next_part: u64,
     /// Bytes per page.
     pub page_size: PageSize,
+    /// Pages of another database are among them.
+    pub adopted: bool,
 }
 
 /// The hub takes no more segments of this database until it is opened again.

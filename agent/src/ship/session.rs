@@ -288,6 +288,7 @@ impl Session {
                         position: position_from_wire(opened.position.as_ref())?,
                         durable: Txid::new(opened.durable_txid),
                         staging: opened.staging.as_ref().and_then(staging),
+                        images: opened.images,
                     };
                     self.post(opened.handle, |mail| {
                         mail.opened = Some(letter);
@@ -349,6 +350,7 @@ impl Session {
 }
 
 /// Parts that cannot be are no parts: the snapshot then begins anew.
-fn staging(parts: &v1::Staging) -> Option<Staging> {
-    Some(Staging { next_part: parts.next_part, page_size: PageSize::new(parts.page_size)? })
+pub(crate) fn staging(parts: &v1::Staging) -> Option<Staging> {
+    let page_size = PageSize::new(parts.page_size)?;
+    Some(Staging { next_part: parts.next_part, page_size, adopted: parts.adopted })
 }

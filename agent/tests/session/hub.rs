@@ -355,6 +355,7 @@ impl Stream {
                             position: Some(position_to_wire(history.position())),
                             durable_txid: 0,
                             staging: None,
+                            images: false,
                         }
                     };
                     position_from_wire(open.position.as_ref()).unwrap();

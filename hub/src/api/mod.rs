@@ -3,6 +3,7 @@
 mod checksums;
 mod control;
 mod fleet;
+mod images;
 mod listen;
 mod peer;
 mod replication;
@@ -25,6 +26,7 @@ use walhub_common::limits::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
 use walhub_common::task::TaskGroup;
 use walhub_proto::v1::control_service_server::ControlServiceServer;
 use walhub_proto::v1::fleet_service_server::FleetServiceServer;
+use walhub_proto::v1::image_service_server::ImageServiceServer;
 use walhub_proto::v1::replication_service_server::ReplicationServiceServer;
 use walhub_proto::v1::restore_service_server::RestoreServiceServer;
 
@@ -66,6 +68,8 @@ pub fn router(handles: Handles) -> Router {
         .max_decoding_message_size(MAX_REQUEST_BYTES);
     let control = ControlServiceServer::new(control::Service::new(handles.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let images = ImageServiceServer::new(images::Service::new(handles.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let fleet =
         FleetServiceServer::new(fleet::Service::new(handles)).max_decoding_message_size(MAX_REQUEST_BYTES);
     Server::builder()
@@ -76,6 +80,7 @@ pub fn router(handles: Handles) -> Router {
         .max_frame_size(MAX_FRAME)
         .add_service(replication)
         .add_service(restore)
+        .add_service(images)
         .add_service(fleet)
         .add_service(control)
 }

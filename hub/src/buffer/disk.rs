@@ -15,8 +15,8 @@ use super::squash::{Losses, Merger, NoMerger};
 use super::tail::wanted;
 use super::trim::{Trimmed, Trimmer};
 use super::{
-    Bounds, BufferError, Chunk, DatabaseId, GivenUp, Registered, SegmentRef, Takers, Usage, WalBuffer,
-    WhenFull, lineage_for,
+    Bounds, BufferError, Chunk, DatabaseId, GivenUp, OUTSIDE, Payloads, Registered, SegmentRef, Takers,
+    Usage, WalBuffer, WhenFull, lineage_for,
 };
 use async_trait::async_trait;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -46,6 +46,8 @@ pub struct Options {
     pub when_full: WhenFull,
     /// Merges segments, for [`WhenFull::Squash`].
     pub merger: Arc<dyn Merger>,
+    /// Where bytes lie that are not in the log.
+    pub payloads: Option<Arc<dyn Payloads>>,
     /// For tests.
     pub probe: Probe,
 }
@@ -60,6 +62,7 @@ impl Options {
             file_bytes,
             when_full: WhenFull::default(),
             merger: Arc::new(NoMerger),
+            payloads: None,
             probe: Probe::default(),
         }
     }
@@ -85,6 +88,7 @@ struct Inner {
     when_full: WhenFull,
     merger: Arc<dyn Merger>,
     losses: Mutex<Losses>,
+    payloads: Option<Arc<dyn Payloads>>,
 }
 
 /// What ends with the buffer.
@@ -100,7 +104,7 @@ impl DiskBuffer {
     /// Opens the buffer, after reading as much of the log as the index has not seen. Blocking.
     pub fn open(options: Options) -> Result<Self, BufferError> {
         let started = Instant::now();
-        let Options { data_dir, max_bytes, file_bytes, when_full, merger, probe } = options;
+        let Options { data_dir, max_bytes, file_bytes, when_full, merger, payloads, probe } = options;
         let bounds = Bounds::of(max_bytes);
         let lock = lock_folder(&data_dir)?;
         let files = Files::open(&data_dir.join("log"), probe.clone())
@@ -134,6 +138,7 @@ impl DiskBuffer {
             when_full,
             merger,
             losses: Mutex::default(),
+            payloads,
         });
         let running = Running::start(&inner, writer, lock)?;
         Ok(Self { inner, running: Mutex::new(Some(running)) })
@@ -186,6 +191,29 @@ impl Drop for DiskBuffer {
 }
 
 impl Inner {
+    /// The segment with the length of its LTX bytes, wherever they lie; `None` when they were given back.
+    fn whole(&self, database: DatabaseId, mut segment: SegmentRef) -> Option<SegmentRef> {
+        if let Some(payloads) = &self.payloads
+            && segment.bytes == OUTSIDE.len() as u64
+        {
+            segment.bytes = payloads.bytes(database, segment.meta.range)?;
+        }
+        Some(segment)
+    }
+
+    fn open(&self, database: DatabaseId, segment: &SegmentRef) -> Result<Box<dyn Read + Send>, BufferError> {
+        let range = segment.meta.range;
+        if let Some(payloads) = &self.payloads
+            && payloads.bytes(database, range) == Some(segment.bytes)
+        {
+            let opened = payloads.open(database, range);
+            let opened =
+                opened.map_err(|source| BufferError::Io { doing: "open a sealed snapshot", source })?;
+            return opened.ok_or(BufferError::Trimmed { database, txid: range.min() });
+        }
+        Ok(Box::new(self.segment_reader(database, segment)?))
+    }
+
     fn trimmer(&self) -> MutexGuard<'_, Trimmer> {
         self.trimmer.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -219,6 +247,7 @@ impl Inner {
             when_full: self.when_full,
             merger: &*self.merger,
             losses: &self.losses,
+            outside: self.payloads.is_some(),
         }
     }
 
@@ -309,6 +338,7 @@ impl WalBuffer for DiskBuffer {
         let Some(next) = wanted(after, position) else { return Ok(Vec::new()) };
         let (mut found, mut bytes, mut expected) = (Vec::new(), 0, next);
         self.inner.index.scan(database, next, |segment: SegmentRef| {
+            let Some(segment) = self.inner.whole(database, segment) else { return false };
             bytes += segment.bytes;
             let fits = found.is_empty() || bytes <= max_bytes;
             let here = self.inner.files.holds(segment.place.first.0);
@@ -339,7 +369,7 @@ impl WalBuffer for DiskBuffer {
         if max > 0 {
             self.inner.index.scan(database, Txid::following(after), |segment| {
                 if self.inner.files.holds(segment.place.first.0) {
-                    found.push(segment);
+                    found.extend(self.inner.whole(database, segment));
                 }
                 found.len() < max
             })?;
@@ -350,12 +380,13 @@ impl WalBuffer for DiskBuffer {
     fn covering(&self, database: DatabaseId, txid: Txid) -> Result<Option<SegmentRef>, BufferError> {
         self.inner.flusher.check_open()?;
         let found = self.inner.index.covering(database, txid)?;
-        Ok(found.filter(|segment| self.inner.files.holds(segment.place.first.0)))
+        let found = found.filter(|segment| self.inner.files.holds(segment.place.first.0));
+        Ok(found.and_then(|segment| self.inner.whole(database, segment)))
     }
 
     fn open(&self, database: DatabaseId, segment: &SegmentRef) -> Result<Box<dyn Read + Send>, BufferError> {
         self.inner.flusher.check_open()?;
-        Ok(Box::new(self.inner.segment_reader(database, segment)?))
+        self.inner.open(database, segment)
     }
 
     fn cursor(&self, lane: &DestinationName, database: DatabaseId) -> Option<Txid> {

@@ -12,6 +12,7 @@
 //!   ([`WhenFull::Squash`]): never at the expense of what a position promises. Either way it never takes more than its
 //!   bound.
 //! - After a crash at any instant the buffer reopens with every acknowledged segment, and no half of an unfinished one.
+//! - A segment's bytes may lie outside of the log ([`Payloads`]). Once they were given back, it counts as trimmed.
 //!
 //! Non-goals: no knowledge of destinations beyond the names of cursors; no LTX parsing.
 
@@ -206,6 +207,18 @@ impl Bounds {
     fn of(max: u64) -> Self {
         Self { max, take: max / 8 * 7, segment: max / 4 * 3, low: max / 4 * 3 }
     }
+}
+
+/// Data of a segment whose LTX bytes lie outside of the log: see [`Payloads`]. Shorter than any LTX file.
+pub const OUTSIDE: &[u8] = b"sealed";
+
+/// Where LTX bytes lie that are not in the log: those of segments whose only chunk holds [`OUTSIDE`].
+pub trait Payloads: Send + Sync + std::fmt::Debug {
+    /// LTX bytes of the segment; `None` when they were given back.
+    fn bytes(&self, database: DatabaseId, range: TxidRange) -> Option<u64>;
+
+    /// The LTX bytes; `None` when they were given back. They stay readable while the reader lives. Blocking.
+    fn open(&self, database: DatabaseId, range: TxidRange) -> std::io::Result<Option<Box<dyn Read + Send>>>;
 }
 
 /// Bytes in use and counters.

@@ -6,18 +6,23 @@ use super::{FIRST_PART, Held, StagingError};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 use walhub_common::{Checksum, Pgno};
 
-const CATALOG: &str = "catalog";
+/// Name of the catalog.
+pub(super) const CATALOG: &str = "catalog";
 const PART: &str = "part-";
+/// There when pages of another database are among them.
+const ADOPTED: &str = "adopted";
 
 /// One part on disk.
 #[derive(Clone, Copy, Default, Debug)]
 struct Kept {
+    /// Bytes that count as used: none for a part that an image holds as well.
     bytes: u64,
     /// Pages of which it holds the newest version.
     newest: u32,
@@ -44,7 +49,7 @@ impl Area {
         let mut area = Area::empty(dir, used);
         for (name, path) in files(dir)? {
             if let Some(number) = name.strip_prefix(PART).and_then(|n| n.parse().ok()) {
-                area.parts.insert(number, Kept { bytes: fs::metadata(&path)?.len(), newest: 0 });
+                area.parts.insert(number, Kept { bytes: own_bytes(&path)?, newest: 0 });
             }
         }
         let Some(newest) = area.parts.last_key_value().map(|(number, _)| *number) else { return Ok(None) };
@@ -96,7 +101,36 @@ impl Area {
             next: self.next(),
             pages: self.parts.values().map(|part| part.newest).sum(),
             page_size: catalog.page_size(),
+            adopted: self.dir.join(ADOPTED).exists(),
         })
+    }
+
+    /// Bytes that count as used.
+    pub(super) fn bytes(&self) -> u64 {
+        self.parts.values().map(|part| part.bytes).sum()
+    }
+
+    /// Makes what an image holds the parts of this database, which has none. A crash leaves them whole, or damaged, which
+    /// is as good as none.
+    pub(super) fn adopt(
+        dir: &Path,
+        image: &Path,
+        used: Arc<AtomicU64>,
+    ) -> Result<Option<Area>, StagingError> {
+        fs::create_dir_all(dir)?;
+        File::create(dir.join(ADOPTED))?.sync_all()?;
+        let linked = link_parts(image, dir).and_then(|_| fs::copy(image.join(CATALOG), dir.join(CATALOG)));
+        match linked {
+            // Dropped meanwhile to make room for another.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                fs::remove_dir_all(dir)?;
+                return Ok(None);
+            }
+            linked => linked?,
+        };
+        File::open(dir.join(CATALOG))?.sync_all()?;
+        File::open(dir)?.sync_all()?;
+        Area::open(dir, used)
     }
 
     fn next(&self) -> u32 {
@@ -161,7 +195,7 @@ impl Area {
 
     /// The path of a part.
     pub(super) fn part(&self, number: u32) -> PathBuf {
-        self.dir.join(format!("{PART}{number}"))
+        part_path(&self.dir, number)
     }
 
     /// Removes every part. The catalog goes first: without it, parts are nothing.
@@ -175,8 +209,40 @@ impl Area {
             fs::remove_file(self.part(number))?;
             self.used.fetch_sub(part.bytes, Ordering::Relaxed);
         }
-        Ok(())
+        match fs::remove_file(self.dir.join(ADOPTED)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
+            _ => Ok(()),
+        }
     }
+}
+
+/// The path of a part in a folder.
+pub(super) fn part_path(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("{PART}{number}"))
+}
+
+/// Links all parts in `from` into `to`; their bytes.
+pub(super) fn link_parts(from: &Path, to: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for (name, path) in files(from)? {
+        if name.starts_with(PART) {
+            fs::hard_link(&path, to.join(&name))?;
+            bytes += fs::metadata(path)?.len();
+        }
+    }
+    Ok(bytes)
+}
+
+/// Bytes of all parts in a folder, shared or not.
+pub(super) fn sizes(dir: &Path) -> io::Result<u64> {
+    let parts = files(dir)?.into_iter().filter(|(name, _)| name.starts_with(PART));
+    parts.map(|(_, path)| Ok(fs::metadata(path)?.len())).sum()
+}
+
+/// Bytes of a part that nothing else holds.
+fn own_bytes(path: &Path) -> io::Result<u64> {
+    let metadata = fs::metadata(path)?;
+    Ok(if metadata.nlink() > 1 { 0 } else { metadata.len() })
 }
 
 /// A part learns its number only from its header.
@@ -205,7 +271,7 @@ pub(super) fn sweep(dir: &Path) -> io::Result<u64> {
         if name.starts_with(INCOMING) {
             fs::remove_file(path)?;
         } else if name.starts_with(PART) {
-            bytes += fs::metadata(path)?.len();
+            bytes += own_bytes(&path)?;
         }
     }
     Ok(bytes)

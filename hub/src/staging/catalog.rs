@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use walhub_common::stretch::STRETCH_PAGES;
 use walhub_common::{Checksum, PageSize, Pgno};
 
 const RECORD: usize = 24;
@@ -70,6 +71,12 @@ impl Catalog {
         let found = read_full(&self.file, &mut bytes, u64::from(first.get()) * RECORD as u64)?;
         bytes.truncate(found - found % RECORD);
         Ok(bytes.chunks_exact(RECORD).map(decode).collect())
+    }
+
+    /// Records of the pages of a stretch; fewer at the end of the file.
+    pub(super) fn stretch(&self, number: u32) -> io::Result<Vec<Option<Version>>> {
+        let first = number.checked_mul(STRETCH_PAGES).and_then(|n| Pgno::new(n.checked_add(1)?));
+        first.map_or(Ok(Vec::new()), |first| self.read(first, STRETCH_PAGES as usize))
     }
 
     /// Writes records of ascending pages; calls `replaced` for each record that was there.

@@ -2,8 +2,9 @@
 //!
 //! A first snapshot of a large database takes longer than links live. Its pages come as *parts*: small LTX files, each of
 //! some pages at some moment. They are no history: nothing is restored from them. When the node has sent a version of
-//! every page and what differed meanwhile, a last file says what all of them together are, and [`Staging::seal`] gives
-//! the segment: the newest version of each page.
+//! every page and what differed meanwhile, a last file says what all of them together are, and [`Staging::seal`] makes
+//! them the payload of a segment: the newest version of each page ([`sealed`]). They stay as an image, too, with which
+//! first snapshots to come are compared ([`images`]).
 //!
 //! ```text
 //! <data-dir>/staging/<agent>/<database>/catalog      page → newest version (part, place, checksum): see [`catalog`]
@@ -21,24 +22,36 @@
 
 mod area;
 mod catalog;
+mod images;
+mod pages;
 mod part;
 mod seal;
+mod sealed;
+mod stretches;
+mod tend;
 #[cfg(test)]
 mod tests;
 
 pub use part::Incoming;
 pub use seal::Seal;
+pub use sealed::Sealed;
+pub use tend::tend;
 
+use crate::buffer::{DatabaseId, Takers, WalBuffer};
 use area::Area;
-use bytes::Bytes;
+use catalog::Catalog;
+use images::Images;
+use seal::Snapshot;
+use sealed::Facts;
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
-use walhub_common::{AgentName, Checksum, DatabaseKey, DatabaseName, PageSize, Pgno};
+use walhub_common::stretch::{PageHash, StretchHash};
+use walhub_common::{AgentName, Checksum, DatabaseKey, DatabaseName, DestinationName, PageSize, Pgno};
 
 /// Folder of all parts, inside the data folder.
 pub const FOLDER: &str = "staging";
@@ -46,6 +59,10 @@ pub const FOLDER: &str = "staging";
 pub const FIRST_PART: u32 = 2;
 /// Parts to which nothing was added for so long belong to a database that will not come back.
 pub const MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A sealed snapshot that every lane has taken is kept so long, if there is room: restores read it from here.
+const SEALED_AGE: Duration = Duration::from_secs(3600);
+/// One part of so many of the bound for parts may be used by images.
+pub const IMAGES_SHARE: u64 = 4;
 
 /// Why a part was not taken, or a snapshot not made.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +109,8 @@ pub struct Held {
     pub pages: u32,
     /// Bytes per page.
     pub page_size: PageSize,
+    /// Pages of another database are among them.
+    pub adopted: bool,
 }
 
 /// All unfinished first snapshots. Its methods block, but for [`Staging::has`] and [`Staging::is_sealing`].
@@ -99,8 +118,10 @@ pub struct Held {
 pub struct Staging {
     root: PathBuf,
     max_bytes: u64,
-    /// Bytes of all parts, those being received included.
+    /// Bytes of all parts, those being received and those that are sealed included.
     used: Arc<AtomicU64>,
+    sealed: Arc<Sealed>,
+    images: Images,
     incoming: AtomicU64,
     slots: Mutex<HashMap<DatabaseKey, Arc<Slot>>>,
 }
@@ -116,11 +137,13 @@ struct Slot {
 }
 
 impl Staging {
-    /// Opens what `data_dir` holds. Reads names and sizes only.
-    pub fn open(data_dir: &Path, max_bytes: u64) -> io::Result<Staging> {
+    /// Opens what `data_dir` holds. Reads names and sizes only. `max_bytes` is for parts and sealed snapshots together,
+    /// [`IMAGES_SHARE`] more for images.
+    pub fn open(data_dir: &Path, max_bytes: u64, sealed: Arc<Sealed>) -> io::Result<Staging> {
         let root = data_dir.join(FOLDER);
         fs::create_dir_all(&root)?;
-        let used = Arc::new(AtomicU64::new(0));
+        let used = sealed.used();
+        let images = Images::open(data_dir, max_bytes / IMAGES_SHARE)?;
         let mut slots = HashMap::new();
         for agent in folders(&root)? {
             for database in folders(&agent)? {
@@ -134,7 +157,7 @@ impl Staging {
             }
         }
         let (incoming, slots) = (AtomicU64::new(0), Mutex::new(slots));
-        Ok(Staging { root, max_bytes, used, incoming, slots })
+        Ok(Staging { root, max_bytes, used, sealed, images, incoming, slots })
     }
 
     /// True when something of `database` may be kept.
@@ -195,36 +218,166 @@ impl Staging {
         area.get_or_insert_with(|| Area::empty(&slot.dir, slot.used.clone())).add(part)
     }
 
-    /// Makes the snapshot out of the parts: its LTX file goes into `out` in pieces of at most
-    /// [`walhub_common::limits::MAX_CHUNK_BYTES`], the last one marked. The parts stay; [`Staging::discard`] them
-    /// when the snapshot is stored. An error that says they are [`StagingError::Corrupt`] has discarded them.
+    /// Verifies that the parts are the snapshot that the node named, and makes them the payload of a segment of `database`,
+    /// which the caller appends; then it says so with [`Staging::settle`]. Until then nothing of it is taken. `stop` is
+    /// asked now and then. An error that says they are [`StagingError::Corrupt`] has discarded the parts.
     pub fn seal(
         &self,
-        database: &DatabaseKey,
+        key: &DatabaseKey,
+        database: DatabaseId,
         seal: &Seal,
-        out: &mut dyn FnMut(Bytes, bool) -> bool,
+        stop: impl Fn() -> bool,
     ) -> Result<(), StagingError> {
-        let slot = self.slot(database);
+        let slot = self.slot(key);
         if slot.sealing.swap(true, Ordering::AcqRel) {
             return Err(StagingError::Sealing);
         }
-        let sealed = slot.area().and_then(|area| match area.as_ref() {
-            Some(area) => area.seal(seal, out),
-            None => Err(StagingError::Corrupt("there are no parts".into())),
-        });
-        if matches!(sealed, Err(StagingError::Corrupt(_))) {
-            self.discard(database)?;
+        let result = self.try_seal(&slot, database, seal, stop);
+        if let Err(error) = &result {
+            if matches!(error, StagingError::Corrupt(_)) {
+                self.discard(key)?;
+            }
+            slot.sealing.store(false, Ordering::Release);
         }
+        result
+    }
+
+    fn try_seal(
+        &self,
+        slot: &Slot,
+        database: DatabaseId,
+        seal: &Seal,
+        stop: impl Fn() -> bool,
+    ) -> Result<(), StagingError> {
+        let mut area = slot.area()?;
+        let none = || StagingError::Corrupt("there are no parts".into());
+        let parts = area.as_ref().ok_or_else(none)?;
+        let last = part::contents(&File::open(parts.part(seal.last_part))?)?.header;
+        let catalog = Catalog::open(&slot.dir.join(area::CATALOG))?.ok_or_else(none)?;
+        let page_size = catalog.page_size();
+        let (bytes, hashes) = Snapshot::open(&slot.dir, catalog, seal, last.commit)?.verify(stop)?;
+        // It spares others bytes; this snapshot does not need it.
+        if let Err(error) = self.images.keep(&slot.dir, page_size, last.commit, hashes) {
+            tracing::warn!(%error, "cannot keep an image");
+        }
+        self.sealed.take(database, &slot.dir, Facts::new(seal, last.commit, bytes, parts.bytes()))?;
+        *area = None;
+        Ok(())
+    }
+
+    /// After [`Staging::seal`]: the segment was appended, or not, and then the parts are parts again.
+    pub fn settle(&self, key: &DatabaseKey, database: DatabaseId, appended: bool) -> io::Result<()> {
+        let slot = self.slot(key);
+        let result = if appended { Ok(()) } else { self.sealed.give_back(database, &slot.dir) };
         slot.sealing.store(false, Ordering::Release);
-        sealed
+        if appended {
+            self.slots().remove(key);
+        }
+        result
+    }
+
+    /// After a start: sealed snapshots that the buffer knows nothing of. What lacks its segment only because the hub ended
+    /// too soon is staged again.
+    pub fn reconcile(&self, buffer: &dyn WalBuffer) -> io::Result<()> {
+        let databases = buffer.databases();
+        for (id, range) in self.sealed.all() {
+            let known = databases.iter().find(|known| known.id == id);
+            let first = buffer.list(id, None, 1).unwrap_or_default().into_iter().next();
+            match known {
+                Some(_) if first.is_some_and(|first| first.meta.range == range) => {}
+                Some(known) if known.position.is_none() => {
+                    let slot = self.slot(&known.key);
+                    self.sealed.give_back(id, &slot.dir)?;
+                }
+                _ => drop(self.sealed.drop_unread(id)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes sealed snapshots that every lane has taken, when they are old or room is wanted. Afterwards the buffer says of
+    /// their segments that they were given back.
+    pub fn sweep(&self, buffer: &dyn WalBuffer, takers: &dyn Takers) -> io::Result<()> {
+        let databases = buffer.databases();
+        let wanted = self.used() > self.max_bytes / 2;
+        for (id, range) in self.sealed.all() {
+            let Some(known) = databases.iter().find(|known| known.id == id && known.position.is_some())
+            else {
+                continue;
+            };
+            let lanes = takers.of(id);
+            let passed = |lane: &DestinationName| buffer.cursor(lane, id) >= Some(range.max());
+            let old = self.sealed.age(id).is_some_and(|age| age >= SEALED_AGE);
+            if (old || wanted)
+                && !lanes.is_empty()
+                && lanes.iter().all(passed)
+                && self.sealed.drop_unread(id)?
+            {
+                tracing::debug!(database = %known.key, "gave the parts of a first snapshot back");
+            }
+        }
+        Ok(())
+    }
+
+    /// True when there is something that a first snapshot may be compared with.
+    pub fn has_images(&self) -> bool {
+        !self.images.is_empty()
+    }
+
+    /// Which of these stretches, given ascending, are staged just so. When nothing is staged, the image that agrees best is
+    /// asked, and with `adopt` becomes what is staged.
+    pub fn match_stretches(
+        &self,
+        database: &DatabaseKey,
+        page_size: PageSize,
+        stretches: &[(u32, StretchHash)],
+        adopt: bool,
+    ) -> Result<Vec<u32>, StagingError> {
+        let slot = self.slot(database);
+        if slot.sealing.load(Ordering::Acquire) {
+            return Err(StagingError::Sealing);
+        }
+        let mut area = slot.area()?;
+        if let Some(area) = area.as_ref() {
+            return area.matching(page_size, stretches);
+        }
+        let best = self.images.best(page_size, stretches);
+        let mut matched = Vec::new();
+        if let Some(best) = best {
+            if adopt {
+                *area = Area::adopt(&slot.dir, &best.dir, slot.used.clone())?;
+            }
+            if !adopt || area.is_some() {
+                matched = best.matched;
+            }
+        }
+        if area.is_none() {
+            drop(area);
+            self.slots().remove(database);
+        }
+        Ok(matched)
+    }
+
+    /// Hashes of the staged pages of these stretches, [`stretch::STRETCH_PAGES`] each; zeros where none is staged.
+    pub fn staged_pages(
+        &self,
+        database: &DatabaseKey,
+        stretches: &[u32],
+    ) -> Result<Vec<PageHash>, StagingError> {
+        let Some(slot) = self.slots().get(database).cloned() else { return Ok(Vec::new()) };
+        let area = slot.area()?;
+        match area.as_ref() {
+            Some(area) => area.page_hashes(stretches),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Drops what is kept of a database.
     pub fn discard(&self, database: &DatabaseKey) -> io::Result<()> {
         let Some(slot) = self.slots().get(database).cloned() else { return Ok(()) };
-        let bytes = area::sweep(&slot.dir)?;
+        let swept = area::sweep(&slot.dir)?;
         let mut area = slot.lock();
-        *area = None;
+        let bytes = area.take().map_or(swept, |area| area.bytes());
         remove(&slot.dir)?;
         self.used.fetch_sub(bytes, Ordering::Relaxed);
         self.slots().remove(database);

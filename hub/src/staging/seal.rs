@@ -1,19 +1,17 @@
-//! Parts → one snapshot: the newest version of each page, streamed, in the order of the pages.
+//! Parts → one snapshot: the newest version of each page, in the order of the pages, as the bytes of an LTX file.
+//!
+//! The bytes are made while they are read, and are the same each time: the parts are the only copy on the hub's disk.
 
 use super::StagingError;
-use super::area::Area;
-use super::catalog::{RUN, Version};
-use bytes::Bytes;
+use super::catalog::{Catalog, RUN, Version};
+use super::pages::Pages;
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
-use walhub_common::limits::MAX_CHUNK_BYTES;
-use walhub_common::ltx::{self, Encoder, Header, LtxError, Provenance};
-use walhub_common::{Checksum, Pgno, TxidRange};
-
-/// Part files open at once. Pages of the first pass lie in part after part; what was sent again lies in few.
-const OPEN_PARTS: usize = 16;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use walhub_common::ltx::{Encoder, Header, LtxError, Provenance};
+use walhub_common::stretch::{self, StretchHash, StretchHasher};
+use walhub_common::{Checksum, PageSize, Pgno, TxidRange};
 
 /// What the parts together are, as the node says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,19 +26,62 @@ pub struct Seal {
     pub agent_time_ms: i64,
 }
 
-/// Takes the bytes of a snapshot; false when it wants no more.
-pub(super) type Out<'a> = dyn FnMut(Bytes, bool) -> bool + 'a;
+/// The bytes of the snapshot. Every page is compared with its checksum, and all of them with the node's: a reader that
+/// ends without an error has read what the node sent. Memory: a run of the catalog, two pages, and the LTX index.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    catalog: Catalog,
+    pages: Pages,
+    page_size: PageSize,
+    commit: u32,
+    post: Checksum,
+    sum: Checksum,
+    /// The page that comes next.
+    next: u32,
+    /// Versions of the pages from `next` on.
+    run: VecDeque<Option<Version>>,
+    /// `None` after the last page.
+    encoder: Option<Encoder<Sink>>,
+    made: Sink,
+    /// Bytes of `made` that were handed out.
+    given: usize,
+    hasher: Option<StretchHasher>,
+    hashes: Vec<StretchHash>,
+}
 
-impl Area {
-    /// Streams the snapshot. Memory: a run of the catalog, two pages, and the LTX index.
-    pub(super) fn seal(&self, seal: &Seal, out: &mut Out<'_>) -> Result<(), StagingError> {
-        let catalog =
-            self.catalog.as_ref().ok_or_else(|| StagingError::Corrupt("there are no parts".into()))?;
-        let last = super::part::contents(&File::open(self.part(seal.last_part))?)?.header;
+/// Where the encoder writes and the reader takes from.
+#[derive(Clone, Debug, Default)]
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl Sink {
+    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Snapshot {
+    /// Over the parts in `dir`, of a database of `commit` pages.
+    pub(super) fn open(
+        dir: &Path,
+        catalog: Catalog,
+        seal: &Seal,
+        commit: u32,
+    ) -> Result<Snapshot, StagingError> {
         let page_size = catalog.page_size();
         let header = Header {
             page_size,
-            commit: last.commit,
+            commit,
             range: seal.range,
             timestamp_ms: seal.agent_time_ms,
             wal_offset: 32,
@@ -49,111 +90,114 @@ impl Area {
             node_id: 0,
             provenance: Some(Provenance { pre: None, post: seal.post }),
         };
-        let mut encoder = Encoder::new(Chunker { out, buffer: Vec::new() }, header).map_err(encoding)?;
-        let mut parts = Parts { area: self, open: VecDeque::new() };
-        let (mut sum, mut block, mut page) = (Checksum::EMPTY, Vec::new(), Vec::new());
-        let lock = page_size.lock_page();
-        let mut next = 1;
-        while next <= last.commit {
-            let count = RUN.min((last.commit - next) as usize + 1);
-            let first = Pgno::new(next).expect("BUG: from 1");
-            let mut versions = catalog.read(first, count)?;
-            versions.resize(count, None);
-            for (at, version) in versions.into_iter().enumerate() {
-                let pgno = Pgno::new(next + at as u32).expect("BUG: from 1");
-                if pgno == lock {
-                    continue;
-                }
-                let version =
-                    version.ok_or_else(|| StagingError::Corrupt(format!("page {pgno} was never sent")))?;
-                parts.read(&version, &mut block)?;
-                ltx::expand(&block, page_size, &mut page).map_err(|_| damaged(pgno))?;
-                if Checksum::of_page(pgno, &page) != version.checksum {
-                    return Err(damaged(pgno));
-                }
-                sum = sum.toggle(version.checksum);
-                encoder.page_lz4(pgno, &block, &page).map_err(encoding)?;
+        let made = Sink::default();
+        Ok(Snapshot {
+            catalog,
+            pages: Pages::of(dir, page_size),
+            page_size,
+            commit,
+            post: seal.post,
+            sum: Checksum::EMPTY,
+            next: 1,
+            run: VecDeque::new(),
+            encoder: Some(Encoder::new(made.clone(), header).map_err(encoding)?),
+            made,
+            given: 0,
+            hasher: None,
+            hashes: Vec::new(),
+        })
+    }
+
+    /// Reads everything; its length in bytes and the hashes of its stretches. Given up when `stop` says so.
+    pub(super) fn verify(mut self, stop: impl Fn() -> bool) -> Result<(u64, Vec<StretchHash>), StagingError> {
+        self.hasher = Some(StretchHasher::default());
+        let mut bytes = 0;
+        while self.encoder.is_some() {
+            self.step()?;
+            let mut made = self.made.bytes();
+            bytes += made.len() as u64;
+            made.clear();
+            if self.next.is_multiple_of(stretch::STRETCH_PAGES) && stop() {
+                return Err(StagingError::GivenUp);
             }
-            next += count as u32;
         }
-        if sum != seal.post {
-            return Err(StagingError::Corrupt(format!(
-                "the staged pages give database checksum {sum}, the node says {}",
-                seal.post
-            )));
+        Ok((bytes, self.hashes))
+    }
+
+    /// Makes the bytes of the next page, or the end.
+    fn step(&mut self) -> Result<(), StagingError> {
+        let Some(mut encoder) = self.encoder.take() else { return Ok(()) };
+        if self.next > self.commit {
+            self.end_of_stretch();
+            if self.sum != self.post {
+                return Err(StagingError::Corrupt(format!(
+                    "the staged pages give database checksum {}, the node says {}",
+                    self.sum, self.post
+                )));
+            }
+            encoder.finish().map_err(encoding)?;
+            return Ok(());
         }
-        let (chunker, _) = encoder.finish().map_err(encoding)?;
-        chunker.finish()
+        let pgno = Pgno::new(self.next).expect("BUG: from 1");
+        if self.run.is_empty() {
+            let count = RUN.min((self.commit - self.next) as usize + 1);
+            let mut versions = self.catalog.read(pgno, count)?;
+            versions.resize(count, None);
+            self.run = versions.into();
+        }
+        if (self.next - 1).is_multiple_of(stretch::STRETCH_PAGES) && self.next > 1 {
+            self.end_of_stretch();
+        }
+        self.next += 1;
+        let version = self.run.pop_front().flatten();
+        if pgno != self.page_size.lock_page() {
+            let version =
+                version.ok_or_else(|| StagingError::Corrupt(format!("page {pgno} was never sent")))?;
+            let read = self.pages.read(pgno, &version)?;
+            self.sum = self.sum.toggle(version.checksum);
+            if let Some(hasher) = &mut self.hasher {
+                hasher.page(pgno, read.page);
+            }
+            encoder.page_lz4(pgno, read.block, read.page).map_err(encoding)?;
+        }
+        self.encoder = Some(encoder);
+        Ok(())
+    }
+
+    fn end_of_stretch(&mut self) {
+        if let Some(hasher) = &mut self.hasher
+            && self.hashes.len() < stretch::MAX_STRETCHES as usize
+        {
+            self.hashes.push(hasher.take());
+        }
     }
 }
 
-fn damaged(pgno: Pgno) -> StagingError {
-    StagingError::Corrupt(format!("page {pgno} was damaged on the hub's disk"))
+impl Read for Snapshot {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let mut made = self.made.bytes();
+            let ready = &made[self.given..];
+            if !ready.is_empty() {
+                let taken = ready.len().min(out.len());
+                out[..taken].copy_from_slice(&ready[..taken]);
+                self.given += taken;
+                return Ok(taken);
+            }
+            made.clear();
+            self.given = 0;
+            drop(made);
+            if self.encoder.is_none() {
+                return Ok(0);
+            }
+            self.step().map_err(io::Error::other)?;
+        }
+    }
 }
 
 fn encoding(error: LtxError) -> StagingError {
     match error {
-        LtxError::Io(e) if e.kind() == io::ErrorKind::BrokenPipe => StagingError::GivenUp,
         LtxError::Io(e) => StagingError::Io(e),
         e => StagingError::Corrupt(e.to_string()),
-    }
-}
-
-/// Open part files, the least recently opened first.
-struct Parts<'a> {
-    area: &'a Area,
-    open: VecDeque<(u32, File)>,
-}
-
-impl Parts<'_> {
-    fn read(&mut self, version: &Version, block: &mut Vec<u8>) -> Result<(), StagingError> {
-        let at = match self.open.iter().position(|(number, _)| *number == version.part) {
-            Some(at) => at,
-            None => {
-                let file = File::open(self.area.part(version.part))?;
-                if self.open.len() == OPEN_PARTS {
-                    self.open.pop_front();
-                }
-                self.open.push_back((version.part, file));
-                self.open.len() - 1
-            }
-        };
-        let most = walhub_common::limits::MAX_PART_FILE_BYTES;
-        if u64::from(version.size) > most {
-            return Err(StagingError::Corrupt("the catalog is damaged".into()));
-        }
-        block.resize(version.size as usize, 0);
-        self.open[at].1.read_exact_at(block, version.offset.into()).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => StagingError::Corrupt("a part is shorter than it was".into()),
-            _ => StagingError::Io(e),
-        })
-    }
-}
-
-/// Cuts the stream into chunks; one leaves when more follows, so that the last one is known to be the last.
-struct Chunker<'a, 'b> {
-    out: &'a mut Out<'b>,
-    buffer: Vec<u8>,
-}
-
-impl Chunker<'_, '_> {
-    fn finish(self) -> Result<(), StagingError> {
-        if (self.out)(self.buffer.into(), true) { Ok(()) } else { Err(StagingError::GivenUp) }
-    }
-}
-
-impl Write for Chunker<'_, '_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.buffer.len() == MAX_CHUNK_BYTES && !(self.out)(std::mem::take(&mut self.buffer).into(), false)
-        {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        let taken = bytes.len().min(MAX_CHUNK_BYTES - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..taken]);
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

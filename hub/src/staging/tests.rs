@@ -1,13 +1,22 @@
 //! Parts in, snapshot out: whatever is staged in whatever order, with crashes in between.
 
 use super::*;
+use crate::buffer::Payloads;
 use crate::testutil::{Image, Segment};
 use proptest::prelude::*;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use walhub_common::TxidRange;
 use walhub_common::ltx::Decoder;
 
 fn database() -> DatabaseKey {
     "node/app".parse().unwrap()
+}
+
+const ID: DatabaseId = DatabaseId(3);
+
+fn opened(dir: &Path, max_bytes: u64) -> Staging {
+    Staging::open(dir, max_bytes, Arc::new(Sealed::open(dir).unwrap())).unwrap()
 }
 
 fn stage(staging: &Staging, part: &Segment) -> Result<u32, StagingError> {
@@ -21,15 +30,14 @@ fn stage(staging: &Staging, part: &Segment) -> Result<u32, StagingError> {
 fn sealed(staging: &Staging, image: &Image, last_part: u32) -> Result<Vec<u8>, StagingError> {
     let range = TxidRange::from_raw(1, 7).unwrap();
     let seal = Seal { range, post: image.checksum(), last_part, agent_time_ms: 5 };
+    staging.seal(&database(), ID, &seal, || false)?;
+    assert!(staging.is_sealing(&database()));
     let mut file = Vec::new();
-    let mut ended = false;
-    staging.seal(&database(), &seal, &mut |data, last| {
-        assert!(!ended);
-        ended = last;
-        file.extend_from_slice(&data);
-        true
-    })?;
-    assert!(ended);
+    staging.sealed.open(ID, range).unwrap().unwrap().read_to_end(&mut file).unwrap();
+    assert_eq!(staging.sealed.bytes(ID, range), Some(file.len() as u64));
+    // As if the segment could not be appended.
+    staging.settle(&database(), ID, false).unwrap();
+    assert!(!staging.is_sealing(&database()));
     let mut decoder = Decoder::new(&file[..]).unwrap();
     assert_eq!(decoder.header().range, range);
     assert_eq!(decoder.header().provenance.unwrap().post, image.checksum());
@@ -50,13 +58,15 @@ fn on_disk(dir: &Path) -> u64 {
     let dir = dir.join("staging/node/app");
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
     let parts = entries.map(Result::unwrap).filter(|e| e.file_name().to_string_lossy().starts_with("part-"));
-    parts.map(|e| e.metadata().unwrap().len()).sum()
+    // What an image holds as well counts there.
+    let own = parts.map(|e| e.metadata().unwrap()).filter(|metadata| metadata.nlink() == 1);
+    own.map(|metadata| metadata.len()).sum()
 }
 
 #[test]
 fn the_newest_version_of_each_page_makes_the_snapshot() {
     let dir = tempfile::tempdir().unwrap();
-    let staging = Staging::open(dir.path(), 1 << 20).unwrap();
+    let staging = opened(dir.path(), 1 << 20);
     let mut image = Image::new(40);
     image.first();
     assert_eq!(stage(&staging, &image.part(2, &all(30))).unwrap(), 2);
@@ -75,7 +85,7 @@ fn the_newest_version_of_each_page_makes_the_snapshot() {
 #[test]
 fn a_database_that_shrank_ends_where_the_last_part_says() {
     let dir = tempfile::tempdir().unwrap();
-    let staging = Staging::open(dir.path(), 1 << 20).unwrap();
+    let staging = opened(dir.path(), 1 << 20);
     let (mut large, mut small) = (Image::new(60), Image::new(10));
     large.first();
     small.first();
@@ -87,7 +97,7 @@ fn a_database_that_shrank_ends_where_the_last_part_says() {
 #[test]
 fn what_is_no_part_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let staging = Staging::open(dir.path(), 1 << 20).unwrap();
+    let staging = opened(dir.path(), 1 << 20);
     let mut image = Image::new(20);
     let first = image.first();
     stage(&staging, &image.part(2, &all(5))).unwrap();
@@ -114,7 +124,7 @@ fn what_is_no_part_is_refused_and_leaves_nothing() {
 #[test]
 fn parts_that_are_not_the_database_are_dropped() {
     let dir = tempfile::tempdir().unwrap();
-    let staging = Staging::open(dir.path(), 1 << 20).unwrap();
+    let staging = opened(dir.path(), 1 << 20);
     let mut image = Image::new(20);
     image.first();
     stage(&staging, &image.part(2, &all(19))).unwrap();
@@ -129,7 +139,7 @@ fn parts_that_are_not_the_database_are_dropped() {
 #[test]
 fn a_flipped_bit_on_disk_is_found_when_the_snapshot_is_made() {
     let dir = tempfile::tempdir().unwrap();
-    let staging = Staging::open(dir.path(), 1 << 20).unwrap();
+    let staging = opened(dir.path(), 1 << 20);
     let mut image = Image::new(20);
     image.first();
     stage(&staging, &image.part(2, &all(20))).unwrap();
@@ -148,7 +158,7 @@ fn a_crash_before_the_pages_were_entered_is_repaired() {
     let mut image = Image::new(20);
     image.first();
     for before in [2, 3] {
-        let staging = Staging::open(dir.path(), 1 << 20).unwrap();
+        let staging = opened(dir.path(), 1 << 20);
         assert_eq!(staging.held(&database()).unwrap().map(|held| held.next), (before > 2).then_some(3));
         let old = (before > 2).then(|| fs::read(&catalog).unwrap());
         image.commit(&[before]);
@@ -160,7 +170,7 @@ fn a_crash_before_the_pages_were_entered_is_repaired() {
         }
         fs::write(dir.path().join("staging/node/app/incoming-9"), b"half").unwrap();
     }
-    let staging = Staging::open(dir.path(), 1 << 20).unwrap();
+    let staging = opened(dir.path(), 1 << 20);
     assert_eq!(staging.used(), on_disk(dir.path()));
     assert_eq!(staging.held(&database()).unwrap().unwrap().next, 4);
     assert_eq!(sealed(&staging, &image, 3).unwrap(), image.bytes());
@@ -172,11 +182,11 @@ fn a_missing_part_or_catalog_begins_anew() {
         let dir = tempfile::tempdir().unwrap();
         let mut image = Image::new(20);
         image.first();
-        let staging = Staging::open(dir.path(), 1 << 20).unwrap();
+        let staging = opened(dir.path(), 1 << 20);
         stage(&staging, &image.part(2, &all(10))).unwrap();
         stage(&staging, &image.part(3, &(11..=20).collect::<Vec<_>>())).unwrap();
         fs::remove_file(dir.path().join("staging/node/app").join(lost)).unwrap();
-        let staging = Staging::open(dir.path(), 1 << 20).unwrap();
+        let staging = opened(dir.path(), 1 << 20);
         assert_eq!(staging.held(&database()).unwrap(), None, "{lost}");
         assert_eq!((staging.used(), on_disk(dir.path())), (0, 0), "{lost}");
         stage(&staging, &image.part(2, &all(20))).unwrap();
@@ -187,7 +197,7 @@ fn a_missing_part_or_catalog_begins_anew() {
 #[test]
 fn all_databases_together_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
-    let staging = Staging::open(dir.path(), 20_000).unwrap();
+    let staging = opened(dir.path(), 20_000);
     let mut image = Image::new(30);
     image.first();
     stage(&staging, &image.part(2, &all(30))).unwrap();
@@ -195,7 +205,7 @@ fn all_databases_together_are_bounded() {
     assert!(matches!(full, Err(StagingError::Full { max: 20_000, .. })));
     assert_eq!(staging.used(), on_disk(dir.path()));
     // What supersedes everything makes room again.
-    let staging = Staging::open(dir.path(), 40_000).unwrap();
+    let staging = opened(dir.path(), 40_000);
     for number in 3..30 {
         image.commit(&all(30));
         stage(&staging, &image.part(number, &all(30))).unwrap();
@@ -207,7 +217,7 @@ fn all_databases_together_are_bounded() {
 #[test]
 fn what_nobody_continues_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
-    let staging = Staging::open(dir.path(), 1 << 20).unwrap();
+    let staging = opened(dir.path(), 1 << 20);
     let image = Image::new(20);
     stage(&staging, &image.part(2, &all(10))).unwrap();
     assert_eq!(staging.expire(MAX_AGE).unwrap(), []);
@@ -230,7 +240,7 @@ proptest! {
         steps in proptest::collection::vec((any::<bool>(), proptest::collection::btree_set(1_u32..50, 1..30)), 1..12),
     ) {
         let dir = tempfile::tempdir().unwrap();
-        let mut staging = Staging::open(dir.path(), 1 << 20).unwrap();
+        let mut staging = opened(dir.path(), 1 << 20);
         let mut image = Image::new(50);
         image.first();
         let mut next = FIRST_PART;
@@ -247,7 +257,7 @@ proptest! {
             next += 1;
             if restart {
                 drop(staging);
-                staging = Staging::open(dir.path(), 1 << 20).unwrap();
+                staging = opened(dir.path(), 1 << 20);
             }
             let sums = staging.checksums(&database(), Pgno::FIRST, 100).unwrap();
             let held = sums.iter().enumerate().filter_map(|(i, s)| Some((i as u32 + 1, (*s)?)));

@@ -69,6 +69,8 @@ pub(super) struct Trimmed<'a> {
     pub(super) merger: &'a dyn Merger,
     /// What that has cost.
     pub(super) losses: &'a Mutex<Losses>,
+    /// Bytes of segments may lie outside of the log: merging such a segment would make no room.
+    pub(super) outside: bool,
 }
 
 /// Whose having taken a segment is enough for it to go.

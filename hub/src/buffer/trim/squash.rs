@@ -3,7 +3,7 @@
 use super::super::log::reader::SegmentReader;
 use super::super::rewrite::Rewriter;
 use super::super::squash::{GivenUp, LEAST_GAIN, MAX_RUN, MergeError, cost, next_run, whole};
-use super::super::{BufferError, DatabaseId, SegmentRef, Takers};
+use super::super::{BufferError, DatabaseId, OUTSIDE, SegmentRef, Takers};
 use super::{Enough, Trimmed};
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -124,7 +124,9 @@ impl<'a> Pass<'a> {
     fn page(&self) -> Result<Vec<SegmentRef>, BufferError> {
         let mut page = Vec::new();
         self.on.index.scan(self.id, Txid::following(self.after), |segment| {
-            page.push(segment);
+            if !(self.on.outside && segment.bytes == OUTSIDE.len() as u64) {
+                page.push(segment);
+            }
             page.len() < MAX_RUN
         })?;
         Ok(page)

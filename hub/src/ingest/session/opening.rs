@@ -97,11 +97,8 @@ where
                 lineage: held.lineage,
                 position: Some(convert::position_to_wire(held.position)),
                 durable_txid: durable.map_or(0, |txid| txid.get()),
-                staging: staged.map(|staged| Parts {
-                    next_part: staged.next.into(),
-                    pages: staged.pages,
-                    page_size: staged.page_size.get(),
-                }),
+                staging: staged.map(Parts::from),
+                images: held.position.is_none() && self.hub.staging.has_images(),
             })),
             Err(refusal) => self.refuse(handle, refusal),
         }

@@ -7,12 +7,12 @@ use super::super::Ingest;
 use super::super::error::{Refusal, SessionError};
 use super::super::handle::Phase;
 use super::{Done, Session};
-use crate::buffer::{BufferError, Chunk, DatabaseId, Registered, SegmentMeta};
+use crate::buffer::{BufferError, Chunk, DatabaseId, OUTSIDE, Registered, SegmentMeta};
 use crate::staging::{Held, Incoming as Part, Seal, StagingError};
 use bytes::Bytes;
 use futures_util::Stream;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use walhub_common::limits::MAX_CHUNK_BYTES;
 use walhub_common::{Checksum, DatabaseKey, Pos, Txid, TxidRange, clock};
 use walhub_proto::convert::{self, WireError};
@@ -20,8 +20,6 @@ use walhub_proto::v1::{AckLevel, ReplicateRequest, SegmentChunk};
 
 /// Parts of one database whose fsync is under way.
 const FINISHING: usize = 2;
-/// Pieces of a snapshot that wait for the buffer.
-const AHEAD: usize = 4;
 
 /// A part whose chunks are arriving.
 #[derive(Debug)]
@@ -316,7 +314,7 @@ fn facts(chunk: &SegmentChunk) -> Result<(TxidRange, Option<Checksum>), Refusal>
     }
 }
 
-/// Puts a snapshot together and stores it like any other segment; then its parts are dropped.
+/// Verifies that the parts are the snapshot, and makes them a segment.
 async fn store(
     hub: &Ingest,
     key: &DatabaseKey,
@@ -324,12 +322,14 @@ async fn store(
     seal: Seal,
     time_ms: i64,
 ) -> Result<(), Unsealed> {
-    let (staging, buffer, stop) = (&hub.staging, &hub.buffer, hub.seals.token());
-    let (pieces, mut ready) = mpsc::channel::<(Bytes, bool)>(AHEAD);
-    let (from, whose) = (staging.clone(), key.clone());
-    let making = tokio::task::spawn_blocking(move || {
-        from.seal(&whose, &seal, &mut |data, last| pieces.blocking_send((data, last)).is_ok())
-    });
+    let (buffer, stop) = (&hub.buffer, hub.seals.token().clone());
+    let (staging, whose) = (hub.staging.clone(), key.clone());
+    let sealing = move || staging.seal(&whose, database, &seal, || stop.is_cancelled());
+    let sealed = tokio::task::spawn_blocking(sealing).await.map_err(|_| Unsealed::Left)?;
+    sealed.map_err(|error| match error {
+        StagingError::GivenUp => Unsealed::Left,
+        error => Unsealed::Staging(error),
+    })?;
     let meta = SegmentMeta {
         range: seal.range,
         pre: None,
@@ -337,39 +337,16 @@ async fn store(
         time_ms,
         agent_time_ms: seal.agent_time_ms,
     };
-    let (mut number, mut stored, mut failed) = (0, false, None);
-    loop {
-        let piece = tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            piece = ready.recv() => piece,
-        };
-        let Some((data, last)) = piece else { break };
-        if let Err(error) = buffer.append(Chunk { database, meta, number, last, data }).await {
-            failed = Some(error);
-            break;
-        }
-        number += 1;
-        stored = last;
+    let data = Bytes::from_static(OUTSIDE);
+    let appended = buffer.append(Chunk { database, meta, number: 0, last: true, data }).await;
+    let (staging, whose, stored) = (hub.staging.clone(), key.clone(), appended.is_ok());
+    let settled = tokio::task::spawn_blocking(move || staging.settle(&whose, database, stored)).await;
+    if let Ok(Err(error)) = settled {
+        tracing::warn!(database = %key, %error, "parts of a first snapshot could not be moved; the next start does it");
     }
-    drop(ready);
-    let made = making.await.map_err(|_| Unsealed::Left)?;
-    if stored {
-        let (from, whose) = (staging.clone(), key.clone());
-        let dropped = tokio::task::spawn_blocking(move || from.discard(&whose)).await;
-        if let Ok(Err(error)) = dropped {
-            tracing::warn!(database = %key, %error, "parts of a complete snapshot could not be removed");
-        }
-        tracing::info!(database = %key, chunks = number, "the first snapshot is complete");
-        return Ok(());
-    }
-    // What was appended of it is no segment.
-    let _ = buffer.abandon(database).await;
-    match (failed, made) {
-        (Some(error), _) => Err(Unsealed::Buffer(error)),
-        (None, Err(error)) => Err(Unsealed::Staging(error)),
-        (None, Ok(())) => Err(Unsealed::Left),
-    }
+    appended.map_err(Unsealed::Buffer)?;
+    tracing::info!(database = %key, "the first snapshot is complete");
+    Ok(())
 }
 
 /// What a failure of the staging means for the node.

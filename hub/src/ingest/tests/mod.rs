@@ -10,7 +10,7 @@ use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::{Chunk, EveryDatabase, WalBuffer};
 use crate::copies::{Board, InService, Policy, Roster, Rules};
 use crate::fleet::{Epochs, Fleet, Registry};
-use crate::staging::Staging;
+use crate::staging::{Sealed, Staging};
 use crate::testutil::{Image, Segment, chunks, place};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +52,8 @@ impl Hub {
             ))),
         });
         let buffer = Arc::new(buffer);
-        let staging = Arc::new(Staging::open(dir.path(), 64 << 20).unwrap());
+        let sealed = Arc::new(Sealed::open(dir.path()).unwrap());
+        let staging = Arc::new(Staging::open(dir.path(), 64 << 20, sealed).unwrap());
         let tasks = TaskGroup::new("test");
         let shutdown = CancellationToken::new();
         let origins = Origins::new(InService::fixed(&[]), shutdown.clone());

@@ -40,7 +40,7 @@ impl Client {
 }
 
 fn parts(next_part: u64, pages: u32) -> Option<Parts> {
-    Some(Parts { next_part, pages, page_size: 512 })
+    Some(Parts { next_part, pages, page_size: 512, adopted: false })
 }
 
 #[tokio::test]
@@ -226,7 +226,8 @@ async fn a_snapshot_is_completed_though_the_link_breaks_meanwhile() {
 #[tokio::test]
 async fn staging_that_is_full_is_busy() {
     let mut hub = Hub::new();
-    hub.ingest.staging = Arc::new(Staging::open(hub._dir.path(), 10_000).unwrap());
+    let sealed = Arc::new(Sealed::open(hub._dir.path()).unwrap());
+    hub.ingest.staging = Arc::new(Staging::open(hub._dir.path(), 10_000, sealed).unwrap());
     let mut client = hub.welcomed("a", 1).await;
     let mut image = Image::new(30);
     image.first();
