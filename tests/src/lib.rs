@@ -20,6 +20,7 @@ pub mod fleet;
 pub mod ledger;
 pub mod litestream;
 pub mod oracle;
+pub mod outage;
 pub mod process;
 pub mod promises;
 pub mod replica;
