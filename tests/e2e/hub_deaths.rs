@@ -56,8 +56,11 @@ fn every_restore_point_that_is_listed_restores() {
         // In turns: all is well, one destination is away, all are.
         match round % 10 {
             1 => outages.clear(),
-            4 => outages.push(Outage::of(&cluster.path("far"))),
-            6 => outages.extend(["near", "packed"].map(|folder| Outage::of(&cluster.path(folder)))),
+            // A hub that starts looks at the folder itself.
+            4 => outages.push(Outage::of(&cluster.path("far/node"))),
+            6 => {
+                outages.extend(["near/node", "packed/walhub"].map(|folder| Outage::of(&cluster.path(folder))))
+            }
             _ => {}
         }
         await_progress(&cluster);

@@ -80,7 +80,7 @@ impl MemoryBuffer {
 
     /// Merges what can be merged of one database.
     #[cfg(test)]
-    pub(super) fn squash_one(&self, id: DatabaseId) {
+    pub(crate) fn squash_one(&self, id: DatabaseId) {
         let merger = self.merger.clone().expect("BUG: it does not squash");
         self.lock().squash(id, &*merger, u64::MAX);
     }

@@ -478,6 +478,8 @@ async fn an_idle_lane_does_nothing() {
     bench.stop().await;
 }
 
+#[path = "full_tests.rs"]
+mod full;
 #[path = "packed_tests.rs"]
 mod packed;
 #[path = "service_tests.rs"]
