@@ -98,13 +98,13 @@ pub(crate) fn run(plan: &Plan) -> Vec<Row> {
     ]
 }
 
-/// A database of rows that are noise to a third, and text that compression makes smaller.
+/// A database of rows that are noise to an eighth, and text that compression makes smaller.
 fn fill(path: &Path, gigabytes: f64) {
     let app = database(path, 0);
     app.pragma_update(None, "synchronous", "off").expect("synchronous");
     let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2560)
                 INSERT INTO t(note, data)
-                SELECT substr(replace(hex(zeroblob(220)), '00', 'row ' || i || ' of many, '), 1, 2600), randomblob(1300)
+                SELECT substr(replace(hex(zeroblob(220)), '00', 'row ' || i || ' of many, '), 1, 3400), randomblob(500)
                 FROM n";
     for _ in 0..(gigabytes * 100.0).round() as u32 {
         app.execute(rows, []).expect("fill");
