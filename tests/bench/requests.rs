@@ -7,15 +7,14 @@ use crate::table::Row;
 use rusqlite::Connection;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 use walhub_tests::Cluster;
 use walhub_tests::config::Destination;
 use walhub_tests::eventually::{ensure, eventually};
 use walhub_tests::fleet::Fleet;
-use walhub_tests::process::Process;
+use walhub_tests::litestream::Litestream;
 use walhub_tests::scratch::Scratch;
-use walhub_tests::services::{self, OwnS3, Requests};
+use walhub_tests::services::{OwnS3, Requests};
 
 /// US dollars per PUT, COPY, POST or LIST request: S3 Standard, us-east-1, list price of
 /// https://aws.amazon.com/s3/pricing ($0.005 per 1,000).
@@ -35,11 +34,11 @@ pub(crate) fn run(plan: &Plan) -> Vec<Row> {
     let (nodes, databases) = plan.pick((10, 100), (5, 20));
     let scratch = Scratch::new("bench-requests");
     let s3 = OwnS3::launch(&scratch.join("s3"));
-    let (ours, idle, bytes) = packed(&s3, nodes, databases, seconds);
-    let theirs = litestream(&s3, &scratch, seconds);
+    let (ours, took, idle, bytes) = packed(&s3, nodes, databases, seconds);
+    let (theirs, their_time) = litestream(&s3, &scratch, seconds);
     let fleet = nodes * databases;
-    let rate = |count: u64| count as f64 / f64::from(seconds);
-    let per_database = |count: u64| rate(count) / THEIRS as f64;
+    let rate = |count: u64| count as f64 / took.as_secs_f64();
+    let per_database = |count: u64| count as f64 / their_time.as_secs_f64() / THEIRS as f64;
     let scaled = per_database(theirs.put) * fleet as f64;
     let mut rows = vec![
         Row::new(format!("PUT/s, {fleet} databases, each a commit a second"), rate(ours.put), Some(scaled))
@@ -52,11 +51,9 @@ pub(crate) fn run(plan: &Plan) -> Vec<Row> {
         .goal("≤ 1", |row| row.ours <= 1.0),
         Row::new(format!("other requests/s, {fleet} databases"), rate(ours.get + ours.delete), None),
         Row::new("requests of the idle fleet in 20 s", idle as f64, None).goal("0", |row| row.ours == 0.0),
-        Row::new("litestream: PUT/s per database", f64::NAN, Some(per_database(theirs.put))),
-        Row::new("litestream: LIST/min per database", f64::NAN, Some(per_database(theirs.list) * 60.0)),
     ];
     // More bytes a second than one pack takes make more packs.
-    let bytes_per_database = bytes as f64 / f64::from(seconds) / fleet as f64;
+    let bytes_per_database = rate(bytes) / fleet as f64;
     for count in [1.0, 100.0, 10_000.0] {
         let packs = rate(ours.put).max((bytes_per_database * count / PACK_BYTES).ceil());
         let our = (packs * SECONDS_PER_DAY + COMPACTED_PER_DAY * count) * PUT_PRICE
@@ -74,21 +71,22 @@ pub(crate) fn run(plan: &Plan) -> Vec<Row> {
     rows
 }
 
-/// Requests while the fleet commits, requests while it is idle, and bytes put.
-fn packed(s3: &OwnS3, nodes: usize, databases: usize, seconds: u32) -> (Requests, u64, u64) {
+/// Requests while the fleet commits and how long that took, requests while it is idle, and bytes put.
+fn packed(s3: &OwnS3, nodes: usize, databases: usize, seconds: u32) -> (Requests, Duration, u64, u64) {
     s3.server.make_bucket("packed");
     let mut cluster = Cluster::new("bench-packed");
     cluster.add(Destination::s3("bucket", &s3.server, "packed", "hub").every_ms(1000).with("layout: packed"));
     cluster.start_hub();
     let mut fleet = Fleet::join(&cluster.address(), cluster.authority(), nodes, databases);
     copied(&cluster, 1);
-    let (before, bytes) = (settled(s3, "packed"), put_bytes(&cluster));
+    let (before, bytes, began) = (settled(s3, "packed"), put_bytes(&cluster), Instant::now());
     fleet.commit_for(seconds);
     copied(&cluster, 1 + u64::from(seconds));
+    let took = began.elapsed();
     let used = settled(s3, "packed");
     let bytes = put_bytes(&cluster) - bytes;
     std::thread::sleep(Duration::from_secs(20));
-    (used.since(before), settled(s3, "packed").since(used).all(), bytes)
+    (used.since(before), took, settled(s3, "packed").since(used).all(), bytes)
 }
 
 /// What the server counted, once its log has it.
@@ -110,9 +108,9 @@ fn copied(cluster: &Cluster, txid: u64) {
     });
 }
 
-fn litestream(s3: &OwnS3, scratch: &Scratch, seconds: u32) -> Requests {
+fn litestream(s3: &OwnS3, scratch: &Scratch, seconds: u32) -> (Requests, Duration) {
     s3.server.make_bucket("stock");
-    let program = services::litestream().expect("set WALHUB_TEST_LITESTREAM to the stock binary");
+    let program = Litestream::find().expect("set WALHUB_TEST_LITESTREAM to the stock binary");
     let open: Vec<(std::path::PathBuf, Connection)> = (0..THEIRS)
         .map(|n| {
             let path = scratch.join(format!("their-{n}.db"));
@@ -123,9 +121,7 @@ fn litestream(s3: &OwnS3, scratch: &Scratch, seconds: u32) -> Requests {
     let config = scratch.join("litestream.yml");
     let paths: Vec<&Path> = open.iter().map(|(path, _)| path.as_path()).collect();
     std::fs::write(&config, their_config(s3, &paths)).expect("litestream.yml");
-    let mut command = Command::new(program);
-    command.args(["replicate", "-config"]).arg(&config);
-    let _running = Process::spawn("litestream", command, &scratch.join("litestream.log"));
+    let _running = program.replicate_by_config(&config, &scratch.join("litestream.log"));
     eventually("every database to be replicated", Duration::from_secs(60), || {
         let keys = s3.server.keys("stock", "");
         let done =
@@ -138,7 +134,8 @@ fn litestream(s3: &OwnS3, scratch: &Scratch, seconds: u32) -> Requests {
         std::thread::sleep(due.saturating_sub(began.elapsed()));
         commit(&open[turn as usize % THEIRS].1);
     }
-    settled(s3, "stock").since(before)
+    let took = began.elapsed();
+    (settled(s3, "stock").since(before), took)
 }
 
 fn their_config(s3: &OwnS3, paths: &[&Path]) -> String {

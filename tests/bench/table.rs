@@ -32,7 +32,8 @@ impl Row {
     /// How many times better ours is.
     pub(crate) fn ratio(&self) -> Option<f64> {
         let theirs = self.theirs?;
-        Some(if self.less_is_better { theirs / self.ours } else { self.ours / theirs })
+        let ratio = if self.less_is_better { theirs / self.ours } else { self.ours / theirs };
+        ratio.is_finite().then_some(ratio)
     }
 
     /// States a goal.

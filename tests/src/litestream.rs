@@ -68,6 +68,13 @@ impl Litestream {
         run(command)
     }
 
+    /// Follows what a configuration file says.
+    pub fn replicate_by_config(&self, config: &Path, log: &Path) -> Process {
+        let mut command = self.command();
+        command.arg("replicate").arg("-config").arg(config);
+        Process::spawn("litestream", command, log)
+    }
+
     /// Follows a database into a folder.
     pub fn replicate(&self, database: &Path, replica: &Path, log: &Path) -> Process {
         let mut command = self.command();
