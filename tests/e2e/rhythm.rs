@@ -124,3 +124,36 @@ fn the_seed_configuration_runs_as_written_and_every_destination_keeps_its_rhythm
     let missing = cluster.database("node", "archive.db").expect("status").policy_missing;
     assert!(missing.is_empty() || missing.ends_with("not yet in s3-primary"), "{missing}");
 }
+
+#[test]
+fn google_and_azure_in_the_place_of_s3_keep_their_rhythm_as_well() {
+    let (Some(google), Some(azure)) = (services::gcs(), services::azure()) else { return };
+    let mut cluster = Cluster::new("rhythm-clouds");
+    let prefix = format!("rhythm-{}", std::process::id());
+    cluster.add(Destination::gcs("google", &google, &prefix).every_ms(1000));
+    cluster.add(Destination::azure("azure", &azure, &prefix).every_ms(10_000));
+    cluster.hub_lines("policy: {copies: 3, media: 2, offsite: 2}\n");
+    let app = cluster.path("data/app.db");
+    cluster.agent("node", &[("app.db", &app)]);
+    let mut writer = Writer::spawn(&app, &["--rate", "10"]);
+    writer.await_acked(1);
+    cluster.start_hub();
+    cluster.start_agent("node");
+    writer.await_acked(350);
+    let acked = writer.stop();
+    let stored = |source: &str| {
+        let files = cluster.client().files("node", "app.db", source).expect("files").files;
+        // A listing of a bucket shows when the server stored a file, in whole seconds.
+        files.iter().filter(|file| file.level == 0).map(|file| file.timestamp_ms).collect::<Vec<i64>>()
+    };
+    assert_rhythm("google", stored("google"), 1, 20);
+    assert_rhythm("azure", stored("azure"), 10, 2);
+    let (live, txid) = cluster.await_buffered("node", "app.db", &app);
+    cluster.await_everywhere("node", "app.db", txid);
+    for source in ["google", "azure"] {
+        let out = cluster.restore("node/app.db", &format!("{source}.db"), &["--source", source]);
+        live.assert_same(&Image::restored(&out), source);
+        assert_eq!(ledger::audit(&out).expect("ledger").last(), acked, "{source}");
+    }
+    assert!(cluster.database("node", "app.db").expect("status").policy_missing.is_empty());
+}

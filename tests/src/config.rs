@@ -33,6 +33,8 @@ pub enum Place {
         /// The prefix.
         prefix: String,
     },
+    /// Another kind, all of it in the keys.
+    Keys,
 }
 
 impl Destination {
@@ -46,6 +48,27 @@ impl Destination {
         let place =
             Place::S3 { server: server.clone(), bucket: bucket.to_owned(), prefix: prefix.to_owned() };
         Destination::new(name, place)
+    }
+
+    /// A container of Azure that is flushed to every 100 ms.
+    pub fn azure(name: &str, server: &crate::services::Azure, prefix: &str) -> Destination {
+        Destination::new(name, Place::Keys)
+            .with("type: abs")
+            .with("bucket: walhub")
+            .with(&format!("path: {prefix}"))
+            .with(&format!("endpoint: {}", server.endpoint))
+            .with(&format!("account-name: {}", server.account))
+            .with(&format!("account-key: {}", server.key))
+    }
+
+    /// A bucket of Google's store that is flushed to every 100 ms.
+    pub fn gcs(name: &str, server: &crate::services::Gcs, prefix: &str) -> Destination {
+        Destination::new(name, Place::Keys)
+            .with("type: gcs")
+            .with("bucket: walhub")
+            .with(&format!("path: {prefix}"))
+            .with(&format!("endpoint: {}", server.endpoint))
+            .with(&format!("credentials-file: {}", server.credentials))
     }
 
     fn new(name: &str, place: Place) -> Destination {
@@ -76,6 +99,7 @@ impl Destination {
             Place::File(path) => {
                 let _ = writeln!(out, "    type: file\n    path: {}", path.display());
             }
+            Place::Keys => {}
             Place::S3 { server, bucket, prefix } => {
                 let _ = writeln!(out, "    type: s3\n    bucket: {bucket}\n    path: {prefix}");
                 let _ = writeln!(out, "    region: {}\n    endpoint: {}", server.region, server.endpoint);

@@ -42,6 +42,46 @@ pub fn s3() -> Option<S3> {
     })
 }
 
+/// Azure's emulator, with its container `walhub`.
+#[derive(Clone, Debug)]
+pub struct Azure {
+    /// `http://127.0.0.1:PORT/ACCOUNT`.
+    pub endpoint: String,
+    /// Account.
+    pub account: String,
+    /// Key of the account.
+    pub key: String,
+}
+
+/// A server that speaks as Google's store does, with its bucket `walhub`.
+#[derive(Clone, Debug)]
+pub struct Gcs {
+    /// `http://127.0.0.1:PORT`.
+    pub endpoint: String,
+    /// File of a service account.
+    pub credentials: String,
+}
+
+/// Azure's emulator of this test run.
+pub fn azure() -> Option<Azure> {
+    let variable = |name: &str| std::env::var(format!("WALHUB_TEST_AZURE_{name}")).ok();
+    let Some(endpoint) = variable("ENDPOINT") else {
+        missing("Azure emulator", "WALHUB_TEST_AZURE_ENDPOINT");
+        return None;
+    };
+    Some(Azure { endpoint, account: variable("ACCOUNT")?, key: variable("KEY")? })
+}
+
+/// The server in Google's place of this test run.
+pub fn gcs() -> Option<Gcs> {
+    let variable = |name: &str| std::env::var(format!("WALHUB_TEST_GCS_{name}")).ok();
+    let Some(endpoint) = variable("ENDPOINT") else {
+        missing("server in the place of Google's", "WALHUB_TEST_GCS_ENDPOINT");
+        return None;
+    };
+    Some(Gcs { endpoint, credentials: variable("CREDENTIALS")? })
+}
+
 /// Stock litestream of this test run.
 pub fn litestream() -> Option<PathBuf> {
     match std::env::var_os("WALHUB_TEST_LITESTREAM") {

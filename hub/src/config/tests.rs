@@ -181,3 +181,22 @@ fn the_cursor_belongs_to_the_place_and_not_to_the_name() {
     let two = parse_text(&format!("{HEAD}{TWO}")).unwrap().destinations;
     assert_ne!(two[0].cursor, two[1].cursor);
 }
+
+#[test]
+fn a_destination_under_object_lock_counts_as_immutable_and_no_other() {
+    let text = |policy: &str| {
+        format!(
+            "{HEAD}policy: {{copies: 3, immutable: {policy}}}
+destinations:
+  - {{name: near, type: file, path: /srv/copies}}
+  - {{name: locked, type: s3, bucket: b, region: r, object-lock: {{mode: governance, days: 30}}}}
+"
+        )
+    };
+    let config = parse_text(&text("1")).unwrap();
+    let immutable: Vec<bool> = config.destinations.iter().map(|entry| entry.site.immutable).collect();
+    assert_eq!((config.policy.immutable, immutable), (1, vec![false, true]));
+    let faults = parse_text(&text("2")).unwrap_err();
+    assert!(faults.contains("hub.yml:3: policy: can never be met"), "{faults}");
+    assert!(faults.contains("1 of 2 immutable copies"), "{faults}");
+}
