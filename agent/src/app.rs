@@ -73,6 +73,8 @@ impl App {
             agent: identity.agent.clone(),
             checkpoint_frames: config.checkpoint_frames,
             compression: config.compression,
+            pace: config.pace,
+            restore_points: config.restore_points,
             wal_limit: config.wal_limit,
             snapshot_rate: config.snapshot_rate,
             parts_above: config.parts_above,

@@ -3,7 +3,7 @@
 //! What is a fault: a value that can never work. What is not: a database that is missing or unreadable right now; that
 //! is status, because it may become right while the agent runs.
 
-use crate::database::PARTS_ABOVE;
+use crate::database::{PARTS_ABOVE, RestorePoints};
 use crate::discover::{Source, default_name};
 use crate::ship::connect::HubAddress;
 use crate::ship::throttle::UploadLimit;
@@ -26,6 +26,8 @@ pub const DEFAULT_CHECKPOINT_FRAMES: u32 = 1000;
 pub const DEFAULT_WAL_LIMIT: u64 = 256 << 20;
 /// Bytes that all spools together may take.
 pub const DEFAULT_SPOOL_MAX: u64 = 1 << 30;
+/// Time between two readings of a stream of commits.
+pub const DEFAULT_PACE: Duration = Duration::from_millis(200);
 /// Time between slow polls.
 pub const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -37,6 +39,7 @@ const WAL_LIMIT: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 40);
 const SPOOL_MAX: std::ops::RangeInclusive<u64> = 0..=(1 << 44);
 const SNAPSHOT_RATE: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 40);
 const UPLOAD_LIMIT: std::ops::RangeInclusive<u64> = (16 << 10)..=(1 << 40);
+const PACE: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(2);
 const POLL_INTERVAL: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
 
@@ -69,6 +72,10 @@ pub struct Config {
     pub upload_limit: Option<UploadLimit>,
     /// How hard pages are compressed.
     pub compression: Compression,
+    /// Time between two readings of a stream of commits.
+    pub pace: Duration,
+    /// What can be restored of a stream of commits.
+    pub restore_points: RestorePoints,
     /// Log lines.
     pub log_format: LogFormat,
     /// Log filter.
@@ -148,6 +155,12 @@ fn parse(document: &Document, certificates: Certificates) -> Option<Config> {
         let level = value::int_in(0..=Compression::MAX)(text)?;
         Compression::new(level).ok_or_else(|| format!("{level} is no level"))
     });
+    let pace = root.or("pace", DEFAULT_PACE, value::duration_in(PACE));
+    let restore_points = root.or("restore-points", RestorePoints::default(), |text| match text {
+        "window" => Ok(RestorePoints::Window),
+        "transaction" => Ok(RestorePoints::Transaction),
+        other => Err(format!("{other:?} is neither window nor transaction")),
+    });
     let (log_level, log_format) = parts::log(root.section("log"));
     let sources = sources(&mut root);
     root.finish();
@@ -165,6 +178,8 @@ fn parse(document: &Document, certificates: Certificates) -> Option<Config> {
         poll_interval,
         upload_limit,
         compression,
+        pace,
+        restore_points,
         log_format,
         log_level,
     })
@@ -266,6 +281,7 @@ mod tests {
         assert_eq!((config.wal_limit, config.spool_max), (256 << 20, 1 << 30));
         assert_eq!((config.snapshot_rate, config.parts_above), (None, 64 << 20));
         assert_eq!((config.upload_limit, config.compression), (None, Compression::FAST));
+        assert_eq!((config.pace, config.restore_points), (Duration::from_millis(200), RestorePoints::Window));
         let name = DatabaseName::new("app.db").unwrap();
         assert_eq!(config.sources, [Source::Path { path: "/data/app.db".into(), name }]);
     }
@@ -284,6 +300,8 @@ snapshot-rate: 20MiB
 poll-interval: 500ms
 upload-limit: 2MiB
 compression-level: 9
+pace: 50ms
+restore-points: transaction
 log: {level: debug, format: json}
 databases:
   - {path: /data/one.db, name: one}
@@ -294,7 +312,8 @@ databases:
         assert_eq!((config.wal_limit, config.spool_max, config.checkpoint_frames), (64 << 20, 0, 50));
         assert_eq!(config.snapshot_rate, Some(20 << 20));
         assert_eq!(config.upload_limit, Some(UploadLimit(2 << 20)));
-        assert_eq!(config.compression.level(), 9);
+        assert_eq!((config.compression.level(), config.restore_points), (9, RestorePoints::Transaction));
+        assert_eq!(config.pace, Duration::from_millis(50));
         assert_eq!((config.log_level.as_str(), config.log_format), ("debug", LogFormat::Json));
         let folder = Source::Folder {
             folder: "/tenants".into(),
@@ -314,6 +333,7 @@ poll-intervall: 5s
 wal-limit: plenty
 upload-limit: 100
 compression-level: 13
+restore-points: row
 databases:
   - path: /srv/one.db
     name: app.db
@@ -335,12 +355,13 @@ databases:
             (4, "plenty"),
             (5, "upload-limit"),
             (6, "compression-level"),
-            (11, "the name app.db is taken by /srv/one.db"),
-            (12, "needs a `path:`"),
-            (13, "contains a folder"),
-            (14, "both `path:` and `dir:`"),
-            (15, "only letters"),
-            (17, "is followed as y already"),
+            (7, "neither window nor transaction"),
+            (12, "the name app.db is taken by /srv/one.db"),
+            (13, "needs a `path:`"),
+            (14, "contains a folder"),
+            (15, "both `path:` and `dir:`"),
+            (16, "only letters"),
+            (18, "is followed as y already"),
         ];
         for (line, words) in expected {
             let found =

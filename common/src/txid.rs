@@ -29,6 +29,12 @@ impl Txid {
         Txid(self.0.checked_add(1).expect("BUG: txid overflow"))
     }
 
+    /// The run of so many transactions after this one; panics for none, and after 2^64-1 transactions.
+    pub fn run_after(self, count: u64) -> TxidRange {
+        let max = self.0.checked_add(count).expect("BUG: txid overflow");
+        TxidRange::new(self.next(), Txid(max)).expect("BUG: a run of no transactions")
+    }
+
     /// The transaction that must follow `last`, where `None` is an empty history.
     pub fn following(last: Option<Txid>) -> Txid {
         last.map_or(Txid::FIRST, Txid::next)

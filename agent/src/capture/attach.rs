@@ -6,7 +6,7 @@ use super::holders::Holders;
 use super::image::{page_size_of, place};
 use super::ledger::{Ledger, Point};
 use super::maintain::Upkeep;
-use super::tail::ReadAhead;
+use super::read_ahead::ReadAhead;
 use super::vfs::{Files, Unlocked};
 use super::{Capture, Cursor, Options, Standing, Tracked};
 use crate::disk::{self, Disk};

@@ -16,7 +16,7 @@
 use super::error::{Broken, CaptureError};
 use super::header::Header;
 use super::segment::Kept;
-use super::tail::Ahead;
+use super::tail::{Ahead, Take};
 use super::{Capture, Next, Standing};
 use crate::watchdog;
 use std::time::{Duration, Instant};
@@ -163,7 +163,7 @@ impl Capture {
                 }
             };
             if reach.give_up {
-                if !matches!(self.advance(&header, cursor, None)?, Next::Sent(_)) {
+                if !matches!(self.advance(&header, cursor, Take::One, None)?, Next::Sent(_)) {
                     return Ok(Err(NoCheckpoint::Unaligned));
                 }
                 continue;
@@ -171,7 +171,7 @@ impl Capture {
             if begun.elapsed() >= reach.time {
                 return Ok(Err(NoCheckpoint::Behind(self.behind()?.unwrap_or(0))));
             }
-            let kept = Kept::collect(|sink| match self.advance(&header, cursor, Some(sink))? {
+            let kept = Kept::collect(|sink| match self.advance(&header, cursor, Take::One, Some(sink))? {
                 Next::Sent(meta) => Ok(Some(meta)),
                 Next::UpToDate | Next::Lost(_) => Ok(None),
             })?;

@@ -56,6 +56,7 @@ mod holders;
 mod image;
 mod ledger;
 mod maintain;
+mod read_ahead;
 mod roll;
 mod segment;
 mod stage;
@@ -122,7 +123,7 @@ pub enum Standing {
 /// What [`Capture::next`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Next {
-    /// One transaction went into the sink.
+    /// One segment went into the sink.
     Sent(SegmentMeta),
     /// Nothing more is committed.
     UpToDate,
@@ -156,7 +157,7 @@ pub struct Capture {
     /// Transactions that FENCE took into memory; they follow the last one handed out.
     kept: VecDeque<Kept>,
     /// Frames read from the log; empty when the log was read to its end.
-    read_ahead: tail::ReadAhead,
+    read_ahead: read_ahead::ReadAhead,
     /// Words of the last header of which nothing is left to do.
     seen: Option<[u32; header::WAL_INDEX_WORDS]>,
     upkeep: Upkeep,
@@ -342,7 +343,7 @@ impl Capture {
     fn let_go(&mut self) {
         self.cursor = None;
         self.kept.clear();
-        self.read_ahead = tail::ReadAhead::default();
+        self.read_ahead = read_ahead::ReadAhead::default();
         self.upkeep = Upkeep::default();
         self.files.release();
         if self.standing == Standing::Aligned {
@@ -350,10 +351,11 @@ impl Capture {
         }
     }
 
-    /// Books a transaction that went out (or was skipped).
+    /// Books transactions that went out (or were skipped) together.
     fn book(
         &mut self,
         position: Pos,
+        count: u64,
         commit: u32,
         changes: Vec<Change>,
         end: WalPosition,
@@ -365,7 +367,7 @@ impl Capture {
         tracked.position = position;
         tracked.ledger.handed_out(Point { position, wal: Some(end), commit }, changes);
         cursor.wal = end;
-        cursor.commits = cursor.commits.wrapping_add(1);
+        cursor.commits = cursor.commits.wrapping_add(count as u32);
         Ok(())
     }
 

@@ -1,4 +1,9 @@
-//! TAIL: committed transactions, one at a time.
+//! TAIL: committed transactions, one at a time, or those that are there together.
+//!
+//! Joined transactions ([`Capture::next_joined`]) keep their numbers and share one segment, in which each page they wrote
+//! lies once. Every frame is read and verified all the same; what is saved is the work for versions that nobody will
+//! restore. Not joined are: a transaction that makes the database smaller, with any other; more log than [`JOINED_BYTES`];
+//! and whatever cannot be read now, which is met again as the beginning of the next segment.
 
 use super::error::{Broken, CaptureError};
 use super::header::{self, Header};
@@ -8,15 +13,17 @@ use super::{Capture, Cursor, Next, Standing, Tracked};
 use crate::page_map::Change;
 use std::iter;
 use walhub_common::clock::now_ms;
-use walhub_common::wal::{FRAME_HEADER_BYTES, FrameNo, Grouper, Salts, Transaction, WalPosition, WalReader};
-use walhub_common::{Checksum, PageSize, Pgno, Pos, TxidRange};
+use walhub_common::wal::{FRAME_HEADER_BYTES, FrameNo, Grouper, Transaction, WalPosition, WalReader};
+use walhub_common::{Checksum, PageSize, Pgno, Pos};
 
 /// Frames of a transaction are kept in memory up to here; those of a larger one are read twice.
 const HELD_BYTES: usize = 4 * 1024 * 1024;
 /// Log that is read at once. Below the size from which the allocator maps memory for each buffer anew.
 const READ_BYTES: usize = 120 * 1024;
+/// Log that becomes one segment at most.
+const JOINED_BYTES: usize = 512 * 1024;
 /// What is at hand ([`Capture::is_at_hand`]) is at most this much log.
-pub const AT_HAND_BYTES: u64 = 256 * 1024;
+pub const AT_HAND_BYTES: u64 = 512 * 1024;
 
 /// Beyond every page.
 const END: Pgno = Pgno::new(u32::MAX).expect("BUG: not zero");
@@ -37,7 +44,14 @@ impl Capture {
     /// After an error of the sink the same transaction comes again. A few microseconds plus the sink for a small
     /// transaction; a large one is streamed in bounded memory.
     pub fn next(&mut self, sink: &mut dyn Sink) -> Result<Next, CaptureError> {
-        let result = self.try_next(sink);
+        let result = self.try_next(sink, Take::One);
+        self.settle(result)
+    }
+
+    /// As [`Capture::next`], with the committed transactions after it in the same segment, as many as there are and may be
+    /// joined: the restore points between them are given up.
+    pub fn next_joined(&mut self, sink: &mut dyn Sink) -> Result<Next, CaptureError> {
+        let result = self.try_next(sink, Take::Joined);
         self.settle(result)
     }
 
@@ -84,7 +98,7 @@ impl Capture {
         Ok(())
     }
 
-    fn try_next(&mut self, sink: &mut dyn Sink) -> Result<Next, CaptureError> {
+    fn try_next(&mut self, sink: &mut dyn Sink, take: Take) -> Result<Next, CaptureError> {
         self.must_own_lock()?;
         if let Some(kept) = self.kept.front() {
             kept.send(sink).map_err(CaptureError::Sink)?;
@@ -100,10 +114,10 @@ impl Capture {
             Ahead::Nothing => {
                 self.seen = Some(header.words);
                 self.upkeep.read_to(header.last);
-                self.read_ahead = ReadAhead::default();
+                self.read_ahead.forget();
                 Ok(Next::UpToDate)
             }
-            Ahead::Transaction(cursor) => self.advance(&header, cursor, Some(sink)),
+            Ahead::Transaction(cursor) => self.advance(&header, cursor, take, Some(sink)),
             Ahead::Lost => Ok(self.lost()),
         }
     }
@@ -128,7 +142,7 @@ impl Capture {
         loop {
             match self.ahead(header)? {
                 Ahead::Nothing => return Ok(Some(passed)),
-                Ahead::Transaction(cursor) => match self.advance(header, cursor, None)? {
+                Ahead::Transaction(cursor) => match self.advance(header, cursor, Take::One, None)? {
                     Next::Sent(_) => passed += 1,
                     Next::UpToDate | Next::Lost(_) => return Ok(None),
                 },
@@ -205,14 +219,15 @@ impl Capture {
         Ok(cursor)
     }
 
-    /// Reads the transaction after the cursor and hands it out.
+    /// Reads what follows the cursor and hands it out.
     pub(super) fn advance(
         &mut self,
         header: &Header,
         cursor: Cursor,
+        take: Take,
         sink: Option<&mut dyn Sink>,
     ) -> Result<Next, CaptureError> {
-        let read = match self.read_transaction(header, &cursor) {
+        let read = match self.read(header, &cursor, take) {
             Err(CaptureError::Broken(broken)) => {
                 // Frames that were backfilled before the attach may be overwritten while they are read.
                 return match self.header()?.salts == header.salts {
@@ -226,9 +241,10 @@ impl Capture {
         let (changes, sources) = self.sources(header, tracked, &read, cursor.page_size)?;
         let commit = read.transaction.commit;
         let checksum = tracked.map.preview(&changes, commit).map_err(CaptureError::Staged)?;
-        let position = Pos { txid: tracked.position.txid.next(), checksum };
+        let range = tracked.position.txid.run_after(read.count);
+        let position = Pos { txid: range.max(), checksum };
         let meta = SegmentMeta {
-            range: TxidRange::single(position.txid),
+            range,
             pre: Some(tracked.position.checksum),
             post: position.checksum,
             page_size: cursor.page_size,
@@ -242,7 +258,7 @@ impl Capture {
                 for ((pgno, checksum), source) in changes.iter().zip(&sources) {
                     match source {
                         Source::Frame(frame) => match self.read_ahead.page(*frame) {
-                            Some(held) if read.held => put(*pgno, held)?,
+                            Some(held) if read.checksums.is_none() => put(*pgno, held)?,
                             _ => {
                                 page.resize(cursor.page_size.bytes(), 0);
                                 self.files.read_wal(frame.page_offset(cursor.page_size), &mut page)?;
@@ -255,30 +271,64 @@ impl Capture {
                 Ok(())
             })?;
         }
-        self.book(position, commit, changes, read.end)?;
+        self.book(position, read.count, commit, changes, read.end)?;
         Ok(Next::Sent(meta))
     }
 
-    /// I4: frames up to the first commit, verified, none beyond the published end.
+    /// The transaction after the cursor, or all that may be joined.
+    fn read(&mut self, header: &Header, cursor: &Cursor, take: Take) -> Result<Read, CaptureError> {
+        let mut reader = WalReader::resume(cursor.page_size, cursor.big_endian, cursor.wal);
+        let first = cursor.wal.frame.next();
+        self.read_ahead.begin(header.salts, first, reader.frame_bytes());
+        let mut frames = Frames { first, most: HELD_BYTES, checksums: None };
+        let Some(transaction) = self.read_transaction(header, &mut reader, &mut frames)? else {
+            return Err(Broken::NoCommit(header.last).into());
+        };
+        let mut read =
+            Read { transaction, count: 1, end: reader.position(), checksums: frames.checksums.take() };
+        let mut size = self.tracked.as_ref().map_or(0, |tracked| tracked.map.commit());
+        let mut later = Vec::new();
+        if take == Take::Joined && read.checksums.is_none() && read.transaction.commit >= size {
+            size = read.transaction.commit;
+            frames.most = JOINED_BYTES;
+            while read.end.frame < header.last
+                && let Ok(Some(next)) = self.read_transaction(header, &mut reader, &mut frames)
+                && next.commit >= size
+            {
+                size = next.commit;
+                read.count += 1;
+                read.end = reader.position();
+                later.push(next);
+            }
+        }
+        read.transaction.join(later);
+        Ok(read)
+    }
+
+    /// I4: frames up to the next commit, verified, none beyond the published end. `None`: more than the read-ahead may hold,
+    /// and it already holds a transaction.
     fn read_transaction(
         &mut self,
         header: &Header,
-        cursor: &Cursor,
-    ) -> Result<ReadTransaction, CaptureError> {
-        let mut reader = WalReader::resume(cursor.page_size, cursor.big_endian, cursor.wal);
-        let mut grouper = Grouper::new(cursor.page_size);
+        reader: &mut WalReader,
+        frames: &mut Frames,
+    ) -> Result<Option<Transaction>, CaptureError> {
+        let mut grouper = Grouper::new(reader.page_size());
         let frame_bytes = reader.frame_bytes();
         let ahead = &mut self.read_ahead;
-        let first = cursor.wal.frame.next();
-        ahead.begin(header.salts, first, frame_bytes);
-        let mut checksums = Vec::new();
-        let mut held = true;
+        let begun = reader.position().frame.next();
         while reader.position().frame < header.last {
             let next = reader.position().frame.next();
             if ahead.frame(next).is_none() {
                 let left = (header.last.get() - reader.position().frame.get()) as usize;
                 let bytes = left.min((READ_BYTES / frame_bytes).max(1)) * frame_bytes;
-                held &= ahead.make_room(bytes, if held { first } else { next });
+                if frames.checksums.is_none() && !ahead.has_room(bytes, frames.first, next, frames.most) {
+                    if begun > frames.first {
+                        return Ok(None);
+                    }
+                    frames.checksums = Some(ahead.checksums(frames.first));
+                }
+                ahead.make_room(if frames.checksums.is_none() { frames.first } else { next });
                 let offset = reader.offset();
                 if !ahead.read(bytes, |out| self.files.read_wal(offset, out))? {
                     return Err(Broken::NoCommit(header.last).into());
@@ -286,7 +336,9 @@ impl Capture {
             }
             let frame_bytes = ahead.frame(next).expect("BUG: the frame was just read");
             let (number, frame) = reader.push(frame_bytes)?;
-            checksums.push(Checksum::of_page(frame.pgno, &frame_bytes[FRAME_HEADER_BYTES..]));
+            if let Some(checksums) = &mut frames.checksums {
+                checksums.push(Checksum::of_page(frame.pgno, &frame_bytes[FRAME_HEADER_BYTES..]));
+            }
             let Some(transaction) = grouper.push(number, frame) else {
                 continue;
             };
@@ -294,7 +346,7 @@ impl Capture {
             if end.frame == header.last && end.checksum != header.checksum {
                 return Err(Broken::Published(end.frame).into());
             }
-            return Ok(ReadTransaction { transaction, end, checksums, held });
+            return Ok(Some(transaction));
         }
         Err(Broken::NoCommit(header.last).into())
     }
@@ -305,7 +357,7 @@ impl Capture {
         &self,
         header: &Header,
         tracked: &Tracked,
-        read: &ReadTransaction,
+        read: &Read,
         page_size: PageSize,
     ) -> Result<(Vec<Change>, Vec<Source>), CaptureError> {
         let transaction = &read.transaction;
@@ -335,8 +387,11 @@ impl Capture {
             }
             grown.next_if_eq(&pgno);
             if let Some(frame) = frame {
-                let nth = (frame.get() - transaction.first.get()) as usize;
-                changes.push((pgno, read.checksums[nth]));
+                let checksum = match &read.checksums {
+                    Some(checksums) => checksums[(frame.get() - transaction.first.get()) as usize],
+                    None => self.read_ahead.checksum(pgno, frame),
+                };
+                changes.push((pgno, checksum));
                 sources.push(Source::Frame(frame));
             }
         }
@@ -344,73 +399,32 @@ impl Capture {
     }
 }
 
-/// A transaction as read from the log.
-struct ReadTransaction {
+/// How much becomes one segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Take {
+    /// One transaction.
+    One,
+    /// Those that are there, as far as they may be joined.
+    Joined,
+}
+
+/// One transaction or several joined ones, as read from the log.
+struct Read {
     transaction: Transaction,
+    /// How many.
+    count: u64,
     end: WalPosition,
-    /// Page checksum of every frame, from the first.
-    checksums: Vec<Checksum>,
-    /// True when all its frames lie in the read-ahead.
-    held: bool,
+    /// Page checksum of every frame, from the first; `None` when all frames lie in the read-ahead.
+    checksums: Option<Vec<Checksum>>,
 }
 
-/// Frames that were read from the log and are published, so nobody may change them: many transactions are read at once.
-#[derive(Debug, Default)]
-pub(super) struct ReadAhead {
-    salts: Option<Salts>,
-    /// Number of the first frame in `bytes`.
+/// The frames of a segment while they are read.
+struct Frames {
     first: FrameNo,
-    frame_bytes: usize,
-    bytes: Vec<u8>,
-}
-
-impl ReadAhead {
-    /// Reading goes on at `next`; what was read of another place is forgotten.
-    fn begin(&mut self, salts: Salts, next: FrameNo, frame_bytes: usize) {
-        let known =
-            self.salts == Some(salts) && self.frame_bytes == frame_bytes && self.frame(next).is_some();
-        if !known {
-            self.bytes.clear();
-            (self.salts, self.first, self.frame_bytes) = (Some(salts), next, frame_bytes);
-        }
-    }
-
-    /// Makes room behind the last frame, which is the one before the next that is read. Frames before `from` go; when
-    /// those from there on are more than [`HELD_BYTES`] together with the new ones, they go as well, and `false` says so.
-    fn make_room(&mut self, bytes: usize, from: FrameNo) -> bool {
-        let end = self.first.get() + (self.bytes.len() / self.frame_bytes) as u32;
-        let gone = (from.get().min(end) - self.first.get()) as usize * self.frame_bytes;
-        self.bytes.drain(..gone);
-        self.first = FrameNo(from.get().min(end));
-        if !self.bytes.is_empty() && self.bytes.len() + bytes > HELD_BYTES {
-            self.bytes.clear();
-            self.first = FrameNo(end);
-            return false;
-        }
-        true
-    }
-
-    /// Appends what `read` fills; nothing when it fails or says that the log ends before.
-    fn read<E>(&mut self, bytes: usize, read: impl FnOnce(&mut [u8]) -> Result<bool, E>) -> Result<bool, E> {
-        let had = self.bytes.len();
-        self.bytes.resize(had + bytes, 0);
-        let done = read(&mut self.bytes[had..]);
-        if !matches!(done, Ok(true)) {
-            self.bytes.truncate(had);
-        }
-        done
-    }
-
-    /// A frame, header and page.
-    fn frame(&self, frame: FrameNo) -> Option<&[u8]> {
-        let nth = frame.get().checked_sub(self.first.get())? as usize;
-        self.bytes.get(nth * self.frame_bytes..(nth + 1) * self.frame_bytes)
-    }
-
-    /// The page of a frame.
-    fn page(&self, frame: FrameNo) -> Option<&[u8]> {
-        self.frame(frame).map(|bytes| &bytes[FRAME_HEADER_BYTES..])
-    }
+    /// Bytes of them that are held.
+    most: usize,
+    /// As in [`Read`].
+    checksums: Option<Vec<Checksum>>,
 }
 
 enum Source {

@@ -137,7 +137,7 @@ impl<'a> Driver<'a> {
             reopen: Backoff::new(REOPEN_MIN, REOPEN_MAX),
             told_lost: Lost::default(),
             unexplained: None,
-            pace: Pace::new(Instant::now()),
+            pace: Pace::new(db.shared.pace, Instant::now()),
             wal_watch,
             asked: VecDeque::new(),
             paused_until: None,

@@ -4,13 +4,13 @@
 //! without news the header is looked at again: three times within a millisecond by the blocking thread, then by timers
 //! whose distance grows with the time since the write. Without a write nothing runs but the slow poll.
 //!
-//! A commit after a pause is read at once, a steady stream of them every [`STREAM_PACE`] with all that gathered ([`super::pace`]).
+//! A commit after a pause is read at once, a steady stream of them once a window with all that gathered ([`super::pace`]).
 //! A stream needs no file events, so the watch is taken off the file meanwhile: it costs the application something with
 //! every write.
 
 use super::drive::{Driver, End, failed, sleep_until};
-use super::follower::{Pumped, Target};
-use super::pace::{LONE_PACE, STREAM_PACE};
+use super::follower::{Pumped, Segments, Target};
+use super::pace::{LONE_PACE, RestorePoints};
 use crate::capture::State as CaptureState;
 use crate::database::State;
 use crate::ship::inbox::{LAST_PASS, Mail};
@@ -40,7 +40,9 @@ impl Driver<'_> {
             let begun = Instant::now();
             let before = self.home().capture.position();
             self.asked.extend(self.db.desk.take());
-            let pumped = self.pump(to, std::mem::take(&mut glance)).await?;
+            let joined = self.db.shared.restore_points == RestorePoints::Window && self.pace.joins(begun);
+            let segments = if joined { Segments::Joined } else { Segments::Single };
+            let pumped = self.pump(to, std::mem::take(&mut glance), segments).await?;
             self.hub = self.home().capture.position();
             if self.hub != before {
                 self.unexplained = None;
@@ -57,6 +59,7 @@ impl Driver<'_> {
                     }
                 }
                 Pumped::UpToDate => {
+                    self.pace.read_to_end(begun);
                     self.answer_calls().await?;
                     if self.stream(&to.link, begun).await? {
                         continue;
@@ -69,16 +72,16 @@ impl Driver<'_> {
     }
 
     /// Reads what there is: right here when that takes no time, else on a blocking thread.
-    async fn pump(&mut self, to: &Target, glance: bool) -> Result<Pumped, End> {
+    async fn pump(&mut self, to: &Target, glance: bool, segments: Segments) -> Result<Pumped, End> {
         if !glance {
             let watched = self.watched.clone();
-            let pumped = watchdog::watch(&watched, || self.home_mut().pump_at_hand(to));
+            let pumped = watchdog::watch(&watched, || self.home_mut().pump_at_hand(to, segments));
             if let Some(pumped) = self.sent(pumped, &to.link)? {
                 return Ok(pumped);
             }
         }
         let target = to.clone();
-        let pumped = self.blocking(move |f| f.pump(&target, glance)).await?;
+        let pumped = self.blocking(move |f| f.pump(&target, glance, segments)).await?;
         self.sent(pumped, &to.link)
     }
 
@@ -90,7 +93,7 @@ impl Driver<'_> {
             return Ok(false);
         }
         self.wal_watch.stop();
-        let window = tokio::time::sleep_until(read + STREAM_PACE);
+        let window = tokio::time::sleep_until(read + self.pace.window());
         tokio::pin!(window);
         loop {
             tokio::select! {
@@ -188,7 +191,7 @@ impl Driver<'_> {
         while !(done && self.home().window.is_empty()) && Instant::now() < deadline && !link.is_closed() {
             if !done {
                 let target = to.clone();
-                match self.blocking(move |f| f.pump(&target, false)).await {
+                match self.blocking(move |f| f.pump(&target, false, Segments::Single)).await {
                     Ok(Ok(Pumped::UpToDate)) => done = true,
                     Ok(Ok(Pumped::Slice | Pumped::NoRoom)) => {}
                     Ok(Ok(Pumped::Lost) | Err(_)) | Err(_) => return,

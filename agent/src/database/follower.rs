@@ -3,7 +3,7 @@
 
 use super::report::Report;
 use super::sink::{Discard, GatherSink, LinkSink, Sent};
-use crate::capture::{AT_HAND_BYTES, Capture, CaptureError, Maintained, Next, SegmentMeta};
+use crate::capture::{AT_HAND_BYTES, Capture, CaptureError, Maintained, Next, SegmentMeta, Sink};
 use crate::ship::inbox::{Inbox, Patience};
 use crate::ship::link::{Link, MESSAGE_BYTES};
 use crate::ship::window::{Budget, Keep, Window};
@@ -44,6 +44,15 @@ pub(super) struct Target {
     pub(super) report: Arc<Report>,
 }
 
+/// What becomes of transactions that are there together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Segments {
+    /// Each is a segment.
+    Single,
+    /// They share one.
+    Joined,
+}
+
 /// How a round of reading ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Pumped {
@@ -58,8 +67,13 @@ pub(super) enum Pumped {
 }
 
 impl Follower {
-    /// Sends committed transactions one by one.
-    pub(super) fn pump(&mut self, to: &Target, glance: bool) -> Result<Pumped, CaptureError> {
+    /// Sends committed transactions in order.
+    pub(super) fn pump(
+        &mut self,
+        to: &Target,
+        glance: bool,
+        segments: Segments,
+    ) -> Result<Pumped, CaptureError> {
         if glance {
             for pause in GLANCES {
                 if self.capture.header_moved() {
@@ -74,7 +88,7 @@ impl Follower {
                 return Ok(Pumped::NoRoom);
             }
             let mut sink = LinkSink::new(to, Patience::LastPass, Keep::new(&to.budget));
-            match self.capture.next(&mut sink)? {
+            match self.next(&mut sink, segments)? {
                 Next::Sent(meta) => self.window.push(sink.entry(&meta)),
                 Next::UpToDate => {
                     self.capture.maintain()?;
@@ -94,13 +108,17 @@ impl Follower {
 
     /// As [`Follower::pump`], when everything is at hand: little to read, room on the link for all of it, no checkpoint
     /// due. Then no thread need be woken for it, and the messages leave together. `None`: not now.
-    pub(super) fn pump_at_hand(&mut self, to: &Target) -> Result<Option<Pumped>, CaptureError> {
+    pub(super) fn pump_at_hand(
+        &mut self,
+        to: &Target,
+        segments: Segments,
+    ) -> Result<Option<Pumped>, CaptureError> {
         if to.link.max_chunk < AT_HAND_CHUNK || !self.capture.is_at_hand() {
             return Ok(None);
         }
         let Some(slot) = to.link.try_slot(AT_HAND_ROOM) else { return Ok(None) };
         let mut messages = Vec::new();
-        let pumped = self.gather(to, &mut messages);
+        let pumped = self.gather(to, segments, &mut messages);
         // What was read before an error is in the window, and must be on the link as well.
         if !messages.is_empty() {
             slot.send(messages);
@@ -108,7 +126,12 @@ impl Follower {
         pumped
     }
 
-    fn gather(&mut self, to: &Target, messages: &mut Vec<Message>) -> Result<Option<Pumped>, CaptureError> {
+    fn gather(
+        &mut self,
+        to: &Target,
+        segments: Segments,
+        messages: &mut Vec<Message>,
+    ) -> Result<Option<Pumped>, CaptureError> {
         let begun = Instant::now();
         let mut bytes = 0;
         loop {
@@ -116,7 +139,7 @@ impl Follower {
                 return Ok(Some(Pumped::NoRoom));
             }
             let mut sink = GatherSink::new(to, messages);
-            match self.capture.next(&mut sink)? {
+            match self.next(&mut sink, segments)? {
                 Next::Sent(meta) => {
                     let entry = sink.entry(&meta);
                     bytes += entry.total_bytes();
@@ -128,6 +151,13 @@ impl Follower {
             if bytes >= AT_HAND_BYTES / 2 || begun.elapsed() >= AT_HAND_TIME || !self.capture.is_at_hand() {
                 return Ok(Some(Pumped::Slice));
             }
+        }
+    }
+
+    fn next(&mut self, sink: &mut dyn Sink, segments: Segments) -> Result<Next, CaptureError> {
+        match segments {
+            Segments::Single => self.capture.next(sink),
+            Segments::Joined => self.capture.next_joined(sink),
         }
     }
 

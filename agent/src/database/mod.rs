@@ -33,6 +33,7 @@ mod steps;
 mod wal_limit;
 
 pub use desk::{Ask, Call, Contact, Desk, Done, Refused};
+pub use pace::RestorePoints;
 pub use report::{DatabaseStatus, Heal, Level, Report, Snapshot, State};
 pub use snapshot::PARTS_ABOVE;
 
@@ -73,6 +74,10 @@ pub struct Shared {
     pub checkpoint_frames: u32,
     /// How hard the pages of segments are compressed.
     pub compression: Compression,
+    /// Time between two readings of a stream of commits.
+    pub pace: Duration,
+    /// What can be restored of a stream of commits.
+    pub restore_points: RestorePoints,
     /// A WAL is kept under this: transactions that the hub does not take are spooled, then restore points given up.
     pub wal_limit: u64,
     /// Bytes of a database read per second for its first snapshot; `None`: as fast as it may.

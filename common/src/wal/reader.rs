@@ -36,6 +36,11 @@ impl WalReader {
         WalReader { chain, frame: position.frame, stopped: None }
     }
 
+    /// Bytes of a page.
+    pub fn page_size(&self) -> PageSize {
+        self.chain.page_size()
+    }
+
     /// Bytes of one frame.
     pub fn frame_bytes(&self) -> usize {
         FRAME_HEADER_BYTES + self.chain.page_size().bytes()

@@ -17,6 +17,26 @@ pub struct Transaction {
     pub pages: Vec<(Pgno, FrameNo)>,
 }
 
+impl Transaction {
+    /// Takes in the transactions that follow right after it: what all of them leave behind. None of them may make the database
+    /// smaller than the one before it did, as pages that went and came back are not told apart.
+    pub fn join(&mut self, later: impl IntoIterator<Item = Transaction>) {
+        for transaction in later {
+            assert!(transaction.commit >= self.commit, "BUG: a transaction that takes pages away was joined");
+            self.pages.extend(transaction.pages);
+            (self.last, self.commit) = (transaction.last, transaction.commit);
+        }
+        newest_of_each(&mut self.pages);
+    }
+}
+
+/// Ascending by page, of each page the newest frame.
+fn newest_of_each(pages: &mut Vec<(Pgno, FrameNo)>) {
+    // Newest first within a page, so that the one kept is the newest.
+    pages.sort_unstable_by(|(p, f), (q, g)| p.cmp(q).then(g.cmp(f)));
+    pages.dedup_by_key(|(pgno, _)| *pgno);
+}
+
 /// Collects frames until a commit. It holds 8 bytes per frame of the transaction in work, no page.
 #[derive(Clone, Debug)]
 pub struct Grouper {
@@ -39,9 +59,7 @@ impl Grouper {
         self.first = None;
         let mut pages = std::mem::take(&mut self.pages);
         pages.retain(|(pgno, _)| pgno.get() <= commit && *pgno != self.lock_page);
-        // Newest first within a page, so that the one kept is the newest.
-        pages.sort_unstable_by(|(p, f), (q, g)| p.cmp(q).then(g.cmp(f)));
-        pages.dedup_by_key(|(pgno, _)| *pgno);
+        newest_of_each(&mut pages);
         Some(Transaction { first, last: number, commit, pages })
     }
 
@@ -85,6 +103,36 @@ mod tests {
                     prop_assert_eq!((txn.first.get(), txn.last.get(), txn.commit), (first, number, commit));
                     first = number + 1;
                 }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn joined_transactions_leave_behind_what_the_last_one_left(
+            frames in prop::collection::vec((1u32..20, prop_oneof![2 => Just(0u32), 1 => Just(20u32)]), 1..60),
+        ) {
+            let mut grouper = Grouper::new(PageSize::new(512).unwrap());
+            let mut all: Option<Transaction> = None;
+            let mut model = BTreeMap::new();
+            let mut open = BTreeMap::new();
+            let mut last = 0;
+            for (number, (pgno, commit)) in (1u32..).zip(frames) {
+                open.insert(pgno, number);
+                let frame = Frame { pgno: Pgno::new(pgno).unwrap(), commit: (commit != 0).then_some(commit) };
+                if let Some(txn) = grouper.push(FrameNo(number), frame) {
+                    match &mut all {
+                        Some(all) => all.join([txn]),
+                        None => all = Some(txn),
+                    }
+                    model.append(&mut open);
+                    last = number;
+                }
+            }
+            if let Some(all) = all {
+                let pages: Vec<_> = all.pages.iter().map(|(pgno, frame)| (pgno.get(), frame.get())).collect();
+                prop_assert_eq!(pages, model.into_iter().collect::<Vec<_>>());
+                prop_assert_eq!((all.first.get(), all.last.get(), all.commit), (1, last, 20));
             }
         }
     }
