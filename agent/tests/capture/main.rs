@@ -10,6 +10,7 @@ mod faults;
 mod follow;
 mod frozen;
 mod hub;
+mod joined;
 mod lint;
 mod locks;
 mod operator;
