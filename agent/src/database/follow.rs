@@ -35,6 +35,7 @@ impl Driver<'_> {
     async fn each(&mut self, to: &Target) -> Result<(), End> {
         self.db.report.enter(State::Following);
         self.following = true;
+        self.pace.resumes();
         let mut glance = false;
         loop {
             let begun = Instant::now();

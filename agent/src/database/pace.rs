@@ -62,6 +62,11 @@ impl Pace {
         self.window + LATE
     }
 
+    /// Reading begins, or goes on after a time in which nobody read.
+    pub(super) fn resumes(&mut self) {
+        self.end = None;
+    }
+
     /// There was nothing left to read at this time.
     pub(super) fn read_to_end(&mut self, at: Instant) {
         self.end = Some(at);
@@ -143,6 +148,9 @@ mod tests {
         pace.read_to_end(now);
         assert!(pace.joins(now + WINDOW) && pace.joins(now + pace.joined()));
         assert!(!pace.joins(now + pace.joined() * 2));
+        pace.resumes();
+        assert!(!pace.joins(now + WINDOW));
+        pace.read_to_end(now);
         pace.silent();
         assert!(!pace.joins(now + WINDOW));
     }

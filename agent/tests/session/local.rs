@@ -201,7 +201,7 @@ fn a_pause_gives_the_checkpoints_back_and_loses_nothing() {
 
 #[test]
 fn checkpoints_on_request_beside_a_writer_keep_every_transaction() {
-    let node = Node::new(104, ONE);
+    let node = Node::new(104, &format!("restore-points: transaction\n{ONE}"));
     runtime().block_on(async {
         let _hub = node.hub.listen().await;
         let app = node.database("app.db");

@@ -23,7 +23,7 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
 
 #[test]
 fn every_commit_travels_as_its_own_segment() {
-    let node = Node::new(1, ONE);
+    let node = Node::new(1, &format!("restore-points: transaction\n{ONE}"));
     runtime().block_on(async {
         let _hub = node.hub.listen().await;
         let app = node.database("app.db");
