@@ -23,7 +23,9 @@ pub(super) struct ReadAhead {
     /// Number of the first frame in `bytes`.
     first: FrameNo,
     frame_bytes: usize,
+    /// Its first `filled` bytes are frames.
     bytes: Vec<u8>,
+    filled: usize,
 }
 
 impl ReadAhead {
@@ -32,19 +34,18 @@ impl ReadAhead {
         let known =
             self.salts == Some(salts) && self.frame_bytes == frame_bytes && self.frame(next).is_some();
         if !known {
-            if self.bytes.capacity() == 0 {
+            if self.bytes.is_empty() {
                 self.bytes = SPARE.take();
             }
-            self.bytes.clear();
+            self.filled = 0;
             (self.salts, self.first, self.frame_bytes) = (Some(salts), next, frame_bytes);
         }
     }
 
     /// Forgets everything and gives the memory back.
     pub(super) fn forget(&mut self) {
-        let mut bytes = std::mem::take(self).bytes;
-        if (1..=SPARE_BYTES).contains(&bytes.capacity()) {
-            bytes.clear();
+        let bytes = std::mem::take(self).bytes;
+        if (1..=SPARE_BYTES).contains(&bytes.len()) {
             SPARE.set(bytes);
         }
     }
@@ -56,9 +57,10 @@ impl ReadAhead {
 
     /// Drops the frames before `from`.
     pub(super) fn make_room(&mut self, from: FrameNo) {
-        let end = self.first.get() + (self.bytes.len() / self.frame_bytes) as u32;
+        let end = self.first.get() + (self.filled / self.frame_bytes) as u32;
         let gone = (from.get().min(end) - self.first.get()) as usize * self.frame_bytes;
-        self.bytes.drain(..gone);
+        self.bytes.copy_within(gone..self.filled, 0);
+        self.filled -= gone;
         self.first = FrameNo(from.get().min(end));
     }
 
@@ -68,11 +70,17 @@ impl ReadAhead {
         bytes: usize,
         read: impl FnOnce(&mut [u8]) -> Result<bool, E>,
     ) -> Result<bool, E> {
-        let had = self.bytes.len();
-        self.bytes.resize(had + bytes, 0);
-        let done = read(&mut self.bytes[had..]);
-        if !matches!(done, Ok(true)) {
-            self.bytes.truncate(had);
+        let end = self.filled + bytes;
+        if self.bytes.len() < end {
+            if end <= SPARE_BYTES {
+                // The next window reads as much.
+                self.bytes.reserve_exact(end - self.bytes.len());
+            }
+            self.bytes.resize(end, 0);
+        }
+        let done = read(&mut self.bytes[self.filled..end]);
+        if matches!(done, Ok(true)) {
+            self.filled = end;
         }
         done
     }
@@ -80,7 +88,7 @@ impl ReadAhead {
     /// A frame, header and page.
     pub(super) fn frame(&self, frame: FrameNo) -> Option<&[u8]> {
         let nth = frame.get().checked_sub(self.first.get())? as usize;
-        self.bytes.get(nth * self.frame_bytes..(nth + 1) * self.frame_bytes)
+        self.bytes[..self.filled].get(nth * self.frame_bytes..(nth + 1) * self.frame_bytes)
     }
 
     /// Checksum of the page in a frame that is held.
