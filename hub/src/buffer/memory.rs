@@ -422,7 +422,8 @@ impl WalBuffer for MemoryBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buffer::contract::{Fold, Subject, bound_suite, oversized_suite, squash_suite, suite};
+    use crate::buffer::contract::{Subject, suite};
+    use crate::buffer::full::{Fold, bound_suite, oversized_suite, squash_suite};
 
     struct Memory(Arc<MemoryBuffer>);
 

@@ -32,6 +32,8 @@ mod trim;
 #[cfg(any(test, feature = "testutil"))]
 pub mod contract;
 #[cfg(any(test, feature = "testutil"))]
+pub mod full;
+#[cfg(any(test, feature = "testutil"))]
 pub mod model;
 
 use async_trait::async_trait;

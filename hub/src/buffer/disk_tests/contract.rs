@@ -1,7 +1,8 @@
 //! The contract on disk, beside the twin in memory.
 
 use super::*;
-use crate::buffer::contract::{Fold, Subject, bound_suite, oversized_suite, squash_suite, suite};
+use crate::buffer::contract::{Subject, suite};
+use crate::buffer::full::{bound_suite, oversized_suite, squash_suite};
 use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::model::compare;
 use tempfile::TempDir;

@@ -11,7 +11,8 @@ mod squashed;
 use super::*;
 use crate::buffer::EveryDatabase;
 use crate::buffer::SegmentMeta;
-use crate::buffer::contract::{Fold, Made, bytes_of, folded, segment};
+use crate::buffer::contract::{Made, bytes_of, segment};
+use crate::buffer::full::{Fold, folded};
 use std::collections::HashMap;
 use walhub_common::Pos;
 
