@@ -5,7 +5,7 @@
 //! walhub/packs/<seq:016x>.pack
 //!   magic (8) | LTX file of database a | LTX file of database b | … | index | footer (64)
 //! ```
-//! - [`format`]: the bytes: [`Writer`] makes them, [`Footer`] and [`parse_index`] read them. No I/O.
+//! - [`mod@format`]: the bytes: [`Writer`] makes them, [`Footer`] and [`parse_index`] read them. No I/O.
 //! - [`catalog`]: which file lies in which pack, in memory. No I/O.
 //! - [`packed`]: a destination whose packs look like ordinary files to everybody else.
 //! - `load`: reading the indices of packs.
