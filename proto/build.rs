@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "hub/v1/fleet.proto",
         "hub/v1/control.proto",
         "hub/v1/images.proto",
+        "hub/v1/destinations.proto",
     ];
     let descriptors = protox::compile(files, ["."])?;
     // `bytes` fields become `Bytes`: a segment is sliced, never copied, on its way through the hub.

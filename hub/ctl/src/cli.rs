@@ -34,6 +34,9 @@ enum Command {
     /// Databases
     #[command(subcommand)]
     Databases(cmd::databases::Command),
+    /// Places that keep copies
+    #[command(subcommand)]
+    Destinations(cmd::destinations::Command),
     Snapshots(cmd::snapshots::Args),
     Wal(cmd::wal::Args),
     Reload(cmd::reload::Args),
@@ -50,6 +53,7 @@ impl Cli {
             Command::Status(args) => args.run().await,
             Command::Agents(command) => command.run().await,
             Command::Databases(command) => command.run().await,
+            Command::Destinations(command) => command.run().await,
             Command::Snapshots(args) => args.run().await,
             Command::Wal(args) => args.run().await,
             Command::Reload(args) => args.run().await,

@@ -12,6 +12,7 @@ use walhub_common::limits::{HANDSHAKE_TIMEOUT, MAX_MESSAGE_BYTES};
 use walhub_common::tls::{self, Connector, TlsPaths};
 use walhub_proto::v1;
 use walhub_proto::v1::control_service_client::ControlServiceClient;
+use walhub_proto::v1::destinations_service_client::DestinationsServiceClient;
 use walhub_proto::v1::fleet_service_client::FleetServiceClient;
 use walhub_proto::v1::restore_service_client::RestoreServiceClient;
 
@@ -116,6 +117,15 @@ impl Hub {
     pub(crate) async fn reload(&self, dry_run: bool) -> anyhow::Result<v1::ReloadResponse> {
         let mut client = ControlServiceClient::new(self.channel.clone());
         answer(client.reload(with_deadline(v1::ReloadRequest { dry_run }))).await
+    }
+
+    /// A trial of one destination, or of all.
+    pub(crate) async fn check_destinations(
+        &self,
+        name: String,
+    ) -> anyhow::Result<v1::CheckDestinationsResponse> {
+        let mut client = DestinationsServiceClient::new(self.channel.clone());
+        answer(client.check_destinations(with_deadline(v1::CheckDestinationsRequest { name }))).await
     }
 
     /// What a restore would do.

@@ -2,6 +2,7 @@
 
 mod checksums;
 mod control;
+mod destinations;
 mod fleet;
 mod images;
 mod listen;
@@ -25,6 +26,7 @@ use tonic::transport::server::{Router, Server};
 use walhub_common::limits::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
 use walhub_common::task::TaskGroup;
 use walhub_proto::v1::control_service_server::ControlServiceServer;
+use walhub_proto::v1::destinations_service_server::DestinationsServiceServer;
 use walhub_proto::v1::fleet_service_server::FleetServiceServer;
 use walhub_proto::v1::image_service_server::ImageServiceServer;
 use walhub_proto::v1::replication_service_server::ReplicationServiceServer;
@@ -70,6 +72,8 @@ pub fn router(handles: Handles) -> Router {
         .max_decoding_message_size(MAX_REQUEST_BYTES);
     let images = ImageServiceServer::new(images::Service::new(handles.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let destinations = DestinationsServiceServer::new(destinations::Service::new(handles.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
     let fleet =
         FleetServiceServer::new(fleet::Service::new(handles)).max_decoding_message_size(MAX_REQUEST_BYTES);
     Server::builder()
@@ -83,4 +87,5 @@ pub fn router(handles: Handles) -> Router {
         .add_service(images)
         .add_service(fleet)
         .add_service(control)
+        .add_service(destinations)
 }

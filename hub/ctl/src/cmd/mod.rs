@@ -5,6 +5,7 @@ pub(crate) mod ca;
 pub(crate) mod cert;
 pub(crate) mod completions;
 pub(crate) mod databases;
+pub(crate) mod destinations;
 pub(crate) mod reload;
 pub(crate) mod restore;
 pub(crate) mod snapshots;

@@ -54,7 +54,7 @@ fn text(status: &Status) -> Vec<String> {
     lines
 }
 
-fn destinations(destinations: &[Destination]) -> Table {
+pub(crate) fn destinations(destinations: &[Destination]) -> Table {
     let mut table =
         Table::new(&["DESTINATION", "TYPE", "STATE", ">LAG", ">BEHIND", ">PUTS", ">BYTES", "WHERE"]);
     for destination in destinations {
