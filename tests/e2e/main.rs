@@ -4,6 +4,7 @@ mod company;
 mod config_faults;
 mod crash;
 mod documents;
+mod fault_matrix;
 mod full_buffer;
 mod heal;
 mod hostile_client;

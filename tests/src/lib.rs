@@ -23,6 +23,7 @@ pub mod oracle;
 pub mod outage;
 pub mod process;
 pub mod promises;
+pub mod proxy;
 pub mod replica;
 pub mod report;
 pub mod scratch;
