@@ -296,16 +296,15 @@ mod tests {
             let mut sums = Sums::new(Room::with_less(folder.path(), 700));
             let mut model: Vec<u64> = Vec::new();
             for (len, changes, settle) in steps {
-                let before = model.len();
                 sums.resize(len);
-                model.resize(len, 0);
                 // A database that grows brings all its pages.
-                for index in before..len {
-                    (sums.set(index, index as u64), model[index] = index as u64);
-                }
+                (model.len()..len).for_each(|index| sums.set(index, index as u64));
+                model.extend(model.len() as u64..len as u64);
+                model.truncate(len);
                 for (at, sum) in changes.into_iter().filter(|_| len > 0) {
                     let index = at.index(len);
-                    (sums.set(index, sum), model[index] = sum);
+                    sums.set(index, sum);
+                    model[index] = sum;
                     prop_assert_eq!(sums.get(index).unwrap(), sum);
                 }
                 if let (Place::File(overlaid), true) = (&mut sums.place, settle) {
