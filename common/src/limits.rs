@@ -20,6 +20,8 @@ pub const MAX_PART_BYTES: usize = 8 * 1024 * 1024;
 pub const MAX_PART_FILE_BYTES: u64 = 2 * MAX_PART_BYTES as u64;
 /// Bytes of an LTX page index that a reader will hold.
 pub const MAX_INDEX_BYTES: usize = 1 << 30;
+/// Bytes of an LTX page index that stay in memory where it may be spooled to disk.
+pub const MAX_KEPT_INDEX_BYTES: usize = 1 << 20;
 /// A TLS or HTTP/2 handshake.
 pub const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 

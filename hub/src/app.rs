@@ -6,6 +6,7 @@
 use crate::api::{self, Handles};
 use crate::buffer::disk::{DiskBuffer, Options};
 use crate::buffer::{BufferError, WalBuffer};
+use crate::compact::Compactor;
 use crate::config::{BufferConfig, Config};
 use crate::copies::{Board, InService, Meters};
 use crate::fanout::Fanout;
@@ -35,6 +36,8 @@ const SESSIONS_DEADLINE: Duration = Duration::from_secs(10);
 const PUTS_DEADLINE: Duration = Duration::from_secs(15);
 /// Folder of files in the making, inside the data folder.
 const TMP: &str = "tmp";
+/// Folder of compacted files in the making, inside the data folder.
+const COMPACTION: &str = "compaction";
 
 /// Why the hub cannot start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +154,9 @@ impl App {
         let fanout = Fanout::start(buffer.clone(), board.clone(), &config.data_dir.join(TMP))
             .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
         let fanout = Arc::new(fanout);
+        let folder = config.data_dir.join(COMPACTION);
+        let compactor = Compactor::start(buffer.clone(), board.clone(), config.levels.clone(), &folder)
+            .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
         let data_dir = config.data_dir.clone();
         let reloader = Reloader::new(config, board.clone(), fanout.clone());
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
@@ -214,7 +220,7 @@ impl App {
         // A snapshot that is being put together is given up: its parts stay, and the node asks for it again.
         seals.shutdown(SESSIONS_DEADLINE).await;
         tracing::info!(elapsed = ?started.elapsed(), "sessions ended");
-        fanout.shutdown(PUTS_DEADLINE).await;
+        tokio::join!(fanout.shutdown(PUTS_DEADLINE), compactor.shutdown(PUTS_DEADLINE));
         tracing::info!(elapsed = ?started.elapsed(), "lanes ended");
         let closed = buffer.close().await;
         tracing::info!(elapsed = ?started.elapsed(), "buffer closed");

@@ -4,6 +4,7 @@ pub mod api;
 pub mod app;
 pub mod buffer;
 pub mod cli;
+pub mod compact;
 pub mod config;
 pub mod copies;
 pub mod db;

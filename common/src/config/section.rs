@@ -98,6 +98,13 @@ impl<'d> Section<'d> {
             .collect()
     }
 
+    /// Does the list of this key begin with a section? For lists that have a short and a long form.
+    pub fn lists_sections(&mut self, key: &'static str) -> bool {
+        let Some(entry) = self.entry(key) else { return false };
+        let Data::List(items) = &entry.value.data else { return false };
+        items.first().is_some_and(|item| matches!(item.data, Data::Map(_)))
+    }
+
     /// Is the key there, with whatever value? Counts as asking for it.
     pub fn has(&mut self, key: &'static str) -> bool {
         self.entry(key).is_some()

@@ -2,14 +2,17 @@
 
 use super::compression::{BLOCK_AT, Compression, Lent};
 use super::header::{HEADER_BYTES, Header, Trailer};
+use super::index_spool::IndexSpool;
 use super::parser::put_varint;
 use super::{LtxError, max_block_bytes};
 use crate::checksum::FileDigest;
 use crate::limits::MAX_INDEX_BYTES;
 use crate::{Checksum, Pgno};
 use std::io::Write;
+use std::path::Path;
 
-/// A file in the making. Memory: a page and about 8 bytes of index per page written.
+/// A file in the making. Memory: a page, and about 8 bytes of index per page written unless the index may be spooled
+/// ([`Encoder::spool_index`]).
 #[derive(Debug)]
 pub struct Encoder<W> {
     out: W,
@@ -19,6 +22,7 @@ pub struct Encoder<W> {
     last: u32,
     compression: Compression,
     scratch: Lent,
+    spool: Option<IndexSpool>,
 }
 
 impl<W: Write> Encoder<W> {
@@ -36,7 +40,21 @@ impl<W: Write> Encoder<W> {
         let mut digest = FileDigest::default();
         digest.update(&bytes);
         let scratch = Lent::new(header.page_size.bytes());
-        Ok(Self { out, header, digest, offset: HEADER_BYTES as u64, last: 0, compression, scratch })
+        Ok(Self {
+            out,
+            header,
+            digest,
+            offset: HEADER_BYTES as u64,
+            last: 0,
+            compression,
+            scratch,
+            spool: None,
+        })
+    }
+
+    /// Keeps the index in an unnamed file in `folder` where it becomes large, so that memory does not grow with the file.
+    pub fn spool_index(&mut self, folder: &Path) {
+        self.spool = Some(IndexSpool::new(folder));
     }
 
     /// Compresses and writes a page. Pages come in ascending order; a file from TXID 1 takes every page but the lock
@@ -92,7 +110,9 @@ impl<W: Write> Encoder<W> {
         put_varint(index, u64::from(pgno.get()));
         put_varint(index, self.offset);
         put_varint(index, frame.len() as u64);
-        if index.len() > MAX_INDEX_BYTES {
+        if let Some(spool) = &mut self.spool {
+            spool.relieve(index)?;
+        } else if index.len() > MAX_INDEX_BYTES {
             return Err(LtxError::TooLarge { what: "page index", limit: MAX_INDEX_BYTES as u64 });
         }
         self.offset += frame.len() as u64;
@@ -109,16 +129,24 @@ impl<W: Write> Encoder<W> {
                 return Err(LtxError::Encode { pgno: Pgno::new(next_page(self.last, lock)), reason });
             }
         }
+        self.digest.update(&[0; 6]);
+        self.out.write_all(&[0; 6])?;
+        let mut spooled = 0;
+        if let Some(spool) = self.spool.take() {
+            let (digest, out) = (&mut self.digest, &mut self.out);
+            spooled = spool.drain(|bytes| {
+                digest.update(bytes);
+                out.write_all(bytes)
+            })?;
+        }
         let index = &mut self.scratch.get().index;
         index.push(0);
-        let length = (index.len() as u64).to_be_bytes();
+        let length = (spooled + index.len() as u64).to_be_bytes();
         index.extend_from_slice(&length);
         index.extend_from_slice(&0u64.to_be_bytes());
-        self.digest.update(&[0; 6]);
         self.digest.update(index);
         let file: Checksum = self.digest.finish();
         index.extend_from_slice(&file.get().to_be_bytes());
-        self.out.write_all(&[0; 6])?;
         self.out.write_all(index)?;
         self.out.flush()?;
         Ok((self.out, Trailer { post_apply: None, file }))

@@ -1,10 +1,11 @@
 //! K-way merge of contiguous or overlapping LTX files into one: the newest version of each page wins.
 
 use super::{Decoder, Encoder, Header, LtxError, Provenance};
-use crate::{Pgno, Txid, TxidRange};
+use crate::{Checksum, Pgno, Txid, TxidRange};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{Read, Write};
+use std::path::Path;
 
 /// What a merge made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,6 +14,8 @@ pub struct Merged {
     pub header: Header,
     /// Pages in it.
     pub pages: u32,
+    /// Database checksum of its pages, when it holds all of them (a file from TXID 1).
+    pub image_checksum: Option<Checksum>,
 }
 
 /// What the hub adds to a file.
@@ -38,8 +41,32 @@ struct Input<R> {
 ///
 /// Level 0 of a bucket wants a WAL offset of at least 32 (stock `replicate` takes over only then): the result says 32/0.
 pub fn merge<R: Read, W: Write>(inputs: Vec<Decoder<R>>, stamp: Stamp, out: W) -> Result<Merged, LtxError> {
+    merge_pages(inputs, stamp, out, None)
+}
+
+/// As [`merge`], for results of any size: the index lies in an unnamed file in `folder` where it becomes large. Memory:
+/// two pages per input and [`crate::limits::MAX_KEPT_INDEX_BYTES`].
+pub fn merge_large<R: Read, W: Write>(
+    inputs: Vec<Decoder<R>>,
+    stamp: Stamp,
+    out: W,
+    folder: &Path,
+) -> Result<Merged, LtxError> {
+    merge_pages(inputs, stamp, out, Some(folder))
+}
+
+fn merge_pages<R: Read, W: Write>(
+    inputs: Vec<Decoder<R>>,
+    stamp: Stamp,
+    out: W,
+    folder: Option<&Path>,
+) -> Result<Merged, LtxError> {
     let header = plan(&inputs, stamp)?;
     let mut encoder = Encoder::new(out, header)?;
+    if let Some(folder) = folder {
+        encoder.spool_index(folder);
+    }
+    let mut image = header.is_snapshot().then_some(Checksum::EMPTY);
     let mut inputs: Vec<Input<R>> = inputs.into_iter().map(|file| Input { file, page: Vec::new() }).collect();
     // Smallest page first; of equal pages the newest input first.
     let mut heads: BinaryHeap<(Reverse<Pgno>, usize)> = BinaryHeap::with_capacity(inputs.len());
@@ -57,6 +84,9 @@ pub fn merge<R: Read, W: Write>(inputs: Vec<Decoder<R>>, stamp: Stamp, out: W) -
                 Some(block) => encoder.page_lz4(pgno, block, &input.page)?,
                 None => encoder.page(pgno, &input.page)?,
             }
+            if let Some(image) = &mut image {
+                *image = image.toggle(Checksum::of_page(pgno, &input.page));
+            }
             last = Some(pgno);
             pages += 1;
         }
@@ -68,7 +98,7 @@ pub fn merge<R: Read, W: Write>(inputs: Vec<Decoder<R>>, stamp: Stamp, out: W) -
         input.file.finish()?;
     }
     encoder.finish()?;
-    Ok(Merged { header, pages })
+    Ok(Merged { header, pages, image_checksum: image })
 }
 
 /// Checks that the inputs form one run of one database; the header of the result.
@@ -97,6 +127,8 @@ fn plan<R: Read>(inputs: &[Decoder<R>], stamp: Stamp) -> Result<Header, LtxError
         second: last.range,
     })?;
     let provenance = match (first.provenance, last.provenance) {
+        // What holds every page needs nobody's word for what was before.
+        (_, Some(last)) if begin == Txid::FIRST => Some(Provenance { pre: None, post: last.post }),
         (Some(first), Some(last)) => {
             Some(Provenance { pre: first.pre.filter(|_| !stamp.whole), post: last.post })
         }

@@ -22,6 +22,7 @@ mod decoder;
 mod encoder;
 mod error;
 mod header;
+mod index_spool;
 mod merge;
 pub mod name;
 mod parser;
@@ -32,7 +33,7 @@ pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use error::LtxError;
 pub use header::{HEADER_BYTES, Header, Provenance, TRAILER_BYTES, Trailer};
-pub use merge::{Merged, Stamp, merge};
+pub use merge::{Merged, Stamp, merge, merge_large};
 pub use verifier::{Verified, Verifier};
 
 /// Largest LZ4 block of one page of `page_bytes` that is written or read: what the compressor may need at worst.

@@ -2,7 +2,7 @@
 
 use super::layout::{self, Layout};
 use super::limits::{self, LaneLimits};
-use super::{DEFAULT_SYNC_INTERVAL, object_store};
+use super::{DEFAULT_SYNC_INTERVAL, compaction, object_store};
 use crate::copies::policy::{LIVE_MEDIA, Site};
 use crc_fast::CrcAlgorithm;
 use rustix::fs::Access;
@@ -26,6 +26,8 @@ pub struct DestinationEntry {
     pub sync_interval: Duration,
     /// What it may be asked for.
     pub limits: LaneLimits,
+    /// Least time between two snapshots of a database.
+    pub snapshot_interval: Duration,
     /// What it counts for in the policy.
     pub site: Site,
     /// How its files lie there.
@@ -82,6 +84,7 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
     let layout = layout::parse(&mut item);
     let kind = item.required("type", value::one_of(&KINDS));
     let sync_interval = item.or("sync-interval", DEFAULT_SYNC_INTERVAL, value::duration_in(SYNC_INTERVAL));
+    let snapshot_interval = compaction::snapshot_interval(&mut item);
     let Some(kind) = kind else {
         // Without a type the other keys cannot be judged: they are not faults of their own.
         return None;
@@ -115,7 +118,17 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
     let immutable = matches!(&config, DestinationConfig::S3(s3) if s3.object_lock.is_some());
     let site = Site { name: name.to_string(), media, offsite, immutable };
     let cursor = cursor(&config, &place);
-    Some(DestinationEntry { name, sync_interval, limits, site, layout, config, place, cursor })
+    Some(DestinationEntry {
+        name,
+        sync_interval,
+        limits,
+        snapshot_interval,
+        site,
+        layout,
+        config,
+        place,
+        cursor,
+    })
 }
 
 fn cursor(config: &DestinationConfig, place: &str) -> DestinationName {

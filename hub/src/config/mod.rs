@@ -3,6 +3,7 @@
 //! A fault is a value that can never work; a destination that does not answer right now is status, not a fault.
 
 mod buffer;
+mod compaction;
 mod databases;
 mod destination;
 mod layout;
@@ -11,6 +12,7 @@ mod object_store;
 mod policy;
 
 pub use buffer::{BufferConfig, DEFAULT_BUFFER_BYTES};
+pub use compaction::{DEFAULT_LEVELS, DEFAULT_SNAPSHOT_INTERVAL};
 pub use destination::DestinationEntry;
 pub use layout::Layout;
 pub use limits::LaneLimits;
@@ -41,6 +43,8 @@ pub struct Config {
     pub tls: TlsPaths,
     /// Bound of the buffer, and what happens there.
     pub buffer: BufferConfig,
+    /// Windows of compaction, level 1 first; each is a multiple of the one before.
+    pub levels: Vec<Duration>,
     /// What makes a transaction durable, where no selector says it.
     pub policy: Policy,
     /// What applies to some databases only; the first one that matches counts.
@@ -91,6 +95,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
     let role = (Role::Hub, "`hubctl cert issue --hub NAME --host HOST`");
     let tls = parts::tls(root.section("tls"), (files == Files::Check).then_some(role));
     let buffer = buffer::parse(root.section("buffer"));
+    let levels = compaction::levels(&mut root);
     let (log_level, log_format) = parts::log(root.section("log"));
     let destinations = destinations(&mut root, files);
     let policy = policy::parse(root.section("policy"), destinations.as_deref());
@@ -102,6 +107,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
         data_dir,
         tls: tls?,
         buffer,
+        levels,
         policy,
         databases,
         destinations: destinations?,

@@ -200,3 +200,23 @@ destinations:
     assert!(faults.contains("hub.yml:3: policy: can never be met"), "{faults}");
     assert!(faults.contains("1 of 2 immutable copies"), "{faults}");
 }
+
+#[test]
+fn levels_have_a_short_and_a_long_form_and_must_nest() {
+    let disk = "destinations:\n  - {name: disk, type: file, path: /srv/copies, snapshot-interval: 4h}\n";
+    let config = parse_text(&format!("{HEAD}{disk}")).unwrap();
+    assert_eq!(config.levels, DEFAULT_LEVELS);
+    assert_eq!(config.destinations[0].snapshot_interval, Duration::from_secs(4 * 3600));
+    let minutes = |all: &[u64]| all.iter().map(|m| Duration::from_secs(60 * m)).collect::<Vec<_>>();
+    for (text, expected) in [
+        ("levels: [1m, 10m]\n", minutes(&[1, 10])),
+        ("levels:\n  - interval: 1m\n  - interval: 5m\n", minutes(&[1, 5])),
+        ("levels: []\n", minutes(&[])),
+    ] {
+        assert_eq!(parse_text(&format!("{HEAD}{disk}{text}")).unwrap().levels, expected, "{text}");
+    }
+    for text in ["levels: [1m, 90s]\n", "levels: [0s]\n", "levels:\n  - interval: 1m\n    intervall: 2m\n"] {
+        let faults = parse_text(&format!("{HEAD}{disk}{text}")).unwrap_err();
+        assert!(faults.contains("levels"), "{faults}");
+    }
+}

@@ -13,6 +13,7 @@
 use super::meters::Meters;
 use super::roster::{LaneId, Roster, Terms};
 use crate::buffer::{DatabaseId, Takers};
+use crate::compact::Report;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -135,6 +136,8 @@ pub struct Board {
     entries: Mutex<HashMap<DatabaseId, Entry>>,
     /// Counts changes of who serves what.
     revision: AtomicU64,
+    /// What compaction does.
+    compaction: Arc<Report>,
     /// Rung whenever a destination holds more than before, or the roster changed.
     advanced: Notify,
 }
@@ -159,6 +162,7 @@ impl Board {
             health: Mutex::default(),
             entries: Mutex::default(),
             revision: AtomicU64::new(0),
+            compaction: Arc::default(),
             advanced: Notify::new(),
         }
     }
@@ -166,6 +170,11 @@ impl Board {
     /// The destinations in service and the rules, as of now.
     pub fn roster(&self) -> Arc<Roster> {
         self.roster.borrow().clone()
+    }
+
+    /// What compaction does.
+    pub fn compaction(&self) -> &Arc<Report> {
+        &self.compaction
     }
 
     /// Changes of the roster.

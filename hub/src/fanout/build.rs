@@ -134,7 +134,7 @@ fn build_of(
     let read: u64 = segments.iter().map(|segment| segment.bytes).sum();
     let (body, bytes, page_size) = if read <= MAX_FILE_BYTES {
         let mut out = Vec::with_capacity(read as usize);
-        let merged = merge(buffer, database, segments, stamp, &mut out)?;
+        let merged = merge(buffer, database, segments, stamp, &mut out, tmp)?;
         let page_size = check(&merged, range, provenance)?;
         let bytes = out.len() as u64;
         (Body::Bytes(Bytes::from(out)), bytes, page_size)
@@ -142,7 +142,7 @@ fn build_of(
         let path = tmp.join(format!("{lane}-{}-{range}.ltx", database.0));
         let temp = Temp(Some(path.clone()));
         let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
-        let merged = merge(buffer, database, segments, stamp, &mut out)?;
+        let merged = merge(buffer, database, segments, stamp, &mut out, tmp)?;
         let page_size = check(&merged, range, provenance)?;
         let file = out.into_inner().map_err(|e| TurnError::Temp(e.into_error()))?;
         (Body::File(temp.keep()), file.metadata()?.len(), page_size)
@@ -192,11 +192,12 @@ fn merge(
     segments: &[SegmentRef],
     stamp: Stamp,
     out: impl Write,
+    tmp: &Path,
 ) -> Result<ltx::Merged, TurnError> {
     let open = |segment: &SegmentRef| open(buffer, database, segment);
     if segments.len() <= FAN_IN {
         let inputs = segments.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        return Ok(ltx::merge(inputs, stamp, out)?);
+        return Ok(ltx::merge_large(inputs, stamp, out, tmp)?);
     }
     let mut groups: Vec<Vec<u8>> = Vec::new();
     for group in segments.chunks(FAN_IN) {

@@ -42,6 +42,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         data_dir,
         tls,
         buffer,
+        levels,
         policy,
         databases,
         destinations,
@@ -54,6 +55,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ("tls", *tls != old.tls),
         ("buffer.max-bytes", buffer.max_bytes != old.buffer.max_bytes),
         ("buffer.when-full", buffer.when_full != old.buffer.when_full),
+        ("levels", *levels != old.levels),
         ("log", (log_level, log_format) != (&old.log_level, &old.log_format)),
     ];
     let fates: Vec<Fate> = destinations.iter().map(|entry| fate(&old.destinations, entry)).collect();

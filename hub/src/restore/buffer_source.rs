@@ -24,7 +24,7 @@ const PIECE_BYTES: usize = 256 * 1024;
 const AHEAD: usize = 4;
 
 #[derive(Clone)]
-pub(super) struct BufferSource {
+pub(crate) struct BufferSource {
     name: SourceName,
     buffer: Arc<dyn WalBuffer>,
 }
@@ -36,7 +36,7 @@ impl fmt::Debug for BufferSource {
 }
 
 impl BufferSource {
-    pub(super) fn new(buffer: Arc<dyn WalBuffer>) -> Self {
+    pub(crate) fn new(buffer: Arc<dyn WalBuffer>) -> Self {
         Self { name: DestinationName::new(BUFFER).expect("BUG: a plain name"), buffer }
     }
 

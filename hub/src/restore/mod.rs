@@ -19,7 +19,7 @@ pub use fold::{Batch, FoldError};
 
 use crate::buffer::WalBuffer;
 use crate::copies::InService;
-use buffer_source::BufferSource;
+pub(crate) use buffer_source::BufferSource;
 use futures_util::stream::BoxStream;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;

@@ -1,0 +1,196 @@
+//! Where the bytes of a new file come from: the buffer, or files that a destination holds.
+
+use super::state::Known;
+use crate::buffer::{BufferError, DatabaseId, SegmentRef, WalBuffer};
+use crate::copies::{Board, Place};
+use crate::restore::BufferSource;
+use bytes::{Buf, Bytes};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use std::io::{self, Read};
+use std::sync::{Arc, PoisonError};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use walhub_common::ltx::HEADER_BYTES;
+use walhub_common::{DatabaseKey, Level, Txid, TxidRange};
+use walhub_store::compact::Input;
+use walhub_store::destinations::DestinationError;
+use walhub_store::restore::{self, DestinationSource, DynSource, Inventory, Plan, PlannedFile, Reach, times};
+
+/// Segments listed at once.
+const PAGE: usize = 4096;
+/// Most segments looked at for one window: a window with more of them becomes several files.
+const MAX_SEGMENTS: usize = 65_536;
+
+/// Buffered segments behind `after`, in order, up to the first one at or beyond `until_ms`.
+pub(super) fn segments(
+    buffer: &dyn WalBuffer,
+    database: DatabaseId,
+    after: Option<Txid>,
+    until_ms: Option<i64>,
+) -> Result<Vec<SegmentRef>, BufferError> {
+    let (mut found, mut after) = (Vec::new(), after);
+    loop {
+        let page = buffer.list(database, after, PAGE)?;
+        let Some(last) = page.last() else { return Ok(found) };
+        after = Some(last.meta.range.max());
+        let over = until_ms.is_some_and(|until| last.meta.time_ms >= until);
+        found.extend(page);
+        if over || found.len() >= MAX_SEGMENTS {
+            return Ok(found);
+        }
+    }
+}
+
+/// Inputs that read these segments.
+pub(super) fn from_buffer(
+    buffer: &Arc<dyn WalBuffer>,
+    database: DatabaseId,
+    segments: &[SegmentRef],
+) -> Vec<Input> {
+    let input = |segment: &SegmentRef| {
+        let (buffer, segment) = (buffer.clone(), segment.clone());
+        Box::new(move || buffer.open(database, &segment).map_err(io::Error::other)) as Input
+    };
+    segments.iter().map(input).collect()
+}
+
+/// The buffer's segments of exactly `range`, when it holds them all.
+pub(super) fn buffered(
+    buffer: &dyn WalBuffer,
+    database: DatabaseId,
+    range: TxidRange,
+) -> Result<Option<Vec<SegmentRef>>, BufferError> {
+    let mut found = segments(buffer, database, Txid::new(range.min().get() - 1), None)?;
+    found.retain(|segment| segment.meta.range.max() <= range.max());
+    let whole = found.first().is_some_and(|first| first.meta.range.min() == range.min())
+        && found.last().is_some_and(|last| last.meta.range.max() == range.max())
+        && found.windows(2).all(|pair| pair[1].meta.range.follows(Some(pair[0].meta.range.max())));
+    Ok(whole.then_some(found))
+}
+
+/// Healthy destinations of a database, folders first.
+pub(super) fn places(board: &Board, database: DatabaseId, key: &DatabaseKey) -> Vec<Arc<Place>> {
+    let mut places = board.row(database, key).terms.places.clone();
+    places.retain(|place| board.health(place.lane).healthy);
+    places.sort_by_key(|place| place.destination.kind() != "file");
+    places
+}
+
+/// A healthy destination that holds all these files; folders first.
+pub(super) fn holder(places: &[Arc<Place>], files: &[Known]) -> Option<Arc<Place>> {
+    let holds = |place: &&Arc<Place>| {
+        files
+            .iter()
+            .all(|file| file.holders.lock().unwrap_or_else(PoisonError::into_inner).contains(&place.lane))
+    };
+    places.iter().find(holds).cloned()
+}
+
+/// Inputs that read files of one level from a destination.
+pub(super) fn from_destination(
+    place: &Arc<Place>,
+    key: &DatabaseKey,
+    level: Level,
+    files: &[Known],
+    cancel: &CancellationToken,
+) -> Vec<Input> {
+    let source: DynSource = Arc::new(DestinationSource(place.destination.clone()));
+    let planned = files.iter().map(|file| PlannedFile {
+        source: source.name().clone(),
+        level,
+        range: file.piece.range,
+        size: file.bytes,
+        time_ms: file.piece.time_ms,
+    });
+    planned.map(|file| streamed(vec![source.clone()], key, file, cancel)).collect()
+}
+
+/// Time of the newest transaction of a file, as its header says.
+pub(super) async fn time_of(
+    place: &Place,
+    key: &DatabaseKey,
+    level: Level,
+    file: &Known,
+    cancel: &CancellationToken,
+) -> Result<i64, DestinationError> {
+    let key = walhub_store::destinations::FileKey { database: key.clone(), level, range: file.piece.range };
+    let start = place.destination.read_start(&key, HEADER_BYTES, cancel).await?;
+    Ok(walhub_common::ltx::Header::decode(&start).map_or(file.piece.time_ms, |header| header.timestamp_ms))
+}
+
+/// What a whole database is made of.
+pub(super) struct Whole {
+    pub(super) inputs: Vec<Input>,
+    pub(super) reached: Txid,
+    pub(super) time_ms: i64,
+    pub(super) bytes: u64,
+}
+
+/// A whole database at the newest point up to `newest` that `place` and the buffer lead to, by files that end at `oldest`
+/// or later.
+pub(super) async fn whole(
+    buffer: &Arc<dyn WalBuffer>,
+    place: &Arc<Place>,
+    key: &DatabaseKey,
+    newest: Txid,
+    oldest: Txid,
+    cancel: &CancellationToken,
+) -> Result<Option<Whole>, DestinationError> {
+    let sources: Vec<DynSource> = vec![
+        Arc::new(BufferSource::new(buffer.clone())),
+        Arc::new(DestinationSource(place.destination.clone())),
+    ];
+    let Inventory { mut listings, unanswered } = Inventory::list(&sources, key, cancel).await;
+    if let Some(error) = unanswered.into_iter().next() {
+        return Err(error);
+    }
+    for listing in &mut listings {
+        listing.files.retain(|file| (oldest..=newest).contains(&file.range.max()));
+    }
+    let reach = Reach::new(&listings, None);
+    let Some(plan) = reach.newest().and_then(|newest| reach.chain_to(newest)) else { return Ok(None) };
+    let Some(last) = plan.files.last() else { return Ok(None) };
+    let time_ms = times::read_time(&sources, key, last, cancel).await?;
+    let (reached, bytes) = (plan.reached, plan.total_bytes());
+    let inputs = plan.files.into_iter().map(|file| streamed(sources.clone(), key, file, cancel)).collect();
+    Ok(Some(Whole { inputs, reached, time_ms, bytes }))
+}
+
+/// One file, read as the merge asks for it; a read that breaks goes on where it broke.
+fn streamed(
+    sources: Vec<DynSource>,
+    key: &DatabaseKey,
+    file: PlannedFile,
+    cancel: &CancellationToken,
+) -> Input {
+    let (handle, key, cancel) = (Handle::current(), key.clone(), cancel.clone());
+    Box::new(move || {
+        let plan = Plan { reached: file.range.max(), files: vec![file] };
+        let stream = restore::fetch(&sources, &key, &plan, &cancel);
+        Ok(Box::new(Streamed { handle, stream, piece: Bytes::new() }) as Box<dyn Read + Send>)
+    })
+}
+
+/// A stream of pieces as a blocking reader.
+struct Streamed {
+    handle: Handle,
+    stream: BoxStream<'static, Result<restore::Piece, DestinationError>>,
+    piece: Bytes,
+}
+
+impl Read for Streamed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.handle.block_on(self.stream.next()) {
+                None => return Ok(0),
+                Some(Ok(restore::Piece::Data(piece))) => self.piece = piece,
+                Some(Ok(restore::Piece::Start(_))) => {}
+                Some(Err(error)) => return Err(io::Error::other(error)),
+            }
+        }
+        let taken = buf.len().min(self.piece.len());
+        self.piece.copy_to_slice(&mut buf[..taken]);
+        Ok(taken)
+    }
+}

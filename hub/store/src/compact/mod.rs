@@ -1,0 +1,165 @@
+//! Many LTX files ▸ one: compaction and snapshots, as far as they need no schedule.
+//!
+//! - [`compact`]: streaming merge into a local file, in memory that depends on neither the database's size nor the number
+//!   of inputs. Blocking.
+//! - [`windows`]: which run of files makes up the next window of a level. Pure.
+//!
+//! Invariants: LZ4 blocks are copied, never compressed again; a result from TXID 1 is given only when its pages give the
+//! database checksum that the source took at its end; after an error nothing is left on disk.
+//! Non-goals: choosing inputs, publishing.
+
+pub mod windows;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Read};
+use std::path::{Path, PathBuf};
+use tokio_util::sync::CancellationToken;
+use walhub_common::Checksum;
+use walhub_common::ltx::{self, Decoder, Header, LtxError, Stamp};
+
+/// Files merged at once. Each costs two pages, an LZ4 block and a read buffer.
+pub const FAN_IN: usize = 32;
+const READ_BUFFER: usize = 64 * 1024;
+const WRITE_BUFFER: usize = 1 << 20;
+
+/// A file that is opened when its turn comes.
+pub type Input = Box<dyn FnOnce() -> io::Result<Box<dyn Read + Send>> + Send>;
+
+/// What was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Made {
+    /// Its header.
+    pub header: Header,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// Why nothing was made.
+#[derive(Debug, thiserror::Error)]
+pub enum CompactError {
+    /// An input is damaged, or they do not form one run of one database.
+    #[error(transparent)]
+    Ltx(#[from] LtxError),
+    /// The local file could not be written.
+    #[error("writing {}: {source}", .path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The pages do not give the checksum that the source took: an input is not what it should be.
+    #[error("the pages give database checksum {computed}, the source took {expected}: nothing was published")]
+    Image {
+        /// Of the pages.
+        computed: Checksum,
+        /// From the newest input.
+        expected: Checksum,
+    },
+    /// A whole database whose checksum nobody took cannot be proved.
+    #[error("the newest file was not written by walhub: its database checksum is not known")]
+    Unproved,
+    /// The token was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Merges `inputs`, in TXID order, into the new file `out`; temporary files lie beside it. Ends soon after `cancel`.
+pub fn compact(
+    inputs: Vec<Input>,
+    stamp: Stamp,
+    out: &Path,
+    cancel: &CancellationToken,
+) -> Result<Made, CompactError> {
+    let result = passes(inputs, stamp, out, cancel);
+    if result.is_err() && cancel.is_cancelled() {
+        return Err(CompactError::Cancelled);
+    }
+    result
+}
+
+fn passes(
+    mut inputs: Vec<Input>,
+    stamp: Stamp,
+    out: &Path,
+    cancel: &CancellationToken,
+) -> Result<Made, CompactError> {
+    let mut pass = 0;
+    while inputs.len() > FAN_IN {
+        let mut merged: Vec<Input> = Vec::new();
+        let mut rest = inputs.into_iter().peekable();
+        while rest.peek().is_some() {
+            let group: Vec<Input> = rest.by_ref().take(FAN_IN).collect();
+            let stamp = Stamp { whole: stamp.whole && merged.is_empty(), ..stamp };
+            let path = out.with_extension(format!("{pass}-{}", merged.len()));
+            let temp = Temp(path);
+            merge(group, stamp, &temp.0, cancel)?;
+            merged.push(Box::new(move || {
+                let file = File::open(&temp.0)?;
+                // Its name goes now, its bytes with the reader.
+                drop(temp);
+                Ok(Box::new(file))
+            }));
+        }
+        inputs = merged;
+        pass += 1;
+    }
+    let temp = Temp(out.to_path_buf());
+    let made = merge(inputs, stamp, out, cancel)?;
+    std::mem::forget(temp);
+    Ok(made)
+}
+
+/// One pass into `path`, which is removed by the caller on an error.
+fn merge(
+    inputs: Vec<Input>,
+    stamp: Stamp,
+    path: &Path,
+    cancel: &CancellationToken,
+) -> Result<Made, CompactError> {
+    let write = |source| CompactError::Write { path: path.to_path_buf(), source };
+    let mut decoders = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        let input = Stoppable { input: input().map_err(LtxError::Io)?, cancel: cancel.clone() };
+        decoders.push(Decoder::new(BufReader::with_capacity(READ_BUFFER, input))?);
+    }
+    let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(write)?;
+    let mut writer = BufWriter::with_capacity(WRITE_BUFFER, file);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let merged = ltx::merge_large(decoders, stamp, &mut writer, folder)?;
+    if let Some(computed) = merged.image_checksum {
+        let expected = merged.header.provenance.ok_or(CompactError::Unproved)?.post;
+        if computed != expected {
+            return Err(CompactError::Image { computed, expected });
+        }
+    }
+    let file = writer.into_inner().map_err(|error| write(error.into_error()))?;
+    let bytes = file.metadata().map_err(write)?.len();
+    Ok(Made { header: merged.header, bytes })
+}
+
+/// A file that is removed with its value, if it is there.
+struct Temp(PathBuf);
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+struct Stoppable {
+    input: Box<dyn Read + Send>,
+    cancel: CancellationToken,
+}
+
+impl Read for Stoppable {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        self.input.read(buf)
+    }
+}
+
+#[cfg(test)]
+mod tests;
