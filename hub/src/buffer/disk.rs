@@ -209,7 +209,7 @@ impl Inner {
             let opened = payloads.open(database, range);
             let opened =
                 opened.map_err(|source| BufferError::Io { doing: "open a sealed snapshot", source })?;
-            return opened.ok_or(BufferError::Trimmed { database, txid: range.min() });
+            return opened.ok_or_else(|| BufferError::Trimmed { database, txid: range.min() });
         }
         Ok(Box::new(self.segment_reader(database, segment)?))
     }
