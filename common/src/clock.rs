@@ -20,6 +20,15 @@ pub fn parse_ms(text: &str) -> Result<i64, String> {
         .map_err(|e| format!("{text:?} is not a time such as 2026-11-22T13:28:37Z: {e}"))
 }
 
+/// Months (UTC) since the beginning of year 0 of the month that a time lies in; times beyond the calendar lie in its
+/// last month.
+pub fn month_number(ms: i64) -> i64 {
+    let date = Timestamp::from_millisecond(ms)
+        .unwrap_or(if ms < 0 { Timestamp::MIN } else { Timestamp::MAX })
+        .to_zoned(jiff::tz::TimeZone::UTC);
+    i64::from(date.year()) * 12 + i64::from(date.month()) - 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

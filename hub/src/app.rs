@@ -11,10 +11,12 @@ use crate::config::{BufferConfig, Config};
 use crate::copies::{Board, InService, Meters};
 use crate::fanout::Fanout;
 use crate::fleet::{Epochs, Fleet, Registry};
+use crate::import::Importer;
 use crate::ingest::{Ingest, Origins};
 use crate::merge::LtxMerger;
 use crate::reload::{self, Reloader};
 use crate::restore::Restores;
+use crate::retain::{Holds, Retainer};
 use crate::staging::{self, Sealed, Staging};
 use std::convert::Infallible;
 use std::future::Future;
@@ -88,6 +90,7 @@ pub struct App {
     destinations: Vec<DynDestination>,
     epochs: Epochs,
     staging: Arc<Staging>,
+    holds: Arc<Holds>,
     listener: TcpListener,
     address: SocketAddr,
     acceptor: Arc<Acceptor>,
@@ -103,7 +106,7 @@ impl App {
         let path = config.data_dir.clone();
         let BufferConfig { max_bytes, when_full } = config.buffer;
         let merger = Arc::new(LtxMerger);
-        let (buffer, epochs, staging) = tokio::task::spawn_blocking(move || {
+        let (buffer, epochs, staging, holds) = tokio::task::spawn_blocking(move || {
             let data = |source| AppError::Data { path: path.clone(), source };
             let sealed = Arc::new(Sealed::open(&path).map_err(data)?);
             let payloads = Some(sealed.clone() as _);
@@ -113,7 +116,8 @@ impl App {
             let epochs = Epochs::open(&path).map_err(data)?;
             let staging = Staging::open(&path, max_bytes, sealed).map_err(data)?;
             staging.reconcile(&buffer).map_err(data)?;
-            Ok::<_, AppError>((buffer, epochs, Arc::new(staging)))
+            let holds = Holds::open(&path).map_err(data)?;
+            Ok::<_, AppError>((buffer, epochs, Arc::new(staging), Arc::new(holds)))
         })
         .await
         .map_err(|e| AppError::Serve(e.to_string()))??;
@@ -129,6 +133,7 @@ impl App {
             destinations,
             epochs,
             staging,
+            holds,
             listener,
             address,
             acceptor,
@@ -147,7 +152,8 @@ impl App {
         stop: impl Future<Output = ()> + Send,
         hangups: mpsc::Receiver<()>,
     ) -> Result<(), AppError> {
-        let App { config, meters, buffer, destinations, epochs, staging, listener, address, acceptor } = self;
+        let App { config, meters, buffer, destinations, epochs, staging, holds, listener, address, acceptor } =
+            self;
         let count = destinations.len();
         let board = Arc::new(Board::with_meters(reload::first_roster(&config, destinations), meters));
         let fleet = Arc::new(Fleet { epochs, registry: Registry::default(), board: board.clone() });
@@ -160,6 +166,8 @@ impl App {
         let data_dir = config.data_dir.clone();
         let reloader = Reloader::new(config, board.clone(), fanout.clone());
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
+        let deletions = TaskGroup::new("retention");
+        let (for_retention, for_import) = (board.clone(), board.clone());
         let in_service = InService::new(move || board.roster().destinations());
         let origins = Origins::new(in_service.clone(), sessions.token().clone());
         let seals = TaskGroup::new("first snapshots");
@@ -169,7 +177,12 @@ impl App {
             fleet.board.clone(),
             seals.token().clone(),
         ));
+        let restores = Restores::new(buffer.clone(), in_service, sessions.token().clone());
+        let pins = restores.pins().clone();
+        let retainer = Retainer::start(buffer.clone(), for_retention, holds, pins, deletions.clone());
+        let importer = Importer::new(buffer.clone(), for_import, data_dir.join(TMP));
         let handles = Handles {
+            importer: Arc::new(importer),
             ingest: Ingest::new(
                 buffer.clone(),
                 fleet.clone(),
@@ -178,7 +191,8 @@ impl App {
                 origins,
                 sessions.token().clone(),
             ),
-            restores: Restores::new(buffer.clone(), in_service, sessions.token().clone()),
+            restores,
+            retainer,
             reloader: reloader.clone(),
             fleet,
             buffer: buffer.clone(),
@@ -220,6 +234,7 @@ impl App {
         // A snapshot that is being put together is given up: its parts stay, and the node asks for it again.
         seals.shutdown(SESSIONS_DEADLINE).await;
         tracing::info!(elapsed = ?started.elapsed(), "sessions ended");
+        deletions.shutdown(SESSIONS_DEADLINE).await;
         tokio::join!(fanout.shutdown(PUTS_DEADLINE), compactor.shutdown(PUTS_DEADLINE));
         tracing::info!(elapsed = ?started.elapsed(), "lanes ended");
         let closed = buffer.close().await;

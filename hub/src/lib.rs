@@ -8,12 +8,15 @@ pub mod compact;
 pub mod config;
 pub mod copies;
 pub mod db;
+mod durable;
 pub mod fanout;
 pub mod fleet;
+pub mod import;
 pub mod ingest;
 mod merge;
 pub mod reload;
 pub mod restore;
+pub mod retain;
 pub mod staging;
 
 #[cfg(any(test, feature = "testutil"))]

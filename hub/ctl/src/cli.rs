@@ -41,6 +41,11 @@ enum Command {
     Wal(cmd::wal::Args),
     Reload(cmd::reload::Args),
     Restore(cmd::restore::Args),
+    Retention(cmd::retention::Args),
+    Import(cmd::import::Args),
+    /// Databases of which nothing is deleted
+    #[command(subcommand)]
+    Hold(cmd::hold::Command),
     Completions(cmd::completions::Args),
 }
 
@@ -58,6 +63,9 @@ impl Cli {
             Command::Wal(args) => args.run().await,
             Command::Reload(args) => args.run().await,
             Command::Restore(args) => args.run().await,
+            Command::Retention(args) => args.run().await,
+            Command::Import(args) => args.run().await,
+            Command::Hold(command) => command.run().await,
             Command::Completions(args) => args.run(),
         }
     }

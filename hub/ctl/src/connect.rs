@@ -14,7 +14,9 @@ use walhub_proto::v1;
 use walhub_proto::v1::control_service_client::ControlServiceClient;
 use walhub_proto::v1::destinations_service_client::DestinationsServiceClient;
 use walhub_proto::v1::fleet_service_client::FleetServiceClient;
+use walhub_proto::v1::import_service_client::ImportServiceClient;
 use walhub_proto::v1::restore_service_client::RestoreServiceClient;
+use walhub_proto::v1::retention_service_client::RetentionServiceClient;
 
 /// For an answer that is one message.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -140,6 +142,16 @@ impl Hub {
             .max_decoding_message_size(MAX_MESSAGE_BYTES.max(MAX_STATUS_BYTES))
     }
 
+    /// Histories of others.
+    pub(crate) fn imports(&self) -> ImportServiceClient<Channel> {
+        ImportServiceClient::new(self.channel.clone())
+    }
+
+    /// What destinations keep.
+    pub(crate) fn retention(&self) -> RetentionServiceClient<Channel> {
+        RetentionServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_STATUS_BYTES)
+    }
+
     fn fleet(&self) -> FleetServiceClient<Channel> {
         FleetServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_STATUS_BYTES)
     }
@@ -151,7 +163,8 @@ fn with_deadline<T>(message: T) -> Request<T> {
     request
 }
 
-async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> anyhow::Result<T> {
+/// Waits for an answer that is one message.
+pub(crate) async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> anyhow::Result<T> {
     // The hub may not look at the deadline that the request carries.
     match tokio::time::timeout(ANSWER_TIMEOUT, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),

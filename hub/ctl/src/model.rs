@@ -128,6 +128,30 @@ pub(crate) struct File {
     pub(crate) time: Option<String>,
 }
 
+/// `hubctl retention`.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Retention {
+    /// Files that are gone now.
+    pub(crate) deleted: u64,
+    pub(crate) files: Vec<RetentionFile>,
+    /// As `database at destination: reason`.
+    pub(crate) errors: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct RetentionFile {
+    pub(crate) database: String,
+    pub(crate) destination: String,
+    pub(crate) level: u32,
+    pub(crate) min_txid: u64,
+    pub(crate) max_txid: u64,
+    pub(crate) size: u64,
+    pub(crate) time: Option<String>,
+    /// It goes, or has gone.
+    pub(crate) delete: bool,
+    pub(crate) reason: String,
+}
+
 /// `hubctl restore --dry-run`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Plan {
@@ -269,6 +293,31 @@ impl From<v1::FileInfo> for File {
             max_txid: range.max,
             size: wire.size,
             time: time(wire.timestamp_ms),
+        }
+    }
+}
+
+impl Retention {
+    /// Adds a report; files that stay only when `all` are wanted.
+    pub(crate) fn add(&mut self, report: v1::RetentionReport, all: bool) {
+        let (database, destination) = (key(report.database), report.destination);
+        self.deleted += report.deleted;
+        if !report.error.is_empty() {
+            self.errors.push(format!("{database} at {destination}: {}", report.error));
+        }
+        for verdict in report.files.into_iter().filter(|verdict| all || verdict.delete) {
+            let file = File::from(verdict.file.unwrap_or_default());
+            self.files.push(RetentionFile {
+                database: database.clone(),
+                destination: destination.clone(),
+                level: file.level,
+                min_txid: file.min_txid,
+                max_txid: file.max_txid,
+                size: file.size,
+                time: file.time,
+                delete: verdict.delete,
+                reason: verdict.reason,
+            });
         }
     }
 }

@@ -5,10 +5,12 @@ mod control;
 mod destinations;
 mod fleet;
 mod images;
+mod import;
 mod listen;
 mod peer;
 mod replication;
 mod restore;
+mod retention;
 mod staged;
 mod status;
 
@@ -16,9 +18,11 @@ pub use listen::{Connection, Connections, MAX_CONNECTIONS, accept_loop};
 
 use crate::buffer::WalBuffer;
 use crate::fleet::Fleet;
+use crate::import::Importer;
 use crate::ingest::Ingest;
 use crate::reload::Reloader;
 use crate::restore::Restores;
+use crate::retain::Retainer;
 use crate::staging::Staging;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +33,10 @@ use walhub_proto::v1::control_service_server::ControlServiceServer;
 use walhub_proto::v1::destinations_service_server::DestinationsServiceServer;
 use walhub_proto::v1::fleet_service_server::FleetServiceServer;
 use walhub_proto::v1::image_service_server::ImageServiceServer;
+use walhub_proto::v1::import_service_server::ImportServiceServer;
 use walhub_proto::v1::replication_service_server::ReplicationServiceServer;
 use walhub_proto::v1::restore_service_server::RestoreServiceServer;
+use walhub_proto::v1::retention_service_server::RetentionServiceServer;
 
 /// A peer that is silent this long is asked for a sign of life, and dropped when it gives none in as long again.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -56,6 +62,10 @@ pub struct Handles {
     pub fleet: Arc<Fleet>,
     /// Holds what is buffered.
     pub buffer: Arc<dyn WalBuffer>,
+    /// Takes histories of others.
+    pub importer: Arc<Importer>,
+    /// Deletes what is no longer kept.
+    pub retainer: Retainer,
     /// Owns the tasks behind the streams.
     pub tasks: TaskGroup,
     /// Start of the hub, Unix ms.
@@ -74,6 +84,10 @@ pub fn router(handles: Handles) -> Router {
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let destinations = DestinationsServiceServer::new(destinations::Service::new(handles.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let import = ImportServiceServer::new(import::Service::new(handles.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let retention = RetentionServiceServer::new(retention::Service::new(handles.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
     let fleet =
         FleetServiceServer::new(fleet::Service::new(handles)).max_decoding_message_size(MAX_REQUEST_BYTES);
     Server::builder()
@@ -88,4 +102,6 @@ pub fn router(handles: Handles) -> Router {
         .add_service(fleet)
         .add_service(control)
         .add_service(destinations)
+        .add_service(retention)
+        .add_service(import)
 }

@@ -3,6 +3,7 @@
 use super::peer::Peer;
 use super::{Handles, checksums, status};
 use crate::restore::Request as Asked;
+use crate::retain;
 use futures_util::{Stream, StreamExt};
 use std::pin::Pin;
 use tokio::sync::mpsc;
@@ -33,6 +34,8 @@ struct Planned {
     sources: Vec<DynSource>,
     prepared: Prepared,
     wire: RestorePlan,
+    /// Nothing of it is deleted meanwhile.
+    pin: retain::Pin,
 }
 
 impl Service {
@@ -46,9 +49,10 @@ impl Service {
         let asked = asked(&peer, &request)?;
         let restores = &self.handles.restores;
         let sources = restores.select(asked.source.as_ref()).map_err(|e| status::unknown_source(&e))?;
+        let pin = restores.pins().pin(&asked.database).await;
         let prepared = restores.prepare(&sources, &asked).await.map_err(|e| status::prepare(&e))?;
         let wire = self.describe(&asked, &prepared);
-        Ok(Planned { database: asked.database, sources, prepared, wire })
+        Ok(Planned { database: asked.database, sources, prepared, wire, pin })
     }
 
     fn describe(&self, asked: &Asked, prepared: &Prepared) -> RestorePlan {
@@ -137,12 +141,13 @@ impl RestoreService for Service {
         &self,
         request: Request<RestoreRequest>,
     ) -> Result<Response<Self::RestoreStream>, Status> {
-        let Planned { database, sources, prepared, wire } = self.plan(request).await?;
+        let Planned { database, sources, prepared, wire, pin } = self.plan(request).await?;
         tracing::info!(%database, txid = prepared.plan.reached.get(), bytes = wire.total_bytes, "restore");
         let mut pieces = self.handles.restores.fetch(&sources, &database, &prepared.plan);
         let (ahead, read) = mpsc::channel(READ_AHEAD);
         // Reading goes on while the connection writes. Ends with the plan, or when the stream is dropped.
         self.handles.tasks.spawn(async move {
+            let _pin = pin;
             while let Some(piece) = pieces.next().await {
                 let piece = match piece {
                     Ok(Piece::Start(file)) => Ok(message(Message::File(info(&file)))),

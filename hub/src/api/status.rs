@@ -24,10 +24,10 @@ pub(super) fn only_agents(identity: &Identity) -> Status {
     ))
 }
 
-/// Somebody else than an operator wants to change the hub.
+/// Somebody else than an operator wants to change something.
 pub(super) fn only_operators(identity: &Identity) -> Status {
     Status::permission_denied(format!(
-        "{identity} may not change the hub: that takes the certificate of an operator"
+        "{identity} may not do that: it takes the certificate of an operator (`hubctl cert issue --operator NAME`)"
     ))
 }
 
@@ -114,7 +114,8 @@ pub(super) fn staging(error: &StagingError) -> Status {
     }
 }
 
-fn restore(error: &RestoreError) -> Status {
+/// Why no chain of files leads there.
+pub(super) fn restore(error: &RestoreError) -> Status {
     match error {
         RestoreError::Source(error) => source(error),
         RestoreError::Plan { error: plan, unanswered, .. } => {

@@ -2,6 +2,7 @@
 
 use super::layout::{self, Layout};
 use super::limits::{self, LaneLimits};
+use super::retention::{self, Retention};
 use super::{DEFAULT_SYNC_INTERVAL, compaction, object_store};
 use crate::copies::policy::{LIVE_MEDIA, Site};
 use crc_fast::CrcAlgorithm;
@@ -39,6 +40,8 @@ pub struct DestinationEntry {
     /// Under which name the buffer keeps the cursors of this place. It does not depend on the name in the configuration:
     /// a renamed destination goes on where it was, and another place under an old name does not.
     pub cursor: DestinationName,
+    /// What is kept there.
+    pub retention: Retention,
 }
 
 #[derive(Clone, Copy)]
@@ -96,6 +99,7 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
     let limits = limits::parse(&mut item);
     let media = item.or("media", media.to_owned(), value::string);
     let offsite = item.or("offsite", away, value::bool);
+    let retention = retention::parse(&mut item);
     let config = match kind {
         Kind::File => file(&mut item, taken.look),
         Kind::S3 => object_store::s3(&mut item),
@@ -128,6 +132,7 @@ pub(super) fn parse(mut item: Section<'_>, taken: &mut Taken) -> Option<Destinat
         config,
         place,
         cursor,
+        retention,
     })
 }
 

@@ -10,12 +10,14 @@ mod layout;
 mod limits;
 mod object_store;
 mod policy;
+mod retention;
 
 pub use buffer::{BufferConfig, DEFAULT_BUFFER_BYTES};
 pub use compaction::{DEFAULT_LEVELS, DEFAULT_SNAPSHOT_INTERVAL};
 pub use destination::DestinationEntry;
 pub use layout::Layout;
 pub use limits::LaneLimits;
+pub use retention::Retention;
 
 use crate::copies::{Policy, Selector};
 use std::net::SocketAddr;

@@ -30,6 +30,19 @@ pub(super) struct Wanted {
     pub(super) after: Option<Txid>,
     /// Page size there, when it is known.
     pub(super) page_size: Option<PageSize>,
+    /// How much of what is waiting.
+    pub(super) share: Share,
+}
+
+/// How much of what is waiting goes into one file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Share {
+    /// All that fits.
+    All,
+    /// The last transaction is left for a file of its own.
+    ButLast,
+    /// The oldest segment alone.
+    First,
 }
 
 /// A file ready to be put, as often as it takes.
@@ -44,6 +57,8 @@ pub(super) struct Built {
     pub(super) bytes: u64,
     /// More was waiting than went into it.
     pub(super) more: bool,
+    /// The transaction after it comes in a file of its own, at once.
+    pub(super) then_one: bool,
 }
 
 impl Drop for Built {
@@ -83,13 +98,23 @@ fn build_once(
     tmp: &Path,
 ) -> Result<Option<Built>, TurnError> {
     let mut segments = read(buffer, wanted)?;
-    segments.truncate(MAX_SEGMENTS);
+    segments.truncate(if wanted.share == Share::First { 1 } else { MAX_SEGMENTS });
+    let last_alone = wanted.share == Share::ButLast
+        && segments.len() > 1
+        && segments.last().is_some_and(|segment| segment.meta.range.count() == 1);
+    if last_alone {
+        segments.pop();
+    }
     loop {
         match build_of(buffer, lane, wanted, &segments, tmp) {
             Err(TurnError::Ltx(LtxError::PageSizeChange { first, .. })) => {
                 segments.retain(|segment| segment.meta.range.max() <= first.max());
             }
-            built => return built,
+            Ok(Some(mut built)) => {
+                built.then_one = last_alone;
+                return Ok(Some(built));
+            }
+            other => return other,
         }
     }
 }
@@ -149,7 +174,7 @@ fn build_of(
     };
     let meta = PutMeta { time_ms, post: Some(provenance.post) };
     let level = if whole { Level::SNAPSHOT } else { Level::RAW };
-    Ok(Some(Built { lineage, level, range, page_size, body, meta, bytes, more }))
+    Ok(Some(Built { lineage, level, range, page_size, body, meta, bytes, more, then_one: false }))
 }
 
 /// Removes the file unless it was kept.

@@ -99,6 +99,7 @@ pub(super) async fn fetch(venue: &Venue, database: &DatabaseKey, step: &Step) ->
         },
         bytes: verified.bytes,
         more: true,
+        then_one: false,
     })
 }
 

@@ -343,7 +343,9 @@ impl Lane {
         let mut created = (put == Put::Created).then_some(sealed.bytes());
         let venue = self.venue.clone();
         for mut progress in sealed.riders {
-            let result = venue.arrived(&mut progress).map(|turn| Turn { created: created.take(), ..turn });
+            let created = created.take();
+            let objects = created.is_some().into();
+            let result = venue.arrived(&mut progress).map(|turn| Turn { created, objects, ..turn });
             self.turn_finished(progress, result);
         }
     }
@@ -380,7 +382,7 @@ impl Lane {
             health.healthy = true;
             health.last_error.clear();
             if let Some(bytes) = turn.created {
-                health.puts += 1;
+                health.puts += turn.objects;
                 health.put_bytes += bytes;
             }
         });

@@ -1,7 +1,11 @@
 //! One database's turn at one destination: settle, build, put, advance. At most one file per turn, so that databases
 //! take turns.
+//!
+//! But a folder gets the last transaction of a flush as a file of its own, in the same turn. The newest file of level 0
+//! then holds one transaction, from which stock Litestream can go on when somebody leaves us. Only folders: a bucket
+//! counts requests. (A run of transactions that the agent squashed stays one file.)
 
-use super::build::{Built, Wanted, build};
+use super::build::{Built, Share, Wanted, build};
 use super::catchup::{self, Step};
 use super::coverage;
 use super::error::TurnError;
@@ -34,6 +38,8 @@ pub(super) struct Progress {
     page_size: Option<PageSize>,
     /// A file whose put has not succeeded yet.
     pending: Option<Built>,
+    /// The next file is to hold one segment.
+    one: bool,
     /// Files of another destination that lead on from the cursor.
     chain: VecDeque<Step>,
 }
@@ -58,8 +64,10 @@ impl Look {
 pub(super) struct Turn {
     /// More is waiting: another turn at once.
     pub(super) more: bool,
-    /// Bytes of the object that was created, if one was.
+    /// Bytes of what was created, if anything was.
     pub(super) created: Option<u64>,
+    /// How many objects these are.
+    pub(super) objects: u64,
     /// The pending file waits for a pack.
     pub(super) waits: bool,
 }
@@ -73,7 +81,7 @@ impl Progress {
         trust: Trust,
     ) -> Self {
         let (look, chain) = (Look::again(), VecDeque::new());
-        Self { id, key, cursor, interval, trust, look, page_size: None, pending: None, chain }
+        Self { id, key, cursor, interval, trust, look, page_size: None, pending: None, one: false, chain }
     }
 
     /// The cursor is not believed, and the destination was not looked at yet.
@@ -96,6 +104,7 @@ impl Progress {
     pub(super) fn unsettle(&mut self) {
         self.look = Look::again();
         self.pending = None;
+        self.one = false;
         self.chain.clear();
     }
 }
@@ -104,6 +113,18 @@ impl Venue {
     /// Takes one turn. After an error the same turn may be taken again.
     pub(super) async fn turn(&self, progress: &mut Progress) -> Result<Turn, TurnError> {
         self.settle(progress).await?;
+        let first = self.step(progress).await?;
+        if !progress.one {
+            return Ok(first);
+        }
+        let last = self.step(progress).await?;
+        progress.one = false;
+        let created = [first.created, last.created].into_iter().flatten().reduce(|a, b| a + b);
+        Ok(Turn { created, objects: first.objects + last.objects, ..last })
+    }
+
+    /// One file.
+    async fn step(&self, progress: &mut Progress) -> Result<Turn, TurnError> {
         if progress.pending.is_none() {
             match self.build(progress).await {
                 Ok(Some(built)) => {
@@ -142,7 +163,12 @@ impl Venue {
         let lane = self.place.name().clone();
         let lineage = buffer.find(&progress.key).map_or(0, |held| held.lineage);
         let Progress { id, cursor, page_size, .. } = *progress;
-        let wanted = Wanted { database: id, lineage, after: cursor, page_size };
+        let share = match self.place.destination.kind() {
+            _ if progress.one => Share::First,
+            "file" if self.place.destination.packs().is_none() => Share::ButLast,
+            _ => Share::All,
+        };
+        let wanted = Wanted { database: id, lineage, after: cursor, page_size, share };
         tokio::task::spawn_blocking(move || build(&*buffer, &lane, wanted, &tmp))
             .await
             .map_err(|e| TurnError::Internal(e.to_string()))?
@@ -161,14 +187,15 @@ impl Venue {
             .await
             .map_err(TurnError::Destination)?;
         let created = (put == Put::Created).then_some(built.bytes);
-        Ok(Turn { created, ..self.arrived(progress)? })
+        Ok(Turn { created, objects: created.is_some().into(), ..self.arrived(progress)? })
     }
 
     /// The pending file is at the destination.
     pub(super) fn arrived(&self, progress: &mut Progress) -> Result<Turn, TurnError> {
         let built = progress.pending.as_ref().expect("BUG: nothing was put");
-        let (more, page_size, txid) = (built.more, built.page_size, built.range.max());
+        let (more, page_size, txid, one) = (built.more, built.page_size, built.range.max(), built.then_one);
         self.advance(progress, txid)?;
+        progress.one = one;
         progress.page_size = Some(page_size);
         progress.pending = None;
         Ok(Turn { more, ..Turn::default() })

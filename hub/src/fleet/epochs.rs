@@ -7,10 +7,11 @@
 //! the old or the new one. Non-goal: it holds nothing but epochs; losing the file weakens the fence, and forks are still
 //! caught by checksums.
 
+use crate::durable;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use walhub_common::AgentName;
@@ -162,7 +163,7 @@ impl Epochs {
             (Stored { version: VERSION, agents: memory.agents.clone() }, memory.generation)
         };
         let dir = self.dir.clone();
-        tokio::task::spawn_blocking(move || replace(&dir, &stored))
+        tokio::task::spawn_blocking(move || durable::replace(&dir, FILE, &serde_json::to_vec(&stored)?))
             .await
             .map_err(io::Error::other)
             .flatten()
@@ -184,16 +185,6 @@ fn judge(held: Option<&Entry>, agent: &AgentName, offered: u64, instance: &[u8])
         return Err(Stale::Twin { agent: agent.clone(), epoch: offered });
     }
     Ok(offered)
-}
-
-fn replace(dir: &Path, stored: &Stored) -> io::Result<()> {
-    let bytes = serde_json::to_vec(stored)?;
-    let temp = dir.join(format!("{FILE}.tmp"));
-    let mut file = File::create(&temp)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    fs::rename(&temp, dir.join(FILE))?;
-    File::open(dir)?.sync_all()
 }
 
 fn hex(bytes: &[u8]) -> String {

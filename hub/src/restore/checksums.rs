@@ -121,6 +121,7 @@ impl Restores {
         let share = share.ok_or_else(|| ChecksumsError::TooMany(database.agent.clone()))?;
         let turn = self.turns.turns.clone().acquire_owned().await;
         let turn = turn.map_err(|closed| ChecksumsError::Internal(closed.to_string()))?;
+        let _pin = self.pins().pin(database).await;
         let target = Target::Txid(until.txid);
         let request = Request { database: database.clone(), target, after, source: None };
         let sources = self.select(None).expect("BUG: all sources are known");

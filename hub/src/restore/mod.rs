@@ -20,6 +20,7 @@ pub use fold::{Batch, FoldError};
 use crate::buffer::WalBuffer;
 use crate::copies::InService;
 pub(crate) use buffer_source::BufferSource;
+use crate::retain::Pins;
 use futures_util::stream::BoxStream;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -82,13 +83,14 @@ pub struct Restores {
     buffer: Arc<dyn WalBuffer>,
     destinations: InService,
     turns: Arc<checksums::Turns>,
+    pins: Pins,
     shutdown: CancellationToken,
 }
 
 impl Restores {
     /// Over the buffer and the destinations of the moment. Streams end when `shutdown` is cancelled.
     pub fn new(buffer: Arc<dyn WalBuffer>, destinations: InService, shutdown: CancellationToken) -> Self {
-        Self { buffer, destinations, turns: Arc::default(), shutdown }
+        Self { buffer, destinations, turns: Arc::default(), pins: Pins::default(), shutdown }
     }
 
     fn sources(&self) -> Vec<DynSource> {
@@ -110,6 +112,11 @@ impl Restores {
                 Err(UnknownSource { asked: only.clone(), known: known.join(", ") })
             }
         }
+    }
+
+    /// Who reads which database: pinned before a plan is made, until its files were read.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
     }
 
     /// The plan, and the header of its last file.

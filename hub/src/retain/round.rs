@@ -1,0 +1,137 @@
+//! One database at one destination: list ▸ plan ▸ delete.
+
+use super::Shared;
+use crate::buffer::Registered;
+use crate::copies::Place;
+use tokio_util::sync::CancellationToken;
+use walhub_common::ltx::{HEADER_BYTES, Header};
+use walhub_common::{DatabaseKey, DestinationName, Txid, clock};
+use walhub_store::destinations::{FileKey, Listed};
+use walhub_store::restore::{DestinationSource, Source};
+use walhub_store::retention::{self, Plan, Policy, Shield};
+
+/// Files deleted between two looks at holds and readers.
+const BATCH: usize = 1000;
+
+/// What was found, and done.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Which database.
+    pub database: DatabaseKey,
+    /// Where.
+    pub destination: DestinationName,
+    /// The verdicts; none when the destination did not answer.
+    pub plan: Plan,
+    /// Newest transaction that any file names.
+    pub reach: Option<Txid>,
+    /// Files that are gone now.
+    pub deleted: usize,
+    /// What went wrong. Files that were to be deleted may be there still; they are tried again with the next round.
+    pub error: Option<String>,
+}
+
+pub(super) async fn look(
+    shared: &Shared,
+    place: &Place,
+    policy: &Policy,
+    database: &Registered,
+    apply: bool,
+    cancel: &CancellationToken,
+) -> Report {
+    let mut report = Report {
+        database: database.key.clone(),
+        destination: place.destination.name().clone(),
+        plan: Plan::default(),
+        reach: None,
+        deleted: 0,
+        error: None,
+    };
+    if let Err(error) = judge(shared, place, policy, database, apply, cancel, &mut report).await {
+        report.error = Some(error);
+    }
+    report
+}
+
+async fn judge(
+    shared: &Shared,
+    place: &Place,
+    policy: &Policy,
+    database: &Registered,
+    apply: bool,
+    cancel: &CancellationToken,
+    report: &mut Report,
+) -> Result<(), String> {
+    let key = &database.key;
+    let files =
+        DestinationSource(place.destination.clone()).list(key, cancel).await.map_err(|e| e.to_string())?;
+    report.reach = files.iter().map(|file| file.range.max()).max();
+    let shield = match () {
+        () if shared.holds.is_held(key) => Some(Shield::Hold),
+        () if shared.pins.in_use(key) => Some(Shield::InUse),
+        () => None,
+    };
+    report.plan = retention::plan(&files, clock::now_ms(), policy, shield);
+    if report.plan.delete.is_empty() {
+        return Ok(());
+    }
+    ours(place, database, &files, cancel).await?;
+    if !apply {
+        return Ok(());
+    }
+    let keys: Vec<FileKey> = report
+        .plan
+        .delete
+        .iter()
+        .map(|(file, _)| FileKey { database: key.clone(), level: file.level, range: file.range })
+        .collect();
+    let Some(claim) = shared.pins.claim(key) else { return Err("it is being read".to_owned()) };
+    for batch in keys.chunks(BATCH) {
+        if shared.holds.is_held(key) {
+            return Err("it was put on hold".to_owned());
+        }
+        if claim.stop().is_cancelled() {
+            return Err("somebody began to read it".to_owned());
+        }
+        let stop = cancel.child_token();
+        let deleting = place.destination.delete(batch, &stop);
+        tokio::pin!(deleting);
+        let deleted = tokio::select! {
+            deleted = &mut deleting => deleted,
+            () = claim.stop().cancelled() => {
+                stop.cancel();
+                deleting.await
+            }
+        };
+        deleted.map_err(|error| error.to_string())?;
+        report.deleted += batch.len();
+    }
+    Ok(())
+}
+
+/// Refuses files that are not of our history. Their lane says so as well; this keeps us from deleting them.
+async fn ours(
+    place: &Place,
+    database: &Registered,
+    files: &[Listed],
+    cancel: &CancellationToken,
+) -> Result<(), String> {
+    let Some(last) = files.iter().max_by_key(|file| file.range.max()) else { return Ok(()) };
+    let held = database.position.map(|position| position.txid);
+    if Some(last.range.max()) > held {
+        let held = held.map_or(0, Txid::get);
+        return Err(format!(
+            "its files reach to {}, the hub's to {held}: nothing is deleted",
+            last.range.max().get()
+        ));
+    }
+    let key = FileKey { database: database.key.clone(), level: last.level, range: last.range };
+    let start = place.destination.read_start(&key, HEADER_BYTES, cancel).await.map_err(|e| e.to_string())?;
+    let header = Header::decode(&start).map_err(|error| format!("{key}: {error}"))?;
+    if header.node_id != 0 && header.node_id != database.lineage {
+        return Err(format!(
+            "its files are of lineage {:016x}, the hub's {:016x}: nothing is deleted",
+            header.node_id, database.lineage
+        ));
+    }
+    Ok(())
+}

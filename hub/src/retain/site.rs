@@ -1,0 +1,113 @@
+//! The rounds of one destination.
+
+use super::Shared;
+use super::round::{self, Report};
+use crate::buffer::{DatabaseId, Registered};
+use crate::copies::Place;
+use rand::Rng;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use walhub_common::{Txid, clock};
+use walhub_store::retention::Policy;
+
+/// A database whose position has not moved for so long is compacted, and has its last snapshot.
+const SETTLED_MS: i64 = 26 * 3600 * 1000;
+
+/// What the last look at a database said.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    position: Option<Txid>,
+    /// The files ended there, and nothing was left to do.
+    complete: bool,
+    next_ms: Option<i64>,
+}
+
+/// Looks after one destination.
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    place: Arc<Place>,
+    stop: CancellationToken,
+    /// Held by whoever looks: one at a time.
+    seen: Mutex<HashMap<DatabaseId, Seen>>,
+}
+
+impl Keeper {
+    pub(super) fn new(shared: Arc<Shared>, place: Arc<Place>, stop: CancellationToken) -> Self {
+        Self { shared, place, stop, seen: Mutex::default() }
+    }
+
+    /// True when it looks after this destination, as it is configured now.
+    pub(super) fn serves(&self, place: &Place) -> bool {
+        self.place.lane == place.lane && self.place.entry == place.entry
+    }
+
+    /// Databases that the destination serves.
+    pub(super) fn databases(&self) -> Vec<Registered> {
+        let roster = self.shared.board.roster();
+        let mut databases = self.shared.buffer.databases();
+        databases.retain(|database| roster.terms(&database.key).serves(self.place.lane));
+        databases
+    }
+
+    fn policy(&self, database: &Registered) -> Policy {
+        let own = self.place.entry.retention.policy;
+        let retention = self.shared.board.roster().terms(&database.key).selector.retention;
+        Policy { retention: retention.unwrap_or(own.retention), ..own }
+    }
+
+    /// Rounds until it is stopped; the first after a part of the interval, so that not all destinations begin at once.
+    pub(super) async fn run(self: Arc<Self>) {
+        let interval = self.place.entry.retention.check_interval;
+        let mut pause = interval.mul_f64(rand::rng().random_range(0.1..1.0));
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            self.round().await;
+            pause = interval.mul_f64(rand::rng().random_range(0.9..1.1));
+        }
+    }
+
+    async fn round(&self) {
+        for database in self.databases() {
+            if self.stop.is_cancelled() {
+                return;
+            }
+            if self.due(&database).await {
+                self.look(&database, true).await;
+            }
+        }
+    }
+
+    async fn due(&self, database: &Registered) -> bool {
+        let now_ms = clock::now_ms();
+        let moved_lately = now_ms.saturating_sub(database.time_ms) < SETTLED_MS;
+        let Some(seen) = self.seen.lock().await.get(&database.id).copied() else {
+            return database.position.is_some();
+        };
+        let same = seen.position == database.position.map(|position| position.txid);
+        moved_lately || !same || !seen.complete || seen.next_ms.is_some_and(|next| next <= now_ms)
+    }
+
+    /// One look, and deletions if `apply`.
+    pub(super) async fn look(&self, database: &Registered, apply: bool) -> Report {
+        let mut seen = self.seen.lock().await;
+        let report =
+            round::look(&self.shared, &self.place, &self.policy(database), database, apply, &self.stop).await;
+        let position = database.position.map(|position| position.txid);
+        let left = report.plan.delete.len() - report.deleted;
+        let complete = left == 0 && report.error.is_none() && report.reach == position;
+        seen.insert(database.id, Seen { position, complete, next_ms: report.plan.next_ms });
+        let Report { database, destination, deleted, error, .. } = &report;
+        if *deleted > 0 {
+            tracing::info!(%database, %destination, files = deleted, "deleted what the policy no longer keeps");
+        }
+        if let (Some(error), true, false) = (error, apply, self.stop.is_cancelled()) {
+            tracing::warn!(%database, %destination, %error, "retention: tried again with the next round");
+        }
+        report
+    }
+}
