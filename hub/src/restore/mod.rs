@@ -19,8 +19,8 @@ pub use fold::{Batch, FoldError};
 
 use crate::buffer::WalBuffer;
 use crate::copies::InService;
-pub(crate) use buffer_source::BufferSource;
 use crate::retain::Pins;
+pub(crate) use buffer_source::BufferSource;
 use futures_util::stream::BoxStream;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
