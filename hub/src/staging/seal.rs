@@ -27,7 +27,7 @@ pub struct Seal {
 }
 
 /// The bytes of the snapshot. Every page is compared with its checksum, and all of them with the node's: a reader that
-/// ends without an error has read what the node sent. Memory: a run of the catalog, two pages, and the LTX index.
+/// ends without an error has read what the node sent. Memory: a run of the catalog and two pages.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     catalog: Catalog,
@@ -91,6 +91,8 @@ impl Snapshot {
             provenance: Some(Provenance { pre: None, post: seal.post }),
         };
         let made = Sink::default();
+        let mut encoder = Encoder::new(made.clone(), header).map_err(encoding)?;
+        encoder.spool_index(dir);
         Ok(Snapshot {
             catalog,
             pages: Pages::of(dir, page_size),
@@ -100,7 +102,7 @@ impl Snapshot {
             sum: Checksum::EMPTY,
             next: 1,
             run: VecDeque::new(),
-            encoder: Some(Encoder::new(made.clone(), header).map_err(encoding)?),
+            encoder: Some(encoder),
             made,
             given: 0,
             hasher: None,

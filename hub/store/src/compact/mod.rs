@@ -125,7 +125,7 @@ fn merge(
     }
     let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(write)?;
     let mut writer = BufWriter::with_capacity(WRITE_BUFFER, file);
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
     let merged = ltx::merge_large(decoders, stamp, &mut writer, folder)?;
     if let Some(computed) = merged.image_checksum {
         let expected = merged.header.provenance.ok_or(CompactError::Unproved)?.post;
