@@ -199,7 +199,7 @@ async fn a_day_gives_every_level_and_restores_from_each_with_restarts_in_between
             now += step / 5;
             bench.pass(now).await;
         }
-        if (pause >> 40) % 50 == 0 {
+        if (pause >> 40).is_multiple_of(50) {
             bench.restart().await;
         }
     }

@@ -250,7 +250,7 @@ impl Worker {
                 state
                     .snapshots
                     .entry(place.lane)
-                    .or_insert((Some(oldest.meta.range.max()), oldest.meta.time_ms));
+                    .or_insert_with(|| (Some(oldest.meta.range.max()), oldest.meta.time_ms));
             }
         }
         if state.done.first().is_some_and(Option::is_none) {

@@ -38,7 +38,10 @@ fn points(files: &[Listed]) -> BTreeSet<u64> {
     Reach::new(&listings, None).points().map(Txid::get).collect()
 }
 
-fn names(plan: &Plan) -> (Vec<(u8, u64, u64)>, Vec<(u8, u64, u64)>) {
+/// Level, first and last transaction of files.
+type Names = Vec<(u8, u64, u64)>;
+
+fn names(plan: &Plan) -> (Names, Names) {
     let name = |file: &Listed| (file.level.get(), file.range.min().get(), file.range.max().get());
     (plan.delete.iter().map(|(f, _)| name(f)).collect(), plan.keep.iter().map(|(f, _)| name(f)).collect())
 }
