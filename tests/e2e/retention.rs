@@ -28,7 +28,8 @@ fn an_operator_sees_what_would_go_holds_it_and_lets_it_go() {
     cluster.agent("node", &[("app.db", &database)]);
     cluster.start_hub();
     cluster.start_agent("node");
-    cluster.await_buffered("node", "app.db", &database);
+    let (_, txid) = cluster.await_buffered("node", "app.db", &database);
+    cluster.await_everywhere("node", "app.db", txid);
     Writer::spawn(&database, &["--commits", "50"]).wait();
     let (live, txid) = cluster.await_buffered("node", "app.db", &database);
     cluster.await_everywhere("node", "app.db", txid);
