@@ -1,6 +1,7 @@
 //! kill -9 of the hub in the middle of whatever it does with a small buffer: squashing, copying forward, giving files back,
-//! catching destinations up. Each restore point that a destination lists restores, nothing acknowledged is lost.
+//! catching destinations up, and with what it has put: compacting, making snapshots, deleting what is old. Each restore point that a destination lists restores, nothing acknowledged is lost.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use walhub_proto::v1;
@@ -23,12 +24,12 @@ const RESTORES: usize = 8;
 #[test]
 fn every_restore_point_that_is_listed_restores() {
     let mut cluster = Cluster::new("hub-deaths");
-    cluster.add_folder("near");
-    cluster.add_folder("far");
-    let mut packed = Destination::file("packed", &cluster.path("packed")).every_ms(300);
-    packed.keys.push("layout: packed".to_owned());
-    cluster.add(packed);
-    cluster.hub_lines("buffer: {max-bytes: 32MiB, when-full: squash}\n");
+    for name in ["near", "far"] {
+        cluster.add(tended(Destination::file(name, &cluster.path(name))));
+    }
+    let packed = Destination::file("packed", &cluster.path("packed")).every_ms(300);
+    cluster.add(tended(packed.with("layout: packed")));
+    cluster.hub_lines("buffer: {max-bytes: 32MiB, when-full: squash}\nlevels: [2s, 10s]\n");
     let paths: Vec<PathBuf> = DATABASES.iter().map(|name| cluster.path("data").join(name)).collect();
     let named: Vec<(&str, &Path)> = DATABASES.into_iter().zip(paths.iter().map(PathBuf::as_path)).collect();
     cluster.agent("node", &named);
@@ -73,11 +74,13 @@ fn every_restore_point_that_is_listed_restores() {
     for writer in writers {
         writer.stop();
     }
-    let mut points = 0;
+    let (mut points, mut levels) = (0, BTreeSet::new());
     let mut lives = Vec::new();
     for (name, path) in &named {
         let (live, txid) = cluster.await_buffered("node", name, path);
         cluster.await_everywhere("node", name, txid);
+        // Nothing goes between listing and restoring.
+        cluster.hubctl(&["hold", "add", &format!("node/{name}")]).success();
         lives.push((*name, live, txid));
     }
     let promises = watch.stop();
@@ -85,12 +88,22 @@ fn every_restore_point_that_is_listed_restores() {
         let newest = promises[*name].keys().next_back().copied().unwrap_or(0);
         assert!(newest <= *txid, "{name}: {newest} was promised, {txid} is there");
         for source in DESTINATIONS {
-            points += judge(&cluster, name, source, live, *txid);
+            points += judge(&cluster, name, source, live, *txid, &mut levels);
         }
     }
+    assert!(levels.is_superset(&BTreeSet::from([0, 1, 2, 9])), "levels {levels:?}");
     let text =
         format!("{points} listed restore points planned, {squashed} were given up while all were away");
     report(&format!("kill -9 of a hub with a full buffer, {rounds} rounds"), &text);
+}
+
+/// Old files go all the time.
+fn tended(destination: Destination) -> Destination {
+    destination
+        .with("snapshot-interval: 60s")
+        .with("retention: 40s")
+        .with("l0-retention: 1s")
+        .with("retention-check-interval: 1s")
 }
 
 fn await_progress(cluster: &Cluster) {
@@ -109,9 +122,17 @@ fn given_up(cluster: &Cluster) -> u64 {
 }
 
 /// Each restore point of a database at a destination has a plan there, some are restored, the newest is the live image.
-fn judge(cluster: &Cluster, name: &str, source: &str, live: &Image, newest: u64) -> usize {
+fn judge(
+    cluster: &Cluster,
+    name: &str,
+    source: &str,
+    live: &Image,
+    newest: u64,
+    levels: &mut BTreeSet<u32>,
+) -> usize {
     let key = format!("node/{name}");
     let files = cluster.client().files("node", name, source).expect("files").files;
+    levels.extend(files.iter().map(|file| file.level));
     let mut points: Vec<u64> =
         files.iter().filter_map(|file| file.range.as_ref()).map(|range| range.max).collect();
     points.sort_unstable();

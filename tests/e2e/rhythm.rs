@@ -56,10 +56,17 @@ fn the_seed_configuration_runs_as_written_and_every_destination_keeps_its_rhythm
     let (primary, dr) = (bucket("primary"), bucket("dr"));
     server.make_bucket(&primary);
     server.make_bucket(&dr);
-    cluster.add(Destination::s3("s3-primary", &server, &primary, "backup").every_ms(1000));
-    cluster.add(Destination::s3("s3-dr", &server, &dr, "backup").every_ms(10_000));
+    cluster.add(
+        Destination::s3("s3-primary", &server, &primary, "backup")
+            .every_ms(1000)
+            .with("snapshot-interval: 4h")
+            .with("retention: 720h"),
+    );
+    let far = Destination::s3("s3-dr", &server, &dr, "backup").every_ms(10_000);
+    cluster.add(far.with("snapshot-interval: 24h").with("retention: 2160h"));
     let folder = cluster.path("local");
-    cluster.add(Destination::file("local", &folder).every_ms(1000));
+    let local = Destination::file("local", &folder).every_ms(1000);
+    cluster.add(local.with("snapshot-interval: 1h").with("retention: 168h"));
     cluster.hub_lines(
         "policy: {copies: 3, media: 2, offsite: 1}\ndatabases:\n  - match: node/archive.db\n    destinations: [s3-primary]\n    \
          sync-interval: 60s\n    policy: {copies: 2, offsite: 1}\n",
