@@ -2,11 +2,14 @@
 //!
 //! A group is looked at once per interval while anything is buffered, and not at all while nothing is: no group has a timer
 //! of its own. The first transactions after a pause go at once; a look that finds nothing starts no pause, but looks are at
-//! least the shortest interval apart.
+//! least the shortest interval apart, or a second where that is longer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// Looks that found nothing need not be further apart: they cost no request.
+const PACE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct Group {
@@ -60,7 +63,7 @@ impl Schedule {
 
     /// Something of this group was buffered.
     pub(super) fn look_soon(&mut self, interval: Duration, now: Instant) {
-        let pace = self.groups.keys().next().map_or(interval, |least| self.effective(*least));
+        let pace = self.groups.keys().next().map_or(interval, |least| self.effective(*least)).min(PACE);
         let pause = self.effective(interval);
         let Some(group) = self.groups.get_mut(&interval) else { return };
         if group.due.is_none() {
@@ -141,6 +144,15 @@ mod tests {
         };
         assert_eq!(of(SLOW), [0, 60, 120]);
         assert_eq!(of(FAST).len(), 180);
+    }
+
+    #[test]
+    fn the_first_one_after_a_look_in_vain_waits_no_interval() {
+        let (mut schedule, start) = (Schedule::default(), Instant::now());
+        schedule.set_intervals([SLOW]);
+        // Looked at when the hub starts; the first transaction comes half a minute later.
+        let looks = looks(&mut schedule, start, 120, |_, tenth| tenth >= 305);
+        assert_eq!(looks.iter().map(|(_, at)| *at).collect::<Vec<_>>(), [31, 91]);
     }
 
     #[test]
