@@ -1,5 +1,5 @@
-//! The one worker: which database is due, what is made of it, and what a failure means. Long because the steps of one
-//! database share its state.
+//! The one worker: which database is due, what is made of it, and what a failure means. The file
+//! is long because the steps of one database share its state.
 
 use super::error::WorkError;
 use super::publish::{Output, Publisher};
