@@ -118,7 +118,7 @@ impl Story {
 /// buffer has joined gets it whole.
 fn reach(folder: &Path) -> u64 {
     let mut next = 1;
-    for file in replica::files(folder).expect("whole files") {
+    for file in replica::files_of_every_level(folder).expect("whole files") {
         assert!(file.range.min().get() <= next, "a hole before {:?}", file.range);
         next = next.max(file.range.max().get() + 1);
     }
@@ -135,7 +135,8 @@ fn nobody_takes_anything_and_restore_points_go_but_no_data() {
     assert!(busy.given_up_points > 10, "{busy:?}");
     assert!(first > 0 && first < last && last < busy.buffered.unwrap_or_default().txid, "{first} {last}");
     let calm = story.database("calm.db").expect("status");
-    assert_eq!(calm.given_up_points, 0, "the small one pays for nothing: {calm:?}");
+    // It pays only when the large one can give up no more.
+    assert!(calm.given_up_points * 4 < busy.given_up_points, "the small one pays too: {calm:?} {busy:?}");
     drop(outages);
     story.end();
 

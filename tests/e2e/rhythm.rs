@@ -45,7 +45,11 @@ fn put_into(folder: &Path) -> Vec<i64> {
         let metadata = file.metadata().expect("metadata");
         metadata.ctime() * 1000 + metadata.ctime_nsec() / 1_000_000
     };
-    files.flatten().map(changed).collect()
+    let mut stored: Vec<i64> = files.flatten().map(changed).collect();
+    stored.sort_unstable();
+    // The newest transaction of a flush is a file of its own in a folder.
+    stored.dedup_by(|later, before| *later - *before < 100);
+    stored
 }
 
 #[test]

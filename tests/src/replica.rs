@@ -19,18 +19,33 @@ pub struct ReplicaFile {
 
 /// All level 0 files of one database's folder, verified byte for byte, by range.
 pub fn files(folder: &Path) -> Result<Vec<ReplicaFile>, String> {
-    let level = folder.join(name::fs_dir(Level::RAW));
+    files_of(folder, [Level::RAW])
+}
+
+/// The files of every level, verified, in the order of their transactions: what a destination holds may lie in a compacted
+/// file alone.
+pub fn files_of_every_level(folder: &Path) -> Result<Vec<ReplicaFile>, String> {
+    files_of(folder, Level::all())
+}
+
+fn files_of(folder: &Path, levels: impl IntoIterator<Item = Level>) -> Result<Vec<ReplicaFile>, String> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(&level).map_err(|error| format!("{}: {error}", level.display()))? {
-        let path = entry.map_err(|error| error.to_string())?.path();
-        let Some(range) = path.file_name().and_then(|name| name::parse(&name.to_string_lossy())) else {
+    for level in levels {
+        let (raw, level) = (level == Level::RAW, folder.join(name::fs_dir(level)));
+        if !raw && !level.exists() {
             continue;
-        };
-        let header = verify(&path)?;
-        if header.range != range {
-            return Err(format!("{} holds {:?}", path.display(), header.range));
         }
-        found.push(ReplicaFile { path, range, header });
+        for entry in std::fs::read_dir(&level).map_err(|error| format!("{}: {error}", level.display()))? {
+            let path = entry.map_err(|error| error.to_string())?.path();
+            let Some(range) = path.file_name().and_then(|name| name::parse(&name.to_string_lossy())) else {
+                continue;
+            };
+            let header = verify(&path)?;
+            if header.range != range {
+                return Err(format!("{} holds {:?}", path.display(), header.range));
+            }
+            found.push(ReplicaFile { path, range, header });
+        }
     }
     found.sort_by_key(|file| file.range);
     Ok(found)
