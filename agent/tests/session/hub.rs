@@ -34,8 +34,8 @@ use walhub_proto::v1::replication_service_server::{ReplicationService, Replicati
 use walhub_proto::v1::restore_service_server::{RestoreService, RestoreServiceServer};
 use walhub_proto::v1::{
     Ack, AckLevel, DatabaseOpened, PageChecksumsRequest, PageChecksumsResponse, PageList, PageRun, PageTable,
-    RefusalCode, Refused, ReplicateRequest, ReplicateResponse, RestorePlan, RestoreRequest, RestoreResponse,
-    SegmentChunk, Welcome,
+    RefusalCode, Refused, ReplicateRequest, ReplicateResponse, RestorePagesRequest, RestorePagesResponse,
+    RestorePlan, RestoreRequest, RestoreResponse, SegmentChunk, Welcome,
 };
 
 /// Smaller than what the capture makes, so that chunks are cut again.
@@ -540,6 +540,15 @@ impl RestoreService for FakeHub {
     type RestoreStream = ReceiverStream<Result<RestoreResponse, Status>>;
 
     async fn restore(&self, _: Request<RestoreRequest>) -> Result<Response<Self::RestoreStream>, Status> {
+        Err(Status::unimplemented("not asked for by agents that follow"))
+    }
+
+    type RestorePagesStream = ReceiverStream<Result<RestorePagesResponse, Status>>;
+
+    async fn restore_pages(
+        &self,
+        _: Request<RestorePagesRequest>,
+    ) -> Result<Response<Self::RestorePagesStream>, Status> {
         Err(Status::unimplemented("not asked for by agents that follow"))
     }
 

@@ -17,6 +17,7 @@
 mod applier;
 mod error;
 pub mod feed;
+pub mod frames;
 mod output;
 mod syncer;
 #[cfg(test)]

@@ -189,6 +189,15 @@ impl RestoreService for Service {
         Ok(Response::new(plan(checksum())))
     }
 
+    type RestorePagesStream = ReceiverStream<Result<v1::RestorePagesResponse, Status>>;
+
+    async fn restore_pages(
+        &self,
+        _: Request<v1::RestorePagesRequest>,
+    ) -> Result<Response<Self::RestorePagesStream>, Status> {
+        Err(Status::unimplemented("not asked for by hubctl"))
+    }
+
     type PageChecksumsStream = ReceiverStream<Result<v1::PageChecksumsResponse, Status>>;
 
     async fn page_checksums(

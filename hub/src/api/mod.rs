@@ -7,6 +7,7 @@ mod fleet;
 mod images;
 mod import;
 mod listen;
+mod pages;
 mod peer;
 mod replication;
 mod restore;
@@ -77,7 +78,7 @@ pub fn router(handles: Handles) -> Router {
     let replication = ReplicationServiceServer::new(replication::Service::new(handles.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let restore = RestoreServiceServer::new(restore::Service::new(handles.clone()))
-        .max_decoding_message_size(MAX_REQUEST_BYTES);
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let control = ControlServiceServer::new(control::Service::new(handles.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES);
     let images = ImageServiceServer::new(images::Service::new(handles.clone()))

@@ -1,7 +1,7 @@
 //! `RestoreService`: plans, the bytes of a plan, and the page checksums of a database.
 
 use super::peer::Peer;
-use super::{Handles, checksums, status};
+use super::{Handles, checksums, pages, status};
 use crate::restore::Request as Asked;
 use crate::retain;
 use futures_util::{Stream, StreamExt};
@@ -12,11 +12,13 @@ use tonic::{Request, Response, Status};
 use walhub_common::ltx::Header;
 use walhub_common::{DatabaseKey, Pos, Txid};
 use walhub_proto::convert;
+use walhub_proto::v1::restore_pages_response::Message as PagesMessage;
 use walhub_proto::v1::restore_request::Target as WireTarget;
 use walhub_proto::v1::restore_response::Message;
 use walhub_proto::v1::restore_service_server::RestoreService;
 use walhub_proto::v1::{
-    FileInfo, PageChecksumsRequest, Position, RestorePlan, RestoreRequest, RestoreResponse,
+    FileInfo, PageChecksumsRequest, Position, RestorePagesRequest, RestorePagesResponse, RestorePlan,
+    RestoreRequest, RestoreResponse,
 };
 use walhub_store::restore::source::BUFFER;
 use walhub_store::restore::{DynSource, Piece, PlannedFile, Prepared, SourceName, Target};
@@ -43,10 +45,8 @@ impl Service {
         Self { handles }
     }
 
-    async fn plan(&self, request: Request<RestoreRequest>) -> Result<Planned, Status> {
-        let peer = Peer::of(request.extensions())?.clone();
-        let request = request.into_inner();
-        let asked = asked(&peer, &request)?;
+    async fn plan(&self, peer: &Peer, request: &RestoreRequest) -> Result<Planned, Status> {
+        let asked = asked(peer, request)?;
         let restores = &self.handles.restores;
         let sources = restores.select(asked.source.as_ref()).map_err(|e| status::unknown_source(&e))?;
         let pin = restores.pins().pin(&asked.database).await;
@@ -131,17 +131,51 @@ impl RestoreService for Service {
         checksums::serve(&self.handles, &peer, request.get_ref()).await.map(Response::new)
     }
 
+    type RestorePagesStream = Pin<Box<dyn Stream<Item = Result<RestorePagesResponse, Status>> + Send>>;
+
+    async fn restore_pages(
+        &self,
+        request: Request<RestorePagesRequest>,
+    ) -> Result<Response<Self::RestorePagesStream>, Status> {
+        let peer = Peer::of(request.extensions())?;
+        let RestorePagesRequest { point, wanted } = request.get_ref();
+        let point = point.as_ref().ok_or_else(|| status::invalid("point", "missing"))?;
+        let Planned { database, sources, prepared, wire, pin } = self.plan(peer, point).await?;
+        let unwanted = pages::unwanted(wanted, wire.commit)?;
+        let (txid, wanted) = (prepared.plan.reached.get(), wire.commit - unwanted.len());
+        tracing::info!(%database, txid, pages = wanted, "restore");
+        let all = point.after_txid == 0;
+        let mut frames = self.handles.restores.pages(&sources, &database, &prepared, unwanted, all);
+        let (ahead, read) = mpsc::channel(READ_AHEAD);
+        self.handles.tasks.spawn(async move {
+            let _pin = pin;
+            while let Some(frames) = frames.next().await {
+                let frames = frames.map(pages::message).map_err(|error| {
+                    tracing::warn!(%database, %error, "a restore broke off");
+                    status::pages(&error)
+                });
+                if ahead.send(frames).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let plan = RestorePagesResponse { message: Some(PagesMessage::Plan(wire)) };
+        let plan = futures_util::stream::once(async { Ok(plan) });
+        Ok(Response::new(Box::pin(plan.chain(ReceiverStream::new(read)))))
+    }
+
     type RestoreStream = Pin<Box<dyn Stream<Item = Result<RestoreResponse, Status>> + Send>>;
 
     async fn plan_restore(&self, request: Request<RestoreRequest>) -> Result<Response<RestorePlan>, Status> {
-        Ok(Response::new(self.plan(request).await?.wire))
+        Ok(Response::new(self.plan(Peer::of(request.extensions())?, request.get_ref()).await?.wire))
     }
 
     async fn restore(
         &self,
         request: Request<RestoreRequest>,
     ) -> Result<Response<Self::RestoreStream>, Status> {
-        let Planned { database, sources, prepared, wire, pin } = self.plan(request).await?;
+        let Planned { database, sources, prepared, wire, pin } =
+            self.plan(Peer::of(request.extensions())?, request.get_ref()).await?;
         tracing::info!(%database, txid = prepared.plan.reached.get(), bytes = wire.total_bytes, "restore");
         let mut pieces = self.handles.restores.fetch(&sources, &database, &prepared.plan);
         let (ahead, read) = mpsc::channel(READ_AHEAD);

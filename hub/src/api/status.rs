@@ -2,7 +2,7 @@
 
 use crate::ingest::SessionError;
 use crate::reload::ReloadError;
-use crate::restore::{ChecksumsError, FoldError, PrepareError, UnknownSource};
+use crate::restore::{ChecksumsError, FoldError, PagesError, PrepareError, UnknownSource};
 use crate::staging::StagingError;
 use std::fmt::Display;
 use tonic::{Code, Status};
@@ -103,6 +103,15 @@ pub(super) fn checksums(error: &ChecksumsError) -> Status {
         ChecksumsError::NothingNew(_) => Status::invalid_argument(error.to_string()),
         ChecksumsError::TooMany(_) => Status::resource_exhausted(error.to_string()),
         ChecksumsError::Internal(_) => Status::internal(error.to_string()),
+    }
+}
+
+/// Why pages broke off.
+pub(super) fn pages(error: &PagesError) -> Status {
+    match error {
+        PagesError::Source(error) => source(error),
+        PagesError::File { .. } | PagesError::MissingPage(_) => Status::data_loss(error.to_string()),
+        PagesError::Internal(_) => Status::internal(error.to_string()),
     }
 }
 

@@ -13,9 +13,11 @@
 mod buffer_source;
 mod checksums;
 mod fold;
+mod pages;
 
 pub use checksums::{ChecksumsError, Table};
 pub use fold::{Batch, FoldError};
+pub use pages::PagesError;
 
 use crate::buffer::WalBuffer;
 use crate::copies::InService;

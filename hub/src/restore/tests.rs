@@ -7,16 +7,17 @@ use crate::buffer::{Chunk, DatabaseId, EveryDatabase, SegmentMeta, WalBuffer};
 use crate::copies::InService;
 use crate::testutil::{Image, Segment};
 use futures_util::StreamExt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+use walhub_common::ltx::expand;
 use walhub_common::restore::Applier;
-use walhub_common::{Checksum, DatabaseKey, DestinationName, Level, Pgno, Pos, Txid};
+use walhub_common::{Checksum, DatabaseKey, DestinationName, Level, PageSet, Pgno, Pos, Txid};
 use walhub_store::destinations::config::FileConfig;
 use walhub_store::destinations::faulty::{Faults, Faulty};
 use walhub_store::destinations::file::FileDestination;
 use walhub_store::destinations::{Body, Destination, DynDestination, FileKey, PutMeta};
-use walhub_store::restore::{Piece, PlanError, Prepared, RestoreError, Target};
+use walhub_store::restore::{DynSource, Piece, PlanError, Prepared, RestoreError, Target};
 
 /// Hub time of transaction n is this plus n; in the segments' headers stands the agent's time.
 const EPOCH_MS: i64 = 1_800_000_000_000;
@@ -105,6 +106,23 @@ impl Bench {
         self.restores.prepare(&sources, request).await
     }
 
+    /// Every page of the plan comes once, and is that of the image.
+    async fn pages_are(&self, sources: &[DynSource], prepared: &Prepared, image: &[u8]) {
+        let size = prepared.header.unwrap().page_size;
+        let none = PageSet::empty((image.len() / size.bytes()) as u32);
+        let mut frames = self.restores.pages(sources, &key(), prepared, none, true);
+        let (mut found, mut page) = (vec![0; image.len()], Vec::new());
+        let mut seen = BTreeSet::new();
+        while let Some(frames) = frames.next().await {
+            for (pgno, block) in frames.unwrap().iter() {
+                assert!(seen.insert(pgno), "{pgno} came twice");
+                expand(block, size, &mut page).unwrap();
+                found[pgno.index() * size.bytes()..][..size.bytes()].copy_from_slice(&page);
+            }
+        }
+        assert!(found == image, "{seen:?}");
+    }
+
     /// Restores the target and compares with the source at that transaction.
     async fn restores_to(&self, target: Target, source: Option<&str>, txid: u64) -> Prepared {
         let request = self.ask(target, 0, source);
@@ -127,6 +145,7 @@ impl Bench {
         let state = &self.states[txid as usize - 1];
         applier.finish(Some(state.checksum())).unwrap();
         assert_eq!(std::fs::read(&out).unwrap(), state.bytes());
+        self.pages_are(&sources, &prepared, &state.bytes()).await;
         prepared
     }
 }
