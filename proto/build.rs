@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "hub/v1/destinations.proto",
         "hub/v1/import.proto",
         "hub/v1/retention.proto",
+        "hub/v1/jobs.proto",
     ];
     let descriptors = protox::compile(files, ["."])?;
     // `bytes` fields become `Bytes`: a segment is sliced, never copied, on its way through the hub.

@@ -4,6 +4,8 @@ use crate::config::{Config, Identity};
 use crate::database::Shared;
 use crate::local::server::LocalServer;
 use crate::local::status::{AgentStatus, Facts};
+use crate::orders::{self, Orders};
+use crate::restore::Ground;
 use crate::roster::{Public, Roster};
 use crate::ship::session::{Session, Switchboard};
 use crate::ship::window::Budget;
@@ -57,6 +59,7 @@ pub struct App {
 #[derive(Debug)]
 pub struct Running {
     facts: Arc<Facts>,
+    orders: TaskGroup,
     roster: TaskGroup,
     databases: TaskGroup,
     rest: TaskGroup,
@@ -118,14 +121,23 @@ impl App {
                 tracing::error!(error = %e, "file events ended; commits are seen by the slow poll only");
             }
         });
-        let session =
-            Session::new(identity.hub, config.upload_limit, shared.state.clone(), shared.board.clone());
+        let inbox = Arc::new(orders::Inbox::default());
+        let session = Session::new(
+            identity.hub,
+            config.upload_limit,
+            shared.state.clone(),
+            shared.board.clone(),
+            inbox.clone(),
+        );
         rest.spawn(session.run(rest.token().clone()));
+        let orders = TaskGroup::new("orders");
+        let ground = Ground { shared: shared.clone(), public: public.clone() };
+        orders.spawn(Orders::new(ground, inbox).run(orders.token().clone()));
         let connections = rest.child("status");
         rest.spawn(local.run(facts.clone(), connections));
         let roster = Roster::new(config.sources, shared, public, databases.clone());
         roster_group.spawn(roster.run(roster_group.token().clone()));
-        Running { facts, roster: roster_group, databases, rest }
+        Running { facts, orders, roster: roster_group, databases, rest }
     }
 }
 
@@ -140,9 +152,11 @@ impl Running {
     pub async fn shutdown(self, deadline: Duration) -> bool {
         let begun = tokio::time::Instant::now();
         let left = || deadline.saturating_sub(begun.elapsed());
+        // First: what is being restored needs its database until it has given up.
+        let gave_up = self.orders.shutdown(left()).await;
         let let_go = self.roster.shutdown(left()).await & self.databases.shutdown(left()).await;
         // What remains only waits; it needs no time of its own.
         let closed = self.rest.shutdown(left().max(Duration::from_secs(1))).await;
-        let_go & closed
+        gave_up & let_go & closed
     }
 }

@@ -5,6 +5,7 @@
 //!               ├─ watch                  file events ▸ letter boxes
 //!               ├─ database (one task per file) ▸ capture ▸ page_map; spool while the hub is away
 //!               ├─ ship                   one stream to the hub, what waits for its acks, how to resume
+//!               ├─ orders ▸ restore       databases brought back as the hub orders
 //!               └─ local                  the status socket
 //! ```
 //! Nothing but `capture` opens a database or its `-shm`: closing a descriptor would drop SQLite's locks of this process.
@@ -17,7 +18,9 @@ pub mod database;
 pub mod discover;
 pub mod disk;
 pub mod local;
+pub mod orders;
 pub mod page_map;
+pub mod restore;
 pub mod roster;
 pub mod ship;
 pub mod spool;

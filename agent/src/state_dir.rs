@@ -118,12 +118,17 @@ impl StateDir {
 
     /// The folder of one database; created when missing, with a note which file it stands for.
     pub fn database(&self, name: &DatabaseName, path: &Path) -> io::Result<PathBuf> {
-        let folder = self.path.join("databases").join(name.as_str());
+        let folder = self.folder_of(name);
         create_private(&folder)?;
         if self.path_of(name).as_deref() != Some(path) {
             disk::replace(&*self.disk, &folder, "path", &path.to_string_lossy())?;
         }
         Ok(folder)
+    }
+
+    /// The folder of one database, whether it is there or not.
+    pub fn folder_of(&self, name: &DatabaseName) -> PathBuf {
+        self.path.join("databases").join(name.as_str())
     }
 
     /// Which file a name stood for when it was last followed.

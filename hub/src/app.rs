@@ -10,7 +10,7 @@ use crate::compact::Compactor;
 use crate::config::{BufferConfig, Config};
 use crate::copies::{Board, InService, Meters};
 use crate::fanout::Fanout;
-use crate::fleet::{Epochs, Fleet, Registry};
+use crate::fleet::{Epochs, Fleet, LabelBook, OrderDesk, Registry};
 use crate::import::Importer;
 use crate::ingest::{Ingest, Origins};
 use crate::merge::LtxMerger;
@@ -89,6 +89,7 @@ pub struct App {
     buffer: Arc<dyn WalBuffer>,
     destinations: Vec<DynDestination>,
     epochs: Epochs,
+    labels: LabelBook,
     staging: Arc<Staging>,
     holds: Arc<Holds>,
     listener: TcpListener,
@@ -106,7 +107,7 @@ impl App {
         let path = config.data_dir.clone();
         let BufferConfig { max_bytes, when_full } = config.buffer;
         let merger = Arc::new(LtxMerger);
-        let (buffer, epochs, staging, holds) = tokio::task::spawn_blocking(move || {
+        let (buffer, epochs, labels, staging, holds) = tokio::task::spawn_blocking(move || {
             let data = |source| AppError::Data { path: path.clone(), source };
             let sealed = Arc::new(Sealed::open(&path).map_err(data)?);
             let payloads = Some(sealed.clone() as _);
@@ -114,10 +115,11 @@ impl App {
             let buffer = DiskBuffer::open(options)
                 .map_err(|source| AppError::Buffer { path: path.clone(), source })?;
             let epochs = Epochs::open(&path).map_err(data)?;
+            let labels = LabelBook::open(&path).map_err(data)?;
             let staging = Staging::open(&path, max_bytes, sealed).map_err(data)?;
             staging.reconcile(&buffer).map_err(data)?;
             let holds = Holds::open(&path).map_err(data)?;
-            Ok::<_, AppError>((buffer, epochs, Arc::new(staging), Arc::new(holds)))
+            Ok::<_, AppError>((buffer, epochs, labels, Arc::new(staging), Arc::new(holds)))
         })
         .await
         .map_err(|e| AppError::Serve(e.to_string()))??;
@@ -132,6 +134,7 @@ impl App {
             buffer: Arc::new(buffer),
             destinations,
             epochs,
+            labels,
             staging,
             holds,
             listener,
@@ -152,11 +155,23 @@ impl App {
         stop: impl Future<Output = ()> + Send,
         hangups: mpsc::Receiver<()>,
     ) -> Result<(), AppError> {
-        let App { config, meters, buffer, destinations, epochs, staging, holds, listener, address, acceptor } =
-            self;
+        let App {
+            config,
+            meters,
+            buffer,
+            destinations,
+            epochs,
+            labels,
+            staging,
+            holds,
+            listener,
+            address,
+            acceptor,
+        } = self;
         let count = destinations.len();
         let board = Arc::new(Board::with_meters(reload::first_roster(&config, destinations), meters));
-        let fleet = Arc::new(Fleet { epochs, registry: Registry::default(), board: board.clone() });
+        let (registry, orders) = (Registry::default(), OrderDesk::default());
+        let fleet = Arc::new(Fleet { epochs, labels, registry, orders, board: board.clone() });
         let fanout = Fanout::start(buffer.clone(), board.clone(), &config.data_dir.join(TMP))
             .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
         let fanout = Arc::new(fanout);

@@ -135,6 +135,7 @@ impl Agent {
         send(
             &say,
             Say::Hello(Hello {
+                takes_orders: false,
                 protocol_version: 1,
                 agent_version: "bench".into(),
                 epoch: 0,

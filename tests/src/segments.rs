@@ -113,6 +113,7 @@ impl Session {
     ) -> Result<(Session, v1::Welcome), tonic::Status> {
         let (requests, outgoing) = mpsc::channel(16);
         let hello = v1::Hello {
+            takes_orders: false,
             protocol_version: 1,
             agent_version: "by hand".to_owned(),
             epoch,

@@ -209,6 +209,7 @@ fn cost(message: &Message) -> u32 {
     let payload = match message {
         Message::Segment(SegmentChunk { data, .. }) => data.len().min(OUTBOX_BYTES),
         Message::Open(open) => open.path.len().min(OUTBOX_BYTES),
+        Message::OrderUpdate(update) => update.message.len().min(OUTBOX_BYTES),
         Message::Hello(_) | Message::Close(_) => 0,
     };
     u32::try_from(payload + MESSAGE_BYTES).expect("BUG: a message beyond the outbox")

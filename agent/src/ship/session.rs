@@ -11,6 +11,7 @@ use super::connect::{DialError, HubAddress, status_reason};
 use super::inbox::{Inbox, Opened, Refusal, Staging};
 use super::link::{Link, greet};
 use super::throttle::{UploadLimit, throttled};
+use crate::orders;
 use crate::state_dir::StateDir;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -172,6 +173,7 @@ pub struct Session {
     limit: Option<UploadLimit>,
     state: Arc<StateDir>,
     board: Arc<Switchboard>,
+    orders: Arc<orders::Inbox>,
     instance: [u8; 16],
     streams: u64,
     logged: Option<String>,
@@ -184,8 +186,9 @@ impl Session {
         limit: Option<UploadLimit>,
         state: Arc<StateDir>,
         board: Arc<Switchboard>,
+        orders: Arc<orders::Inbox>,
     ) -> Self {
-        Self { hub, limit, state, board, instance: rand::random(), streams: 0, logged: None }
+        Self { hub, limit, state, board, orders, instance: rand::random(), streams: 0, logged: None }
     }
 
     /// Connects, serves, reconnects; ends with the token.
@@ -232,6 +235,7 @@ impl Session {
             agent_version: env!("CARGO_PKG_VERSION").into(),
             epoch,
             instance_id: self.instance.to_vec().into(),
+            takes_orders: true,
         };
         greet(&tx, &room, Request::Hello(hello)).await.map_err(|_| SessionError::Ended)?;
         let mut client = ReplicationServiceClient::new(channel.clone())
@@ -304,6 +308,7 @@ impl Session {
                     };
                     self.post(refused.handle, |mail| mail.refused = Some(letter));
                 }
+                Some(Response::Order(order)) => self.orders.post(order),
                 Some(Response::Welcome(_)) => {
                     return Err(SessionError::Protocol("a second welcome".into()));
                 }

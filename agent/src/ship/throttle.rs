@@ -96,6 +96,7 @@ fn size(request: &ReplicateRequest) -> usize {
     let payload = match &request.message {
         Some(Message::Segment(chunk)) => chunk.data.len(),
         Some(Message::Open(open)) => open.path.len() + open.name.len(),
+        Some(Message::OrderUpdate(update)) => update.message.len(),
         Some(Message::Hello(_) | Message::Close(_)) | None => 0,
     };
     payload + OVERHEAD

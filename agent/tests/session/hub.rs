@@ -371,7 +371,9 @@ impl Stream {
                 Some(Said::Close(close)) => {
                     self.handles.remove(&close.handle);
                 }
-                Some(Said::Hello(_)) | None => return Err(Status::invalid_argument("unexpected message")),
+                Some(Said::Hello(_) | Said::OrderUpdate(_)) | None => {
+                    return Err(Status::invalid_argument("unexpected message"));
+                }
             }
         }
         Ok(())

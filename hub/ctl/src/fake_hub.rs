@@ -271,6 +271,13 @@ impl FleetService for Service {
         Ok(Response::new(v1::StatusResponse { databases, ..Default::default() }))
     }
 
+    async fn label_agent(
+        &self,
+        _: Request<v1::LabelAgentRequest>,
+    ) -> Result<Response<v1::LabelAgentResponse>, Status> {
+        Err(Status::unimplemented("not asked for by these tests"))
+    }
+
     async fn list_files(
         &self,
         _request: Request<v1::ListFilesRequest>,

@@ -8,7 +8,9 @@ use tonic::{Request, Response, Status};
 use walhub_common::tls::Role;
 use walhub_common::{AgentName, DatabaseName};
 use walhub_proto::v1::fleet_service_server::FleetService;
-use walhub_proto::v1::{ListFilesRequest, ListFilesResponse, StatusRequest, StatusResponse};
+use walhub_proto::v1::{
+    LabelAgentRequest, LabelAgentResponse, ListFilesRequest, ListFilesResponse, StatusRequest, StatusResponse,
+};
 use walhub_store::restore::{PlannedFile, SourceName};
 
 pub(super) struct Service {
@@ -59,6 +61,19 @@ impl FleetService for Service {
             tokio::task::spawn_blocking(move || assemble(&fleet, buffer.as_ref(), &scope, started_ms)).await;
         let picture = picture.map(|picture| if to_agent { for_agent(picture) } else { picture });
         picture.map(Response::new).map_err(|_| Status::internal("the status failed; see the hub's log"))
+    }
+
+    async fn label_agent(
+        &self,
+        request: Request<LabelAgentRequest>,
+    ) -> Result<Response<LabelAgentResponse>, Status> {
+        Peer::of(request.extensions())?.operator()?;
+        let LabelAgentRequest { agent, set, remove } = request.into_inner();
+        let agent = AgentName::new(agent).map_err(|e| status::invalid("agent", e))?;
+        let labels = self.handles.fleet.labels.change(&agent, set.into_iter().collect(), &remove).await;
+        let labels = labels.map_err(|e| status::label(&e))?;
+        tracing::info!(%agent, ?labels, "labels changed");
+        Ok(Response::new(LabelAgentResponse { labels: labels.into_iter().collect() }))
     }
 
     async fn list_files(

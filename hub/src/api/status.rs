@@ -1,5 +1,6 @@
 //! Every error of the hub as a gRPC status: the only place that makes one.
 
+use crate::fleet::labels::LabelError;
 use crate::ingest::SessionError;
 use crate::reload::ReloadError;
 use crate::restore::{ChecksumsError, FoldError, PagesError, PrepareError, UnknownSource};
@@ -72,6 +73,15 @@ pub(super) fn reload(error: &ReloadError) -> Status {
             Status::failed_precondition(error.to_string())
         }
         ReloadError::Ended(_) => Status::unavailable(error.to_string()),
+    }
+}
+
+/// Why a label was not given.
+pub(super) fn label(error: &LabelError) -> Status {
+    match error {
+        LabelError::Word(_) => Status::invalid_argument(error.to_string()),
+        LabelError::TooMany => Status::resource_exhausted(error.to_string()),
+        LabelError::Io(_) => Status::unavailable(error.to_string()),
     }
 }
 

@@ -137,6 +137,9 @@ fn agents(fleet: &Fleet, per_agent: &BTreeMap<&AgentName, u32>, scope: &Scope) -
             v1::AgentStatus { name: name.to_string(), databases: *databases, ..v1::AgentStatus::default() };
         agents.insert((*name).clone(), status);
     }
+    for (name, _) in fleet.labels.all() {
+        agents.entry(name).or_default();
+    }
     for seen in fleet.registry.agents() {
         let status = agents.entry(seen.name).or_default();
         status.connected = seen.connected;
@@ -147,7 +150,10 @@ fn agents(fleet: &Fleet, per_agent: &BTreeMap<&AgentName, u32>, scope: &Scope) -
     agents
         .into_iter()
         .filter(|(name, _)| scope.agent.as_ref().is_none_or(|only| only == name))
-        .map(|(name, status)| v1::AgentStatus { name: name.to_string(), ..status })
+        .map(|(name, status)| {
+            let labels = fleet.labels.of(&name).into_iter().collect();
+            v1::AgentStatus { name: name.to_string(), labels, ..status }
+        })
         .collect()
 }
 

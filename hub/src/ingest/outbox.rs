@@ -1,6 +1,6 @@
 //! What waits to be said to one agent: messages in order, acks merged while they wait.
 //!
-//! Invariant: its length is bounded by the messages that asked for an answer plus two acks per handle.
+//! Invariant: its length is bounded by the messages that asked for an answer, orders as long as there is room, and two acks per handle.
 
 use std::collections::{HashMap, VecDeque};
 use walhub_common::Txid;

@@ -12,6 +12,7 @@ use super::origin::OpenError;
 use super::outbox::Outbox;
 use crate::buffer::{BufferError, DatabaseId, Registered};
 use crate::copies::board::Inbox;
+use crate::fleet::orders::Chair;
 use crate::fleet::registry::Seat;
 use crate::staging::{Held, StagingError};
 use futures_util::future::BoxFuture;
@@ -52,6 +53,8 @@ struct Session<'a, S> {
     hub: &'a Ingest,
     agent: AgentName,
     seat: Seat,
+    /// Orders for this agent.
+    orders: Chair,
     inbound: S,
     out: mpsc::Sender<ReplicateResponse>,
     outbox: Outbox,
@@ -85,7 +88,8 @@ where
     let seat = hub.fleet.registry.seat(&agent, peer, &version, token).await.map_err(|_| ended(hub))?;
     let epoch = hub.fleet.epochs.claim(&agent, hello.epoch, &hello.instance_id).await?;
     tracing::info!(%agent, peer, version, epoch, "agent connected");
-    let mut session = Session::new(hub, agent.clone(), seat, inbound, out);
+    let orders = hub.fleet.orders.sit(&agent, hello.takes_orders);
+    let mut session = Session::new(hub, agent.clone(), seat, orders, inbound, out);
     session.outbox.push(Response::Welcome(Welcome {
         hub_version: env!("CARGO_PKG_VERSION").to_owned(),
         epoch,
@@ -142,6 +146,7 @@ where
         hub: &'a Ingest,
         agent: AgentName,
         seat: Seat,
+        orders: Chair,
         inbound: S,
         out: mpsc::Sender<ReplicateResponse>,
     ) -> Self {
@@ -149,6 +154,7 @@ where
             hub,
             agent,
             seat,
+            orders,
             inbound,
             out,
             outbox: Outbox::default(),
@@ -184,6 +190,9 @@ where
                     Err(_) => return Err(SessionError::Broken("the agent reads no more".to_owned())),
                 },
                 () = self.inbox.wait() => self.durable_news(),
+                order = self.orders.next(), if self.outbox.len() < MAX_OUTBOX => {
+                    self.outbox.push(Response::Order(order));
+                }
                 message = self.inbound.next(), if room => match message {
                     Some(message) => self.message(message?).await?,
                     None => more = false,
@@ -215,6 +224,10 @@ where
             Some(Request::Open(open)) => self.open(open).await,
             Some(Request::Close(CloseDatabase { handle })) => {
                 self.close(handle);
+                Ok(())
+            }
+            Some(Request::OrderUpdate(update)) => {
+                self.orders.update(update);
                 Ok(())
             }
             Some(Request::Hello(_)) => Err(SessionError::BadMessage("Hello came twice")),

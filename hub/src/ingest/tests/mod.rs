@@ -9,7 +9,7 @@ use super::{Ingest, Origins, SessionError};
 use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::{Chunk, EveryDatabase, WalBuffer};
 use crate::copies::{Board, InService, Policy, Roster, Rules};
-use crate::fleet::{Epochs, Fleet, Registry};
+use crate::fleet::{Epochs, Fleet, LabelBook, OrderDesk, Registry};
 use crate::staging::{Sealed, Staging};
 use crate::testutil::{Image, Segment, chunks, place};
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use walhub_common::{AgentName, Checksum, DatabaseKey, Txid};
 use walhub_proto::v1::replicate_request::Message as Request;
 use walhub_proto::v1::replicate_response::Message as Response;
 use walhub_proto::v1::{
-    Ack, AckLevel, CloseDatabase, DatabaseOpened, Hello, OpenDatabase, Position, RefusalCode, Refused,
-    ReplicateRequest, ReplicateResponse, SegmentChunk, Welcome,
+    Ack, AckLevel, CloseDatabase, DatabaseOpened, Hello, OpenDatabase, OrderUpdate, Position, RefusalCode,
+    Refused, ReplicateRequest, ReplicateResponse, RestoreOrder, SegmentChunk, Welcome,
 };
 
 struct Hub {
@@ -46,6 +46,8 @@ impl Hub {
         let fleet = Arc::new(Fleet {
             epochs: Epochs::open(dir.path()).unwrap(),
             registry: Registry::default(),
+            labels: LabelBook::open(dir.path()).unwrap(),
+            orders: OrderDesk::default(),
             board: Arc::new(Board::new(Roster::new(
                 vec![place(0, "one")],
                 Rules::new(Vec::new(), Policy::default()),
@@ -69,7 +71,7 @@ impl Hub {
         let end = self.tasks.spawn(async move {
             ingest.serve(agent, "127.0.0.1:1", ReceiverStream::new(inbound), out).await
         });
-        Client { requests, responses, end }
+        Client { takes_orders: true, requests, responses, end }
     }
 
     async fn welcomed(&self, agent: &str, epoch: u64) -> Client {
@@ -90,6 +92,7 @@ impl Hub {
 }
 
 struct Client {
+    takes_orders: bool,
     requests: mpsc::Sender<Result<ReplicateRequest, SessionError>>,
     responses: mpsc::Receiver<ReplicateResponse>,
     end: tokio::task::JoinHandle<Result<(), SessionError>>,
@@ -106,6 +109,7 @@ impl Client {
             agent_version: "test".into(),
             epoch,
             instance_id: instance.into(),
+            takes_orders: self.takes_orders,
         }))
         .await;
     }

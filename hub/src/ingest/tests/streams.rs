@@ -181,3 +181,36 @@ async fn the_buffer_refuses_what_does_not_follow() {
     let chunk = Chunk { database: id, meta, number: 0, last: true, data: segment.ltx };
     assert!(hub.buffer.append(chunk).await.is_err());
 }
+
+#[tokio::test]
+async fn orders_are_said_on_every_stream_of_an_agent_that_takes_them_and_heard_of() {
+    let hub = Hub::new();
+    let agent = AgentName::new("a").unwrap();
+    let order = RestoreOrder { id: "job.1".into(), database: "app".into(), ..RestoreOrder::default() };
+    hub.fleet.orders.post(&agent, order.clone());
+    for _ in 0..2 {
+        let mut client = hub.welcomed("a", 1).await;
+        assert_eq!(client.next().await, Response::Order(order.clone()));
+        client.end().await.unwrap();
+    }
+    let mut client = hub.welcomed("a", 1).await;
+    assert_eq!(client.next().await, Response::Order(order.clone()));
+    let update = OrderUpdate { id: "job.1".into(), bytes: 7, ..OrderUpdate::default() };
+    client.say(Request::OrderUpdate(update.clone())).await;
+    let heard = async {
+        loop {
+            if let Some((_, update)) = hub.fleet.orders.news().await.updates.pop_first() {
+                return update;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(20), heard).await.unwrap(), update);
+    client.end().await.unwrap();
+    let mut old = hub.connect("a");
+    old.takes_orders = false;
+    old.hello(1, b"instance").await;
+    assert!(matches!(old.next().await, Response::Welcome(_)));
+    old.open(1, "app").await;
+    assert!(old.responses.try_recv().is_err(), "an agent that takes no orders was sent one");
+    old.end().await.unwrap();
+}

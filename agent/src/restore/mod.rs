@@ -1,0 +1,108 @@
+//! Brings a database of this node back to a position of its history, as the hub ordered: the words of it, and the one call.
+//!
+//! What a caller may rely on: [`execute`] changes nothing of the live database before the result is proven by its checksum
+//! and every check holds; it is done, or the database is as it was. Carried out twice, an order leads to the same state.
+//!
+//! Non-goals: where orders come from, and who hears of them ([`crate::orders`]).
+
+use crate::database::Shared;
+use crate::roster::Public;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+use walhub_common::{DatabaseName, Pos, Txid};
+
+/// What is needed beside the order.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    /// Link to the hub, state folder, turns.
+    pub shared: Arc<Shared>,
+    /// The databases that are followed.
+    pub public: Arc<Public>,
+}
+
+/// One database to one position.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Order {
+    /// Name of the order, unique for ever.
+    pub id: String,
+    /// Which database.
+    pub database: DatabaseName,
+    /// Its file.
+    pub path: PathBuf,
+    /// The point asked for.
+    pub until: Pos,
+    /// How.
+    pub mode: Mode,
+    /// Assertions "SQL = value" that must hold before the live database is changed.
+    pub checks: Vec<String>,
+    /// Bytes fetched from the hub per second at most.
+    pub max_bytes_per_second: Option<NonZeroU64>,
+}
+
+/// How a database comes back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// As one transaction into the live file.
+    InPlace,
+    /// Another file in its place, while nobody but this agent has it open.
+    Replace,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Finds and fetches what differs; the live database is untouched, and the order can be cancelled.
+    Fetching,
+    /// Changes the live database.
+    Applying,
+}
+
+/// Hears of progress: phase, bytes fetched, bytes to fetch (0 while not known). Called often; must not block.
+pub type Tell<'a> = &'a (dyn Fn(Phase, u64, u64) + Send + Sync);
+
+/// It is at the point asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// The position asked for, proven.
+    pub reached: Pos,
+    /// The transaction that the restored state is in the database's history; `None` when nothing differed.
+    pub new_txid: Option<Txid>,
+    /// The restore point of what was there before.
+    pub safety_txid: Option<Txid>,
+    /// Bytes fetched from the hub.
+    pub bytes: u64,
+}
+
+/// It is not; the live database is as it was.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Failure {
+    /// The token was cancelled in time.
+    #[error("cancelled before anything was changed")]
+    Cancelled,
+    /// Why, and what to do.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Carries an order out. Ends soon after `cancel`, unless it is applying.
+pub async fn execute(
+    ground: &Ground,
+    order: &Order,
+    tell: Tell<'_>,
+    cancel: &CancellationToken,
+) -> Result<Outcome, Failure> {
+    let _ = (ground, tell);
+    if cancel.is_cancelled() {
+        return Err(Failure::Cancelled);
+    }
+    let how = match order.mode {
+        Mode::InPlace => "into live databases",
+        Mode::Replace => "in place of database files",
+    };
+    Err(Failure::Failed(format!(
+        "this agent cannot restore {how} yet; restore {} with hubctl",
+        order.database
+    )))
+}
