@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use walhub_common::clock;
+use walhub_common::folder_lock::Freed;
 use walhub_common::limits::MAX_WINDOW_BYTES;
 use walhub_common::task::TaskGroup;
 
@@ -26,6 +27,8 @@ pub const BLOCKING_THREADS: usize = 8;
 const TURNS: usize = 3;
 /// Attaches at one time.
 const ATTACHING: usize = 2;
+/// What only waits gets at least this long to end.
+const CLOSING: Duration = Duration::from_secs(1);
 const _: () = assert!(TURNS + ATTACHING < BLOCKING_THREADS);
 
 /// Why the agent cannot start.
@@ -63,6 +66,7 @@ pub struct Running {
     roster: TaskGroup,
     databases: TaskGroup,
     rest: TaskGroup,
+    freed: Freed,
 }
 
 impl App {
@@ -121,6 +125,7 @@ impl App {
                 tracing::error!(error = %e, "file events ended; commits are seen by the slow poll only");
             }
         });
+        let freed = shared.state.freed();
         let inbox = Arc::new(orders::Inbox::default());
         let session = Session::new(
             identity.hub,
@@ -129,15 +134,14 @@ impl App {
             shared.board.clone(),
             inbox.clone(),
         );
-        rest.spawn(session.run(rest.token().clone()));
+        rest.spawn(session.run(rest.clone()));
         let orders = TaskGroup::new("orders");
         let ground = Ground { shared: shared.clone(), public: public.clone() };
         orders.spawn(Orders::new(ground, inbox).run(orders.token().clone()));
-        let connections = rest.child("status");
-        rest.spawn(local.run(facts.clone(), connections));
+        rest.spawn(local.run(facts.clone(), rest.clone()));
         let roster = Roster::new(config.sources, shared, public, databases.clone());
         roster_group.spawn(roster.run(roster_group.token().clone()));
-        Running { facts, orders, roster: roster_group, databases, rest }
+        Running { facts, orders, roster: roster_group, databases, rest, freed }
     }
 }
 
@@ -147,16 +151,23 @@ impl Running {
         self.facts.status()
     }
 
-    /// Sends what was committed until now, lets every database go, closes the stream. False when that took longer than
+    /// Sends what was committed until now, lets every database go, closes the stream and every connection. True when
+    /// nothing of this agent is left: its state folder is free for another one. False when that took longer than
     /// `deadline`; nothing is lost then, the next start looks closer.
     pub async fn shutdown(self, deadline: Duration) -> bool {
+        let Running { facts, orders, roster, databases, rest, freed } = self;
         let begun = tokio::time::Instant::now();
         let left = || deadline.saturating_sub(begun.elapsed());
         // First: what is being restored needs its database until it has given up.
-        let gave_up = self.orders.shutdown(left()).await;
-        let let_go = self.roster.shutdown(left()).await & self.databases.shutdown(left()).await;
+        let gave_up = orders.shutdown(left()).await;
+        let let_go = roster.shutdown(left()).await & databases.shutdown(left()).await;
         // What remains only waits; it needs no time of its own.
-        let closed = self.rest.shutdown(left().max(Duration::from_secs(1))).await;
-        gave_up & let_go & closed
+        let closed = rest.shutdown(left().max(CLOSING)).await;
+        drop(facts);
+        let free = tokio::time::timeout(left().max(CLOSING), freed.wait()).await.is_ok();
+        if !free {
+            tracing::warn!("the state folder is still in use");
+        }
+        gave_up & let_go & closed & free
     }
 }

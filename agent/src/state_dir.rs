@@ -9,12 +9,13 @@
 //! ```
 
 use crate::disk::{self, Disk};
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use walhub_common::DatabaseName;
+use walhub_common::folder_lock::{FolderLock, Freed};
 
 /// Why the state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +48,7 @@ pub struct StateDir {
     path: PathBuf,
     epoch: AtomicU64,
     disk: Arc<dyn Disk>,
-    _lock: File,
+    lock: FolderLock,
 }
 
 impl StateDir {
@@ -64,17 +65,8 @@ impl StateDir {
         };
         create_private(path).map_err(io(path))?;
         let lock_path = path.join("agent.lock");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(io(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StateDirError::Taken { path: path.to_owned() }),
-            Err(TryLockError::Error(e)) => return Err(io(&lock_path)(e)),
-        }
+        let lock = FolderLock::take(&lock_path).map_err(io(&lock_path))?;
+        let lock = lock.ok_or_else(|| StateDirError::Taken { path: path.to_owned() })?;
         let epoch_path = path.join("epoch");
         let epoch = match fs::read_to_string(&epoch_path) {
             Ok(text) => {
@@ -91,7 +83,12 @@ impl StateDir {
             Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
             Err(e) => return Err(io(&epoch_path)(e)),
         };
-        Ok(Self { path: path.to_owned(), epoch: AtomicU64::new(epoch), disk, _lock: lock })
+        Ok(Self { path: path.to_owned(), epoch: AtomicU64::new(epoch), disk, lock })
+    }
+
+    /// Tells when nobody of this process uses the folder any more.
+    pub fn freed(&self) -> Freed {
+        self.lock.freed()
     }
 
     /// Incarnation of this start; 0 while the node has none.

@@ -5,6 +5,7 @@ pub mod backoff;
 pub mod checksum;
 pub mod clock;
 pub mod config;
+pub mod folder_lock;
 pub mod ids;
 pub mod level;
 pub mod limits;

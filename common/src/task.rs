@@ -19,11 +19,6 @@ impl TaskGroup {
         Self { name, token: CancellationToken::new(), tracker: TaskTracker::new() }
     }
 
-    /// A family whose token is cancelled with this one's; it is awaited on its own.
-    pub fn child(&self, name: &'static str) -> Self {
-        Self { name, token: self.token.child_token(), tracker: TaskTracker::new() }
-    }
-
     /// Cancelled when the family must end. Every wait inside a task selects on it.
     pub fn token(&self) -> &CancellationToken {
         &self.token
@@ -37,6 +32,14 @@ impl TaskGroup {
         F::Output: Send + 'static,
     {
         tokio::spawn(self.tracker.track_future(task))
+    }
+
+    /// As [`TaskGroup::spawn`] for blocking work: the family has not ended before it has, even when nobody awaits it.
+    pub fn spawn_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.tracker.spawn_blocking(work)
     }
 
     /// Cancels and waits for all tasks, at most `deadline`. False when some were still running then.
@@ -65,6 +68,16 @@ mod tests {
         });
         assert!(group.shutdown(Duration::from_secs(5)).await);
         assert_eq!(task.await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn blocking_work_that_nobody_awaits_is_waited_for() {
+        let group = TaskGroup::new("test");
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        drop(group.spawn_blocking(move || wait.recv()));
+        assert!(!group.shutdown(Duration::from_millis(10)).await);
+        go.send(()).unwrap();
+        assert!(group.shutdown(Duration::from_secs(60)).await);
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 //! sessions settle what is under way ▸ lanes finish their current puts ▸ the buffer is flushed and closed.
 
 use crate::api::{self, Handles};
-use crate::buffer::disk::{DiskBuffer, Options};
+use crate::buffer::disk::{DiskBuffer, Options, lock_folder};
 use crate::buffer::{BufferError, WalBuffer};
 use crate::compact::Compactor;
 use crate::config::{BufferConfig, Config};
@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use walhub_common::clock;
+use walhub_common::folder_lock::FolderLock;
 use walhub_common::task::TaskGroup;
 use walhub_common::tls::{Acceptor, LoadError};
 use walhub_store::destinations::{DestinationError, DynDestination};
@@ -97,9 +98,19 @@ pub struct App {
     acceptor: Arc<Acceptor>,
 }
 
+/// Takes the data folder for this process.
+pub fn lock(config: &Config) -> Result<Arc<FolderLock>, AppError> {
+    let path = &config.data_dir;
+    let taken = lock_folder(path).map_err(|source| AppError::Buffer { path: path.clone(), source })?;
+    Ok(Arc::new(taken))
+}
+
 impl App {
     /// Takes everything that can be refused: certificates, port, data folder, destinations. Nothing is sent anywhere.
-    pub async fn build(config: Config) -> Result<App, AppError> {
+    ///
+    /// `lock` is that of the data folder ([`lock`]). Whoever calls keeps it until the runtime has ended: work on files that
+    /// was given up by a shutdown may go on until then.
+    pub async fn build(config: Config, lock: Arc<FolderLock>) -> Result<App, AppError> {
         let acceptor = Arc::new(Acceptor::open(config.tls.clone())?);
         let refused = |source| AppError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(refused)?;
@@ -111,7 +122,8 @@ impl App {
             let data = |source| AppError::Data { path: path.clone(), source };
             let sealed = Arc::new(Sealed::open(&path).map_err(data)?);
             let payloads = Some(sealed.clone() as _);
-            let options = Options { when_full, merger, payloads, ..Options::new(&path, max_bytes) };
+            let lock = Some(lock);
+            let options = Options { when_full, merger, payloads, lock, ..Options::new(&path, max_bytes) };
             let buffer = DiskBuffer::open(options)
                 .map_err(|source| AppError::Buffer { path: path.clone(), source })?;
             let epochs = Epochs::open(&path).map_err(data)?;

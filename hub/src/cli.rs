@@ -1,15 +1,17 @@
 //! The command line of the hub. Exit codes: 0 ok, 1 failed, 2 usage, 64 bad configuration.
 
 use crate::api::MAX_CONNECTIONS;
-use crate::app::{App, write_ready_file};
+use crate::app::{self, App, write_ready_file};
 use crate::config::Config;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use walhub_common::folder_lock::FolderLock;
 use walhub_common::telemetry;
 
 const EXIT_CONFIG: u8 = 64;
@@ -91,11 +93,7 @@ fn raise_file_limit() {
 fn run(config: Config, ready_file: Option<&Path>) -> ExitCode {
     telemetry::init(config.log_format, &config.log_level);
     raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let ended = runtime
-        .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(Box::pin(serve(config, ready_file))));
-    match ended {
+    match locked(config, ready_file) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("walhub-hub: {error:#}");
@@ -104,11 +102,23 @@ fn run(config: Config, ready_file: Option<&Path>) -> ExitCode {
     }
 }
 
-async fn serve(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
+/// The data folder is ours until everything that may write into it has ended.
+fn locked(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
+    let lock = app::lock(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    let ended = runtime.block_on(Box::pin(serve(config, lock.clone(), ready_file)));
+    // Waits for work on files that nobody awaits any more.
+    drop(runtime);
+    drop(lock);
+    ended
+}
+
+async fn serve(config: Config, lock: Arc<FolderLock>, ready_file: Option<&Path>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
-    let app = App::build(config).await?;
+    let app = App::build(config, lock).await?;
     // The port accepts from now on; what connects before the first turn of the server waits in its queue.
     eprintln!("walhub-hub: listening on {}", app.address());
     if let Some(path) = ready_file {

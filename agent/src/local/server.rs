@@ -45,12 +45,12 @@ impl LocalServer {
         Ok(Self { path: path.to_owned(), listener })
     }
 
-    /// Answers until the group is cancelled.
-    pub async fn run(self, facts: Arc<Facts>, connections: TaskGroup) {
+    /// Answers until the group is cancelled. Each connection is a task of it as well.
+    pub async fn run(self, facts: Arc<Facts>, group: TaskGroup) {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let accepted = tokio::select! {
-                () = connections.token().cancelled() => return,
+                () = group.token().cancelled() => return,
                 accepted = self.listener.accept() => accepted,
             };
             let stream = match accepted {
@@ -65,8 +65,8 @@ impl LocalServer {
                 turn_away(&stream);
                 continue;
             };
-            let (facts, token) = (facts.clone(), connections.token().clone());
-            connections.spawn(async move {
+            let (facts, token) = (facts.clone(), group.token().clone());
+            group.spawn(async move {
                 tokio::select! {
                     () = token.cancelled() => {}
                     // A reader that went away or is too slow gets nothing; it can ask again.

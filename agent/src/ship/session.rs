@@ -17,10 +17,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 use walhub_common::backoff::Backoff;
 use walhub_common::limits::MAX_MESSAGE_BYTES;
+use walhub_common::task::TaskGroup;
 use walhub_common::{PageSize, Txid};
 use walhub_proto::convert::{WireError, position_from_wire};
 use walhub_proto::v1::replicate_request::Message as Request;
@@ -191,14 +191,15 @@ impl Session {
         Self { hub, limit, state, board, orders, instance: rand::random(), streams: 0, logged: None }
     }
 
-    /// Connects, serves, reconnects; ends with the token.
-    pub async fn run(mut self, token: CancellationToken) {
+    /// Connects, serves, reconnects; ends with the group that it is a task of.
+    pub async fn run(mut self, group: TaskGroup) {
+        let token = group.token();
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             let begun = tokio::time::Instant::now();
             let ended = tokio::select! {
                 () = token.cancelled() => None,
-                ended = self.stream() => Some(ended),
+                ended = self.stream(&group) => Some(ended),
             };
             if let Some(link) = self.board.link() {
                 link.close();
@@ -218,14 +219,14 @@ impl Session {
     }
 
     /// One stream from connect to break.
-    async fn stream(&mut self) -> SessionError {
-        match self.try_stream().await {
+    async fn stream(&mut self, group: &TaskGroup) -> SessionError {
+        match self.try_stream(group).await {
             Ok(()) => SessionError::Ended,
             Err(error) => error,
         }
     }
 
-    async fn try_stream(&mut self) -> Result<(), SessionError> {
+    async fn try_stream(&mut self, group: &TaskGroup) -> Result<(), SessionError> {
         let channel = self.hub.connect().await?;
         let (tx, rx, room) = Link::queue(self.limit);
         let limit = self.limit;
@@ -251,7 +252,7 @@ impl Session {
         };
         let (welcome, answers) =
             tokio::time::timeout(WELCOME_TIMEOUT, opening).await.unwrap_or(Err(SessionError::NoWelcome))?;
-        self.welcomed(epoch, &welcome).await?;
+        self.welcomed(epoch, &welcome, group).await?;
         self.streams += 1;
         let most = limit.map_or(usize::MAX, UploadLimit::max_chunk);
         let max_chunk = most.min(welcome.max_chunk_bytes as usize);
@@ -260,14 +261,18 @@ impl Session {
         self.route(answers).await
     }
 
-    async fn welcomed(&mut self, sent: u64, welcome: &Welcome) -> Result<(), SessionError> {
+    async fn welcomed(
+        &mut self,
+        sent: u64,
+        welcome: &Welcome,
+        group: &TaskGroup,
+    ) -> Result<(), SessionError> {
         if welcome.epoch != sent {
             let state = self.state.clone();
             let epoch = welcome.epoch;
-            tokio::task::spawn_blocking(move || state.adopt_epoch(epoch))
-                .await
-                .unwrap_or_else(|e| Err(std::io::Error::other(e)))
-                .map_err(SessionError::State)?;
+            // Not given up half done when the agent stops meanwhile.
+            let adopted = group.spawn_blocking(move || state.adopt_epoch(epoch));
+            adopted.await.unwrap_or_else(|e| Err(std::io::Error::other(e))).map_err(SessionError::State)?;
         }
         self.logged = None;
         self.board.set_status(|status| {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
@@ -96,6 +96,8 @@ struct State {
 pub(crate) struct FakeHub {
     state: Arc<Mutex<State>>,
     address: SocketAddr,
+    /// Keeps the port for this hub while it does not listen.
+    _port: Arc<TcpSocket>,
     acceptor: Arc<Acceptor>,
 }
 
@@ -114,13 +116,22 @@ impl Listening {
     }
 }
 
+/// A socket with this address; several of one hub may have it.
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
+}
+
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap()
 }
 
 impl FakeHub {
     pub(crate) fn new(certificates: &Certificates, seed: u64) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let port = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
         let state = State {
             databases: BTreeMap::new(),
             faults: Faults::default(),
@@ -135,7 +146,8 @@ impl FakeHub {
         };
         Self {
             state: Arc::new(Mutex::new(state)),
-            address: port,
+            address: port.local_addr().unwrap(),
+            _port: Arc::new(port),
             acceptor: Arc::new(Acceptor::open(certificates.hub.clone()).unwrap()),
         }
     }
@@ -214,7 +226,7 @@ impl FakeHub {
 
     /// Serves until stopped.
     pub(crate) async fn listen(&self) -> Listening {
-        let listener = TcpListener::bind(self.address).await.unwrap();
+        let listener = bound(self.address).listen(128).unwrap();
         lock(&self.state).connections = TaskGroup::new("fake hub streams");
         let group = TaskGroup::new("fake hub");
         let (streams, incoming) = mpsc::channel(4);

@@ -8,5 +8,6 @@ mod node;
 mod offline;
 mod pace;
 mod scenarios;
+mod shutdown;
 mod states;
 mod torture;

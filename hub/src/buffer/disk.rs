@@ -19,13 +19,14 @@ use super::{
     Usage, WalBuffer, WhenFull, lineage_for,
 };
 use async_trait::async_trait;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 use tokio::sync::watch;
+use walhub_common::folder_lock::FolderLock;
 use walhub_common::{DatabaseKey, DestinationName, Pos, Txid};
 
 /// Largest log file.
@@ -48,6 +49,8 @@ pub struct Options {
     pub merger: Arc<dyn Merger>,
     /// Where bytes lie that are not in the log.
     pub payloads: Option<Arc<dyn Payloads>>,
+    /// The lock of the data folder, of a caller that holds it for more than the buffer; taken when there is none.
+    pub lock: Option<Arc<FolderLock>>,
     /// For tests.
     pub probe: Probe,
 }
@@ -63,6 +66,7 @@ impl Options {
             when_full: WhenFull::default(),
             merger: Arc::new(NoMerger),
             payloads: None,
+            lock: None,
             probe: Probe::default(),
         }
     }
@@ -97,16 +101,19 @@ struct Running {
     writer: JoinHandle<()>,
     mover: JoinHandle<()>,
     /// Held as long as the folder is ours.
-    lock: File,
+    lock: Arc<FolderLock>,
 }
 
 impl DiskBuffer {
     /// Opens the buffer, after reading as much of the log as the index has not seen. Blocking.
     pub fn open(options: Options) -> Result<Self, BufferError> {
         let started = Instant::now();
-        let Options { data_dir, max_bytes, file_bytes, when_full, merger, payloads, probe } = options;
+        let Options { data_dir, max_bytes, file_bytes, when_full, merger, payloads, lock, probe } = options;
         let bounds = Bounds::of(max_bytes);
-        let lock = lock_folder(&data_dir)?;
+        let lock = match lock {
+            Some(lock) => lock,
+            None => Arc::new(lock_folder(&data_dir)?),
+        };
         let files = Files::open(&data_dir.join("log"), probe.clone())
             .map_err(|source| BufferError::Io { doing: "open the log folder", source })?;
         let files = Arc::new(files);
@@ -150,7 +157,7 @@ impl DiskBuffer {
 }
 
 impl Running {
-    fn start(inner: &Arc<Inner>, writer: Writer, lock: File) -> Result<Self, BufferError> {
+    fn start(inner: &Arc<Inner>, writer: Writer, lock: Arc<FolderLock>) -> Result<Self, BufferError> {
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let failed = |source| BufferError::Io { doing: "start a thread", source };
         let on = Arc::clone(inner);
@@ -167,7 +174,7 @@ impl Running {
         }
     }
 
-    /// Waits until all that was accepted is written, the index is flushed, and the folder is free.
+    /// Waits until all that was accepted is written and the index is flushed; the buffer needs the folder no more then.
     fn finish(self, inner: &Inner) {
         inner.flusher.close();
         inner.index.stop_waiting();
@@ -270,16 +277,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.map_err(|_| BufferError::Closed)
 }
 
-fn lock_folder(data_dir: &Path) -> Result<File, BufferError> {
+/// Makes the data folder if it is missing, and takes its lock.
+pub fn lock_folder(data_dir: &Path) -> Result<FolderLock, BufferError> {
     let io = |doing| move |source| BufferError::Io { doing, source };
     fs::create_dir_all(data_dir).map_err(io("make the data folder"))?;
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(data_dir.join("lock"));
-    let lock = lock.map_err(io("open the lock file"))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(BufferError::InUse(data_dir.to_owned())),
-        Err(TryLockError::Error(source)) => Err(BufferError::Io { doing: "lock the data folder", source }),
-    }
+    let lock = FolderLock::take(&data_dir.join("lock")).map_err(io("lock the data folder"))?;
+    lock.ok_or_else(|| BufferError::InUse(data_dir.to_owned()))
 }
 
 #[async_trait]

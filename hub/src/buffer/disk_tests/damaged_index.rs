@@ -1,6 +1,7 @@
 //! sled's folder gone, cut, old, or ahead of the log.
 
 use super::*;
+use std::fs::OpenOptions;
 
 async fn filled(dir: &Path) -> Vec<(DatabaseId, SegmentRef)> {
     let buffer = open(&options(dir, 30_000));

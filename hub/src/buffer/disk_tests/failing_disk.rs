@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::buffer::log::probe::Step;
+use std::fs::OpenOptions;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -79,3 +79,19 @@ pub(super) async fn append_next(buffer: &DiskBuffer, name: &str) -> Result<Pos, 
     made.append(buffer, registered.id).await?;
     Ok(made.position().unwrap())
 }
+
+#[tokio::test]
+async fn a_folder_belongs_to_one_buffer_and_stays_with_whoever_lent_it_the_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = options(dir.path(), 20_000);
+    let first = open(&own);
+    assert!(matches!(DiskBuffer::open(own.clone()), Err(BufferError::InUse(_))));
+    first.close().await.unwrap();
+    let lock = Arc::new(lock_folder(dir.path()).unwrap());
+    let lent = open(&Options { lock: Some(lock.clone()), ..own.clone() });
+    lent.close().await.unwrap();
+    drop(lent);
+    assert!(matches!(DiskBuffer::open(own.clone()), Err(BufferError::InUse(_))), "the lender still writes");
+    drop(lock);
+    open(&own).close().await.unwrap();
+}
