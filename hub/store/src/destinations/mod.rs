@@ -23,6 +23,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{Checksum, DatabaseKey, DestinationName, Level, TxidRange};
 
+mod bucket;
 pub mod check;
 pub mod cloud;
 pub mod config;

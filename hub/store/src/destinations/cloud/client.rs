@@ -1,5 +1,6 @@
 //! The clients, made from a configuration: on our own TLS stack, without retries of their own.
 
+use crate::destinations::bucket::CONNECT_TIMEOUT;
 use crate::destinations::config::{AbsConfig, GcsConfig};
 use crate::destinations::error::{Context, Operation};
 use crate::destinations::{DestinationError, Fault};
@@ -7,19 +8,7 @@ use object_store::azure::{MicrosoftAzure, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
 use object_store::{Certificate, ClientOptions, RetryConfig};
 use std::path::Path;
-use std::time::Duration;
 use walhub_common::{DestinationName, tls};
-
-/// Patience with a request that moves no bytes worth mentioning.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The slowest line on which a transfer is still given time to end.
-const MIN_BYTES_PER_SECOND: u64 = 64 * 1024;
-
-/// How long `bytes` may take on the slowest line.
-pub(super) fn transfer_time(bytes: u64) -> Duration {
-    Duration::from_secs(bytes / MIN_BYTES_PER_SECOND)
-}
 
 /// Without a credentials file: `GOOGLE_APPLICATION_CREDENTIALS`, what `gcloud` left, the machine's own account.
 pub(super) fn gcs(

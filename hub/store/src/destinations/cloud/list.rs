@@ -22,7 +22,7 @@ impl CloudDestination {
         level: Level,
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, Fault> {
-        let folder = self.folder(database, level);
+        let folder = self.names.folder(database, level);
         let (mut listed, mut mark) = (Vec::new(), None);
         loop {
             let page =
@@ -47,11 +47,11 @@ impl CloudDestination {
         after: Option<&ObjectPath>,
         cancel: &CancellationToken,
     ) -> Result<Vec<ListedObject>, Fault> {
-        let (root, folder) = (self.prefixed(""), self.prefixed(&format!("{folder}/")));
+        let (root, folder) = (self.names.below(""), self.names.below(&format!("{folder}/")));
         let mut options = options();
         match (self.kind, after) {
             (_, None) => {}
-            (Kind::Gcs, Some(after)) => options.offset = Some(self.prefixed(after.as_str())),
+            (Kind::Gcs, Some(after)) => options.offset = Some(self.names.below(after.as_str())),
             (Kind::Abs, Some(after)) => options.page_token = self.mark(&folder, after),
         }
         loop {
@@ -81,9 +81,9 @@ impl CloudDestination {
     /// The databases with LTX files: the folders of two depths, and a look into each.
     pub(super) async fn databases(&self, cancel: &CancellationToken) -> Result<Vec<DatabaseKey>, Fault> {
         let mut databases = Vec::new();
-        for agent in self.folders(&self.prefixed(""), cancel).await? {
+        for agent in self.folders(&self.names.below(""), cancel).await? {
             let Ok(agent) = AgentName::new(agent) else { continue };
-            for database in self.folders(&self.prefixed(&format!("{agent}/")), cancel).await? {
+            for database in self.folders(&self.names.below(&format!("{agent}/")), cancel).await? {
                 let Ok(database) = DatabaseName::new(database) else { continue };
                 let database = DatabaseKey::new(agent.clone(), database);
                 if self.has_files(&database, cancel).await? {
@@ -112,7 +112,7 @@ impl CloudDestination {
     }
 
     async fn has_files(&self, database: &DatabaseKey, cancel: &CancellationToken) -> Result<bool, Fault> {
-        let folder = self.prefixed(&format!("{database}/ltx/"));
+        let folder = self.names.below(&format!("{database}/ltx/"));
         let is_level = |text: &str| (0..=9).filter_map(Level::new).any(|level| level.to_string() == text);
         let mut mark = None;
         loop {

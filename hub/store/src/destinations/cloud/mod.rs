@@ -18,6 +18,7 @@ mod put;
 mod read;
 mod remove;
 
+use super::bucket::{self, Names};
 use super::config::{AbsConfig, GcsConfig};
 use super::error::{Context, Operation, many};
 use super::object::collect;
@@ -56,7 +57,7 @@ pub struct CloudDestination {
     kind: Kind,
     store: Arc<dyn Store>,
     bucket: String,
-    prefix: String,
+    names: Names,
     endpoint: Option<String>,
     storage_class: Option<String>,
     request_timeout: Duration,
@@ -73,10 +74,10 @@ impl CloudDestination {
             kind: Kind::Gcs,
             store: Arc::new(store),
             bucket: config.bucket.clone(),
-            prefix: config.prefix.trim_matches('/').to_owned(),
+            names: Names::new(&config.prefix, name::fs_dir),
             endpoint: config.endpoint.clone(),
             storage_class: config.storage_class.clone(),
-            request_timeout: config.request_timeout.unwrap_or(client::REQUEST_TIMEOUT),
+            request_timeout: config.request_timeout.unwrap_or(bucket::REQUEST_TIMEOUT),
             marks: Mutex::default(),
         })
     }
@@ -89,28 +90,16 @@ impl CloudDestination {
             kind: Kind::Abs,
             store: Arc::new(store),
             bucket: config.bucket.clone(),
-            prefix: config.prefix.trim_matches('/').to_owned(),
+            names: Names::new(&config.prefix, name::fs_dir),
             endpoint: config.endpoint.clone(),
             storage_class: config.storage_class.clone(),
-            request_timeout: config.request_timeout.unwrap_or(client::REQUEST_TIMEOUT),
+            request_timeout: config.request_timeout.unwrap_or(bucket::REQUEST_TIMEOUT),
             marks: Mutex::default(),
         })
     }
 
     fn context(&self, operation: Operation, subject: impl std::fmt::Display) -> Context {
         Context::new(&self.name, operation, subject)
-    }
-
-    fn prefixed(&self, rest: &str) -> String {
-        if self.prefix.is_empty() { rest.to_owned() } else { format!("{}/{rest}", self.prefix) }
-    }
-
-    fn folder(&self, database: &DatabaseKey, level: Level) -> String {
-        self.prefixed(&format!("{database}/{}/", name::fs_dir(level)))
-    }
-
-    fn object_key(&self, key: &FileKey) -> String {
-        format!("{}{}", self.folder(&key.database, key.level), name::file_name(key.range))
     }
 
     /// Sends one request that moves `bytes` bytes, and waits at most as long as those may take.
@@ -120,17 +109,9 @@ impl CloudDestination {
         bytes: u64,
         request: impl Future<Output = Result<T, object_store::Error>>,
     ) -> Result<T, CallError> {
-        let after = self.request_timeout + client::transfer_time(bytes);
-        // The client's futures are large; they do not belong inside every caller's.
-        let request = Box::pin(tokio::time::timeout(after, request));
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => Err(CallError::Fault(Fault::Cancelled)),
-            answer = request => match answer {
-                Ok(answer) => answer.map_err(|error| fault::explain(&error)),
-                Err(_) => Err(CallError::Fault(Fault::TimedOut { after })),
-            },
-        }
+        let after = self.request_timeout + bucket::transfer_time(bytes);
+        let answer = bucket::within(after, cancel, request).await.map_err(CallError::Fault)?;
+        answer.map_err(|error| fault::explain(&error))
     }
 }
 
@@ -158,7 +139,7 @@ impl Destination for CloudDestination {
             Kind::Abs => "abs",
         };
         let at = self.endpoint.as_ref().map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
-        format!("{scheme}://{}/{}{at}", self.bucket, self.prefix)
+        format!("{scheme}://{}/{}{at}", self.bucket, self.names.prefix())
     }
 
     async fn put(
@@ -169,7 +150,7 @@ impl Destination for CloudDestination {
         cancel: &CancellationToken,
     ) -> Result<Put, DestinationError> {
         let context = self.context(Operation::Put, key);
-        let stored = self.store(&self.object_key(key), &body, PutMode::Create, Some(meta), cancel).await;
+        let stored = self.store(&self.names.object(key), &body, PutMode::Create, Some(meta), cancel).await;
         stored.map_err(|fault| context.error(fault))
     }
 
@@ -191,7 +172,7 @@ impl Destination for CloudDestination {
     ) -> Result<Bytes, DestinationError> {
         let context = self.context(Operation::Open, key);
         let range = 0..length.max(1) as u64;
-        collect(self.read(&self.object_key(key), range, context, cancel).await?, length).await
+        collect(self.read(&self.names.object(key), range, context, cancel).await?, length).await
     }
 
     async fn open(
@@ -201,12 +182,12 @@ impl Destination for CloudDestination {
         cancel: &CancellationToken,
     ) -> Result<ByteStream, DestinationError> {
         let context = self.context(Operation::Open, key);
-        self.read(&self.object_key(key), offset..u64::MAX, context, cancel).await
+        self.read(&self.names.object(key), offset..u64::MAX, context, cancel).await
     }
 
     async fn delete(&self, keys: &[FileKey], cancel: &CancellationToken) -> Result<(), DestinationError> {
         let context = self.context(Operation::Delete, many(keys));
-        let objects = keys.iter().map(|key| self.object_key(key)).collect();
+        let objects = keys.iter().map(|key| self.names.object(key)).collect();
         self.remove(objects, cancel).await.map_err(|fault| context.error(fault))
     }
 
@@ -223,7 +204,7 @@ impl Destination for CloudDestination {
         cancel: &CancellationToken,
     ) -> Result<Put, DestinationError> {
         let context = self.context(Operation::Put, path);
-        let stored = self.store(&self.prefixed(path.as_str()), &body, mode, None, cancel).await;
+        let stored = self.store(&self.names.below(path.as_str()), &body, mode, None, cancel).await;
         stored.map_err(|fault| context.error(fault))
     }
 
@@ -234,7 +215,7 @@ impl Destination for CloudDestination {
         cancel: &CancellationToken,
     ) -> Result<ByteStream, DestinationError> {
         let context = self.context(Operation::Open, path);
-        self.read(&self.prefixed(path.as_str()), range, context, cancel).await
+        self.read(&self.names.below(path.as_str()), range, context, cancel).await
     }
 
     async fn open_object_end(
@@ -244,7 +225,7 @@ impl Destination for CloudDestination {
         cancel: &CancellationToken,
     ) -> Result<ByteStream, DestinationError> {
         let context = self.context(Operation::Open, path);
-        self.read_end(&self.prefixed(path.as_str()), bytes, context, cancel).await
+        self.read_end(&self.names.below(path.as_str()), bytes, context, cancel).await
     }
 
     async fn list_objects(
@@ -263,7 +244,7 @@ impl Destination for CloudDestination {
         cancel: &CancellationToken,
     ) -> Result<(), DestinationError> {
         let context = self.context(Operation::Delete, many(paths));
-        let objects = paths.iter().map(|path| self.prefixed(path.as_str())).collect();
+        let objects = paths.iter().map(|path| self.names.below(path.as_str())).collect();
         self.remove(objects, cancel).await.map_err(|fault| context.error(fault))
     }
 

@@ -18,7 +18,7 @@ const MAX_BYTES: usize = 4096;
 impl CloudDestination {
     /// Creates, creates again (must be refused), reads, lists, removes.
     pub(super) async fn probe_bucket(&self, cancel: &CancellationToken) -> Result<(), Fault> {
-        let object = location(&self.prefixed(&format!("{FOLDER}/{:016x}", rand::random::<u64>())))?;
+        let object = location(&self.names.below(&format!("{FOLDER}/{:016x}", rand::random::<u64>())))?;
         let result = self.probe_with(&object, cancel).await;
         if result.is_err() && !cancel.is_cancelled() {
             // It may be there all the same. The first fault is the one to report.

@@ -5,6 +5,7 @@
 
 use super::fault::CallError;
 use super::{CloudDestination, Kind, location};
+use crate::destinations::bucket;
 use crate::destinations::source::Source;
 use crate::destinations::{Body, Fault, Put, PutMeta, PutMode};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -189,12 +190,9 @@ impl CloudDestination {
             return Err(Fault::Unavailable("the name was taken, then free again".into()));
         };
         let there = existing.meta.size;
-        if there != source.size {
-            return Err(Fault::Conflict(format!("it has {there} bytes, ours {}", source.size)));
-        }
-        match existing.attributes.get(&metadata(names(self.kind).content)) {
-            Some(theirs) if theirs.as_ref() == digest => Ok(Put::AlreadyThere),
-            Some(_) => Err(Fault::Conflict("it has our size but another checksum".into())),
+        let theirs = existing.attributes.get(&metadata(names(self.kind).content)).map(AsRef::as_ref);
+        match bucket::judge((there, theirs), (source.size, digest))? {
+            Some(put) => Ok(put),
             None => self.compare(object, source, cancel).await,
         }
     }

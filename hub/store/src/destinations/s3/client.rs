@@ -1,5 +1,6 @@
 //! The SDK's client, made from a configuration: on our own TLS stack, without retries of its own.
 
+use crate::destinations::bucket::CONNECT_TIMEOUT;
 use crate::destinations::config::{Checksums, S3Config};
 use crate::destinations::error::{Context, Operation};
 use crate::destinations::{DestinationError, Fault};
@@ -22,20 +23,10 @@ use std::path::Path;
 use std::time::Duration;
 use walhub_common::DestinationName;
 
-/// Patience with a request that moves no bytes worth mentioning.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A transfer that stands still this long has broken.
 const STALLED_AFTER: Duration = Duration::from_secs(20);
-/// The slowest line on which a transfer is still given time to end.
-const MIN_BYTES_PER_SECOND: u64 = 64 * 1024;
 /// Where servers that know no regions sign.
 const DEFAULT_REGION: &str = "us-east-1";
-
-/// How long `bytes` may take on the slowest line.
-pub(super) fn transfer_time(bytes: u64) -> Duration {
-    Duration::from_secs(bytes / MIN_BYTES_PER_SECOND)
-}
 
 /// Makes the client. Without static keys or a region this asks the SDK's chain.
 pub(super) async fn build(name: &DestinationName, config: &S3Config) -> Result<Client, DestinationError> {

@@ -19,7 +19,7 @@ impl S3Destination {
         level: Level,
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, Fault> {
-        let folder = self.folder(database, level);
+        let folder = self.names.folder(database, level);
         let (mut listed, mut after) = (Vec::new(), None);
         loop {
             let page = self.page(&folder, after, cancel).await?;
@@ -43,8 +43,8 @@ impl S3Destination {
         after: Option<&ObjectPath>,
         cancel: &CancellationToken,
     ) -> Result<Vec<ListedObject>, Fault> {
-        let (root, folder) = (self.prefixed(""), self.prefixed(&format!("{folder}/")));
-        let mut after = after.map(|after| self.prefixed(after.as_str()));
+        let (root, folder) = (self.names.below(""), self.names.below(&format!("{folder}/")));
+        let mut after = after.map(|after| self.names.below(after.as_str()));
         loop {
             let page = self.page(&folder, after, cancel).await?;
             let ours = |object: &Object| {
@@ -62,7 +62,7 @@ impl S3Destination {
 
     /// The databases with LTX files: leaps from one database to the next.
     pub(super) async fn databases(&self, cancel: &CancellationToken) -> Result<Vec<DatabaseKey>, Fault> {
-        let root = self.prefixed("");
+        let root = self.names.below("");
         let is_level =
             |folder: &str| (0..=9).filter_map(Level::new).any(|level| name::s3_dir(level) == folder);
         let (mut databases, mut after) = (BTreeSet::new(), None);
@@ -75,7 +75,7 @@ impl S3Destination {
             after = match (last_key(&page)?, last) {
                 (None, _) => return Ok(databases.into_iter().collect()),
                 // The byte after the slash: all that is left of this database comes before it.
-                (Some(_), Some(known)) => Some(self.prefixed(&format!("{known}0"))),
+                (Some(_), Some(known)) => Some(self.names.below(&format!("{known}0"))),
                 (after, None) => after,
             };
         }

@@ -19,6 +19,7 @@ mod probe;
 mod put;
 mod read;
 
+use super::bucket::{self, Names};
 use super::config::S3Config;
 use super::error::{Context, Operation, many};
 use super::object::collect;
@@ -42,7 +43,7 @@ pub struct S3Destination {
     name: DestinationName,
     client: Client,
     bucket: String,
-    prefix: String,
+    names: Names,
     endpoint: Option<String>,
     options: options::Options,
     request_timeout: Duration,
@@ -56,27 +57,15 @@ impl S3Destination {
             name,
             client,
             bucket: config.bucket.clone(),
-            prefix: config.prefix.trim_matches('/').to_owned(),
+            names: Names::new(&config.prefix, name::s3_dir),
             endpoint: config.endpoint.clone(),
             options: options::Options::new(config),
-            request_timeout: config.request_timeout.unwrap_or(client::REQUEST_TIMEOUT),
+            request_timeout: config.request_timeout.unwrap_or(bucket::REQUEST_TIMEOUT),
         })
     }
 
     fn context(&self, operation: Operation, subject: impl std::fmt::Display) -> Context {
         Context::new(&self.name, operation, subject)
-    }
-
-    fn prefixed(&self, rest: &str) -> String {
-        if self.prefix.is_empty() { rest.to_owned() } else { format!("{}/{rest}", self.prefix) }
-    }
-
-    fn folder(&self, database: &DatabaseKey, level: Level) -> String {
-        self.prefixed(&format!("{database}/{}/", name::s3_dir(level)))
-    }
-
-    fn object_key(&self, key: &FileKey) -> String {
-        format!("{}{}", self.folder(&key.database, key.level), name::file_name(key.range))
     }
 
     /// Sends one request that moves `bytes` bytes, and waits at most as long as those may take.
@@ -89,17 +78,9 @@ impl S3Destination {
     where
         E: fault::ServiceFault,
     {
-        let after = self.request_timeout + client::transfer_time(bytes);
-        // The SDK's futures are large; they do not belong inside every caller's.
-        let request = Box::pin(tokio::time::timeout(after, request));
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => Err(CallError::Fault(Fault::Cancelled)),
-            answer = request => match answer {
-                Ok(answer) => answer.map_err(|error| fault::explain(&error)),
-                Err(_) => Err(CallError::Fault(Fault::TimedOut { after })),
-            },
-        }
+        let after = self.request_timeout + bucket::transfer_time(bytes);
+        let answer = bucket::within(after, cancel, request).await.map_err(CallError::Fault)?;
+        answer.map_err(|error| fault::explain(&error))
     }
 }
 
@@ -115,7 +96,7 @@ impl Destination for S3Destination {
 
     fn location(&self) -> String {
         let at = self.endpoint.as_ref().map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
-        format!("s3://{}/{}{at}", self.bucket, self.prefix)
+        format!("s3://{}/{}{at}", self.bucket, self.names.prefix())
     }
 
     async fn put(
@@ -126,7 +107,7 @@ impl Destination for S3Destination {
         cancel: &CancellationToken,
     ) -> Result<Put, DestinationError> {
         let context = self.context(Operation::Put, key);
-        let object = self.object_key(key);
+        let object = self.names.object(key);
         let stored = self.store(&object, &body, PutMode::Create, Some(meta), cancel).await;
         stored.map_err(|fault| context.error(fault))
     }
@@ -149,7 +130,7 @@ impl Destination for S3Destination {
     ) -> Result<Bytes, DestinationError> {
         let context = self.context(Operation::Open, key);
         let range = 0..length.max(1) as u64;
-        collect(self.read(&self.object_key(key), range, context, cancel).await?, length).await
+        collect(self.read(&self.names.object(key), range, context, cancel).await?, length).await
     }
 
     async fn open(
@@ -159,12 +140,12 @@ impl Destination for S3Destination {
         cancel: &CancellationToken,
     ) -> Result<ByteStream, DestinationError> {
         let context = self.context(Operation::Open, key);
-        self.read(&self.object_key(key), offset..u64::MAX, context, cancel).await
+        self.read(&self.names.object(key), offset..u64::MAX, context, cancel).await
     }
 
     async fn delete(&self, keys: &[FileKey], cancel: &CancellationToken) -> Result<(), DestinationError> {
         let context = self.context(Operation::Delete, many(keys));
-        let objects = keys.iter().map(|key| self.object_key(key)).collect();
+        let objects = keys.iter().map(|key| self.names.object(key)).collect();
         self.remove(objects, cancel).await.map_err(|fault| context.error(fault))
     }
 
@@ -181,7 +162,7 @@ impl Destination for S3Destination {
         cancel: &CancellationToken,
     ) -> Result<Put, DestinationError> {
         let context = self.context(Operation::Put, path);
-        let stored = self.store(&self.prefixed(path.as_str()), &body, mode, None, cancel).await;
+        let stored = self.store(&self.names.below(path.as_str()), &body, mode, None, cancel).await;
         stored.map_err(|fault| context.error(fault))
     }
 
@@ -192,7 +173,7 @@ impl Destination for S3Destination {
         cancel: &CancellationToken,
     ) -> Result<ByteStream, DestinationError> {
         let context = self.context(Operation::Open, path);
-        self.read(&self.prefixed(path.as_str()), range, context, cancel).await
+        self.read(&self.names.below(path.as_str()), range, context, cancel).await
     }
 
     async fn open_object_end(
@@ -202,7 +183,7 @@ impl Destination for S3Destination {
         cancel: &CancellationToken,
     ) -> Result<ByteStream, DestinationError> {
         let context = self.context(Operation::Open, path);
-        self.read_end(&self.prefixed(path.as_str()), bytes, context, cancel).await
+        self.read_end(&self.names.below(path.as_str()), bytes, context, cancel).await
     }
 
     async fn list_objects(
@@ -221,7 +202,7 @@ impl Destination for S3Destination {
         cancel: &CancellationToken,
     ) -> Result<(), DestinationError> {
         let context = self.context(Operation::Delete, many(paths));
-        let objects = paths.iter().map(|path| self.prefixed(path.as_str())).collect();
+        let objects = paths.iter().map(|path| self.names.below(path.as_str())).collect();
         self.remove(objects, cancel).await.map_err(|fault| context.error(fault))
     }
 

@@ -18,7 +18,7 @@ const MAX_ABORTS: i32 = 100;
 impl S3Destination {
     /// Creates, creates again (must be refused), reads, lists, removes.
     pub(super) async fn probe_bucket(&self, cancel: &CancellationToken) -> Result<(), Fault> {
-        let object = self.prefixed(&format!("{FOLDER}/{:016x}", rand::random::<u64>()));
+        let object = self.names.below(&format!("{FOLDER}/{:016x}", rand::random::<u64>()));
         let result = self.probe_with(&object, cancel).await;
         let request = self.client.delete_object().bucket(&self.bucket).key(&object);
         if result.is_err() {
@@ -86,7 +86,7 @@ impl S3Destination {
             .client
             .list_multipart_uploads()
             .bucket(&self.bucket)
-            .prefix(self.prefixed(""))
+            .prefix(self.names.below(""))
             .max_uploads(MAX_ABORTS);
         let Ok(listed) = self.call(cancel, 0, request.send()).await else { return };
         let limit = clock::now_ms() - ABANDONED_AFTER_MS;

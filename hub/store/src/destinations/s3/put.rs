@@ -5,6 +5,7 @@
 
 use super::S3Destination;
 use super::fault::CallError;
+use crate::destinations::bucket;
 use crate::destinations::error::chain;
 use crate::destinations::source::Source;
 use crate::destinations::{Body, Fault, Put, PutMeta, PutMode};
@@ -199,12 +200,9 @@ impl S3Destination {
             return Err(Fault::Unavailable("the name was taken, then free again".into()));
         };
         let there = existing.content_length().and_then(|length| u64::try_from(length).ok()).unwrap_or(0);
-        if there != source.size {
-            return Err(Fault::Conflict(format!("it has {there} bytes, ours {}", source.size)));
-        }
-        match existing.metadata().and_then(|metadata| metadata.get(CONTENT)) {
-            Some(theirs) if theirs == digest => Ok(Put::AlreadyThere),
-            Some(_) => Err(Fault::Conflict("it has our size but another checksum".into())),
+        let theirs = existing.metadata().and_then(|metadata| metadata.get(CONTENT)).map(String::as_str);
+        match bucket::judge((there, theirs), (source.size, digest))? {
+            Some(put) => Ok(put),
             None => self.compare(object, source, cancel).await,
         }
     }
