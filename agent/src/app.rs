@@ -5,6 +5,7 @@ use crate::database::Shared;
 use crate::local::server::LocalServer;
 use crate::local::status::{AgentStatus, Facts};
 use crate::orders::{self, Orders};
+use crate::pulse::Pulse;
 use crate::restore::Ground;
 use crate::roster::{Public, Roster};
 use crate::ship::session::{Session, Switchboard};
@@ -43,6 +44,9 @@ pub enum BuildError {
     /// File events.
     #[error("file events are not available: {0}; raise fs.inotify.max_user_instances if that is the limit")]
     Watch(io::Error),
+    /// The clock of streams.
+    #[error("a kernel timer is not available: {0}")]
+    Pulse(io::Error),
     /// Status socket.
     #[error("the status socket cannot be opened: {0}")]
     Local(io::Error),
@@ -80,6 +84,7 @@ impl App {
             agent: identity.agent.clone(),
             checkpoint_frames: config.checkpoint_frames,
             compression: config.compression,
+            pulse: Pulse::new(config.pace).map_err(BuildError::Pulse)?,
             pace: config.pace,
             restore_points: config.restore_points,
             wal_limit: config.wal_limit,

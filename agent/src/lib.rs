@@ -3,6 +3,7 @@
 //! ```text
 //! config ▸ app ─┬─ roster ▸ discover      which files, under which names
 //!               ├─ watch                  file events ▸ letter boxes
+//!               ├─ pulse                  when streams of commits are read
 //!               ├─ database (one task per file) ▸ capture ▸ page_map; spool while the hub is away
 //!               ├─ ship                   one stream to the hub, what waits for its acks, how to resume
 //!               ├─ orders ▸ restore       databases brought back as the hub orders
@@ -20,6 +21,7 @@ pub mod disk;
 pub mod local;
 pub mod orders;
 pub mod page_map;
+pub mod pulse;
 pub mod restore;
 pub mod roster;
 pub mod ship;

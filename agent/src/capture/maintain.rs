@@ -9,6 +9,11 @@
 //! copied when they rest: a log of several times `checkpoint_frames` without a commit for [`REST`]. Only writers that
 //! never pause for as long as a copy and two syncs take let the log grow, up to the half of its limit.
 //!
+//! **In a stream of commits** no copy comes to the end, so it makes nothing shorter: all it does is to leave less to FENCE. There
+//! copies come ever more rarely, until the log is near the half of its limit. What else a checkpoint does for an application
+//! that does not sync each commit, it does as often as ever: every `checkpoint_frames` the log is synced, without a mark or a
+//! lock.
+//!
 //! **FENCE is rare**, because it is the only thing an application can notice: while the writer lock is held a program with a
 //! busy timeout waits for some milliseconds, one without fails with SQLITE_BUSY. So it is not used to keep a log short, only to
 //! keep it under its limit: never below the half of it.
@@ -43,6 +48,12 @@ const FENCE_AGAIN: Duration = Duration::from_secs(10);
 const REST: Duration = Duration::from_millis(200);
 /// So many times `checkpoint_frames` are a long log: a rest is used to bring it to its end.
 const LONG: u32 = 3;
+/// So many frames that came during a copy are a stream: a pause as long as a copy is hardly among them.
+const STREAM: u32 = 4;
+/// A copy in a stream makes the next one wait for up to this many doublings of `checkpoint_frames`...
+const COPY_BACKOFF: u32 = 3;
+/// ...in a log shorter than this share of its limit: FENCE comes at the half, and finds little left to copy.
+const COPY_BACKOFF_BELOW: (u64, u64) = (3, 8);
 /// A log that does not begin anew for this time, although it could this often, is held back by a reader.
 const HELD_PATIENCE: Duration = Duration::from_secs(5);
 const HELD_TIMES: u32 = 2;
@@ -54,6 +65,8 @@ pub enum Maintained {
     Nothing,
     /// A read mark is held; call again when acks arrived.
     Waiting,
+    /// The log was synced.
+    Synced,
     /// Frames were copied into the database.
     Backfilled {
         /// Every committed frame was: the next writer restarts the log.
@@ -85,6 +98,10 @@ pub(super) struct Upkeep {
     mark: Option<Mark>,
     /// Published end at the last attempt of this generation.
     last_try: FrameNo,
+    /// Copies in a row during which writers did not pause.
+    streamed: u32,
+    /// The log was synced up to here, beside what the last attempt did.
+    synced: FrameNo,
     /// The end of the log when it was last read to it, and since when that is its end.
     read_to: Option<(FrameNo, Instant)>,
     /// Published end at which FENCE may try again.
@@ -173,6 +190,11 @@ impl Capture {
                 Some(mark) => self.finish_backfill(mark),
                 None => Ok(Maintained::Nothing),
             },
+            None if self.sync_is_due(&header) => {
+                self.files.sync_wal()?;
+                self.upkeep.synced = header.last;
+                Ok(Maintained::Synced)
+            }
             None => Ok(Maintained::Nothing),
         }
     }
@@ -266,13 +288,15 @@ impl Capture {
         self.cursor.is_some_and(|c| c.anchored && c.wal.salts == header.salts)
     }
 
-    /// True when [`Capture::maintain`] would do something now.
-    pub(super) fn upkeep_is_due(&self, header: &Header) -> bool {
+    /// True when [`Capture::maintain`] would do something now. Costs two dozen loads from memory.
+    pub fn upkeep_is_due(&self) -> bool {
+        // While it is torn a writer is at work, and the log is looked at again anyway.
+        let Some(header) = &self.files.header().verify() else { return false };
         let by_mark = match self.upkeep.mark {
             Some(mark) => {
                 self.is_captured(mark) || self.may_settle(mark) || mark.since.elapsed() >= MARK_PATIENCE
             }
-            None => self.backfill_is_due(header),
+            None => self.backfill_is_due(header) || self.sync_is_due(header),
         };
         let overdue = || self.upkeep.complete_at.is_some_and(|at| header.last > at);
         self.is_current(header) && (by_mark || overdue() || self.fence_comes_first(header))
@@ -280,8 +304,25 @@ impl Capture {
 
     fn backfill_is_due(&self, header: &Header) -> bool {
         let new = header.last.get().saturating_sub(self.upkeep.last_try.get());
-        let enough = new >= self.options.checkpoint_frames.max(1);
+        let enough = new >= self.copy_distance();
         header.backfilled < header.last && (enough || self.is_rest(header))
+    }
+
+    /// Frames from one copy to the next.
+    fn copy_distance(&self) -> u32 {
+        let (share, of) = COPY_BACKOFF_BELOW;
+        let frames = self.options.checkpoint_frames.max(1);
+        match self.wal_bytes() < self.options.wal_limit_bytes / of * share {
+            true => frames.saturating_mul(1 << self.upkeep.streamed.min(COPY_BACKOFF)),
+            false => frames,
+        }
+    }
+
+    /// True when a copy would be due, did it not wait for more: a copy begins with a sync.
+    fn sync_is_due(&self, header: &Header) -> bool {
+        let done = self.upkeep.last_try.max(self.upkeep.synced);
+        header.backfilled < header.last
+            && header.last.get().saturating_sub(done.get()) >= self.options.checkpoint_frames.max(1)
     }
 
     /// A long log, not copied to its end, and no commit for a while.
@@ -349,6 +390,8 @@ impl Capture {
         if complete {
             self.upkeep.complete_at = Some(header.last);
         }
+        let meanwhile = header.last.get().saturating_sub(mark.frame.get());
+        self.upkeep.streamed = if meanwhile >= STREAM { self.upkeep.streamed + 1 } else { 0 };
         Ok(Maintained::Backfilled { complete })
     }
 

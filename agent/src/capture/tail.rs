@@ -56,7 +56,7 @@ impl Capture {
     }
 
     /// True when [`Capture::next`], called until it has nothing more, takes no longer than reading and encoding
-    /// [`AT_HAND_BYTES`] that were just written: no lock is taken, nothing is written, and no checkpoint is due.
+    /// [`AT_HAND_BYTES`] that were just written: no lock is taken, and nothing is written.
     pub fn is_at_hand(&self) -> bool {
         let Some(cursor) = self.cursor.filter(|_| self.kept.is_empty() && !self.yielded) else {
             return false;
@@ -64,11 +64,7 @@ impl Capture {
         let Some(header) = self.files.header().verify() else { return false };
         let at = cursor.wal.frame;
         let ahead = header.last.end(cursor.page_size).saturating_sub(at.end(cursor.page_size));
-        cursor.anchored
-            && header.salts == cursor.wal.salts
-            && header.last >= at
-            && ahead <= AT_HAND_BYTES
-            && !self.upkeep_is_due(&header)
+        cursor.anchored && header.salts == cursor.wal.salts && header.last >= at && ahead <= AT_HAND_BYTES
     }
 
     /// Squash mode: moves the page map over everything committed without handing it out. The frames count as captured,

@@ -337,6 +337,21 @@ impl Files {
         read(self.wal, "read the wal", offset, out)
     }
 
+    /// Brings the WAL to the disk, as a checkpoint begins with.
+    pub(super) fn sync_wal(&self) -> Result<()> {
+        crate::watchdog::beat();
+        // SAFETY: the file object belongs to K, which is open while `Files` lives.
+        let code = unsafe {
+            let methods = (*self.wal.as_ptr()).pMethods;
+            if methods.is_null() {
+                return Err(SqliteError::new("sync the wal", ffi::SQLITE_CANTOPEN));
+            }
+            let sync = (*methods).xSync.expect("BUG: a file object without xSync");
+            sync(self.wal.as_ptr(), ffi::SQLITE_SYNC_NORMAL)
+        };
+        check("sync the wal", code)
+    }
+
     /// Length of the database file.
     pub(super) fn db_bytes(&self) -> Result<u64> {
         let mut size: i64 = 0;

@@ -6,7 +6,7 @@
 //!
 //! A commit after a pause is read at once, a steady stream of them once a window with all that gathered ([`super::pace`]).
 //! A stream needs no file events, so the watch is taken off the file meanwhile: it costs the application something with
-//! every write.
+//! every write. The windows of all databases end together, with the beat of one [`crate::pulse`].
 
 use super::drive::{Driver, End, failed, sleep_until};
 use super::follower::{Pumped, Segments, Target};
@@ -93,12 +93,20 @@ impl Driver<'_> {
             self.wal_watch.start(&self.db.shared.watcher, &self.db.inbox).map_err(End::Failed)?;
             return Ok(false);
         }
-        self.wal_watch.stop();
-        let window = tokio::time::sleep_until(read + self.pace.window());
-        tokio::pin!(window);
-        loop {
+        let pulse = &self.db.shared.pulse;
+        self.wal_watch.stream(pulse);
+        let window = self.pace.window();
+        while read.elapsed() < window {
             tokio::select! {
-                () = &mut window => break,
+                () = pulse.beat() => {
+                    if self.home().capture.header_moved() {
+                        return Ok(true);
+                    }
+                    // The first beat may come at any time, later ones come with the window.
+                    if read.elapsed() >= window / 4 * 3 {
+                        break;
+                    }
+                }
                 mail = self.mail_on(link) => {
                     let mail = mail?;
                     if mail.asked {

@@ -106,8 +106,8 @@ impl Follower {
         }
     }
 
-    /// As [`Follower::pump`], when everything is at hand: little to read, room on the link for all of it, no checkpoint
-    /// due. Then no thread need be woken for it, and the messages leave together. `None`: not now.
+    /// As [`Follower::pump`], when everything is at hand: little to read, room on the link for all of it. Then no thread
+    /// need be woken for it, and the messages leave together. `None`: not now, or not all: a checkpoint is due.
     pub(super) fn pump_at_hand(
         &mut self,
         to: &Target,
@@ -145,11 +145,13 @@ impl Follower {
                     bytes += entry.total_bytes();
                     self.window.push(entry);
                 }
+                Next::UpToDate if self.capture.upkeep_is_due() => return Ok(None),
                 Next::UpToDate => return Ok(Some(Pumped::UpToDate)),
                 Next::Lost(_) => return Ok(Some(Pumped::Lost)),
             }
             if bytes >= AT_HAND_BYTES / 2 || begun.elapsed() >= AT_HAND_TIME || !self.capture.is_at_hand() {
-                return Ok(Some(Pumped::Slice));
+                // Under writers that never pause the end is never reached, and a checkpoint must come all the same.
+                return Ok((!self.capture.upkeep_is_due()).then_some(Pumped::Slice));
             }
         }
     }

@@ -38,6 +38,7 @@ pub use report::{DatabaseStatus, Heal, Level, Report, Snapshot, State};
 pub use snapshot::PARTS_ABOVE;
 
 use crate::capture::{Absent, AttachError, Capture, Options, Standing};
+use crate::pulse::{Member, Pulse};
 use crate::ship::inbox::{Inbox, Mail};
 use crate::ship::session::Switchboard;
 use crate::ship::window::{Budget, Window};
@@ -76,6 +77,8 @@ pub struct Shared {
     pub compression: Compression,
     /// Time between two readings of a stream of commits.
     pub pace: Duration,
+    /// Beats so often while somebody streams.
+    pub pulse: Arc<Pulse>,
     /// What can be restored of a stream of commits.
     pub restore_points: RestorePoints,
     /// A WAL is kept under this: transactions that the hub does not take are spooled, then restore points given up.
@@ -143,20 +146,29 @@ struct Attached {
     wal_watch: WalWatch,
 }
 
-/// The watch on a `-wal` file, on and off.
+/// What says when to read a log: the watch on the `-wal` file, or the pulse while commits stream.
 struct WalWatch {
     wal: PathBuf,
     guard: Option<Guard>,
+    streams: Option<Member>,
 }
 
 impl WalWatch {
-    /// Takes it off the file.
+    /// Takes the watch off the file; nothing tells of writes any more.
     fn stop(&mut self) {
         self.guard = None;
+        self.streams = None;
     }
 
-    /// Puts it on the file if it is not; what was written before is not told.
+    /// The pulse instead of the watch.
+    fn stream(&mut self, pulse: &Arc<Pulse>) {
+        self.guard = None;
+        self.streams.get_or_insert_with(|| pulse.join());
+    }
+
+    /// Puts the watch on the file if it is not; what was written before is not told.
     fn start(&mut self, watcher: &Watcher, inbox: &Arc<Inbox>) -> Result<(), String> {
+        self.streams = None;
         if self.guard.is_none() {
             let watch = watcher.wal(&self.wal, inbox.clone()).map_err(|e| {
                 format!(
@@ -328,7 +340,7 @@ impl Database {
         // SQLite follows links, and its files lie beside the real one.
         let mut wal = std::fs::canonicalize(&self.path).map_err(|e| e.to_string())?.into_os_string();
         wal.push("-wal");
-        let mut watch = WalWatch { wal: wal.into(), guard: None };
+        let mut watch = WalWatch { wal: wal.into(), guard: None, streams: None };
         watch.start(&self.shared.watcher, &self.inbox)?;
         Ok((id, watch))
     }

@@ -125,6 +125,53 @@ fn follow_limited(place: &Place, wal_limit_bytes: u64) -> (Capture, Replica) {
     (capture, replica)
 }
 
+/// A copy in a stream makes nothing shorter, so most of them are left out; the log is synced as often as ever.
+#[test]
+fn in_a_stream_copies_become_rare_and_syncs_do_not() {
+    const LIMIT: u64 = 64 << 20;
+    const FRAMES: u32 = 50;
+    let place = Place::with_frames(FRAMES);
+    let mut app = App::create(&place.db(), "");
+    let (mut capture, mut replica) = follow_limited(&place, LIMIT);
+    let frames = |bytes: u64| (bytes / 4120) as u32;
+    let (mut copies, mut done, mut left) = (Vec::new(), 0, 0);
+    loop {
+        app.insert_many(8);
+        let mut sent = None;
+        while let Next::Sent(meta) = replica.step(&mut capture) {
+            sent = Some(meta.range.max());
+        }
+        if capture.wal_bytes() > LIMIT / 4 {
+            // From here on acks are not waited for.
+            break;
+        }
+        let mut said = capture.maintain().unwrap();
+        if said == Maintained::Waiting {
+            // The stream goes on while acks are on their way.
+            app.insert_many(8);
+            capture.acked(sent.unwrap());
+            said = capture.maintain().unwrap();
+        }
+        capture.acked(sent.unwrap());
+        let end = frames(capture.wal_bytes());
+        match said {
+            Maintained::Backfilled { complete } => {
+                assert!(!complete);
+                copies.push(end - left);
+                (done, left) = (end, end);
+            }
+            Maintained::Synced => done = end,
+            Maintained::Nothing => {}
+            other => panic!("{other:?} after {end} frames"),
+        }
+        assert!(end - done <= 3 * FRAMES, "{} frames were neither copied nor synced", end - done);
+    }
+    let rare = copies.iter().filter(|frames| **frames >= 7 * FRAMES).count();
+    assert!(rare >= 4, "copies after {copies:?} frames");
+    replica.drain(&mut capture);
+    replica.assert_is_live(&place.db());
+}
+
 /// Whatever writers do, below the half of the limit nobody is kept out: programs without a busy timeout would fail.
 #[test]
 fn below_the_half_of_the_limit_writers_never_meet_a_fence() {
