@@ -13,6 +13,7 @@ use crate::fanout::Fanout;
 use crate::fleet::{Epochs, Fleet, LabelBook, OrderDesk, Registry};
 use crate::import::Importer;
 use crate::ingest::{Ingest, Origins};
+use crate::jobs::{Jobs, Journals, Planner};
 use crate::merge::LtxMerger;
 use crate::reload::{self, Reloader};
 use crate::restore::Restores;
@@ -93,6 +94,7 @@ pub struct App {
     labels: LabelBook,
     staging: Arc<Staging>,
     holds: Arc<Holds>,
+    journals: Journals,
     listener: TcpListener,
     address: SocketAddr,
     acceptor: Arc<Acceptor>,
@@ -118,7 +120,7 @@ impl App {
         let path = config.data_dir.clone();
         let BufferConfig { max_bytes, when_full } = config.buffer;
         let merger = Arc::new(LtxMerger);
-        let (buffer, epochs, labels, staging, holds) = tokio::task::spawn_blocking(move || {
+        let (buffer, epochs, labels, staging, holds, journals) = tokio::task::spawn_blocking(move || {
             let data = |source| AppError::Data { path: path.clone(), source };
             let sealed = Arc::new(Sealed::open(&path).map_err(data)?);
             let payloads = Some(sealed.clone() as _);
@@ -131,7 +133,8 @@ impl App {
             let staging = Staging::open(&path, max_bytes, sealed).map_err(data)?;
             staging.reconcile(&buffer).map_err(data)?;
             let holds = Holds::open(&path).map_err(data)?;
-            Ok::<_, AppError>((buffer, epochs, labels, Arc::new(staging), Arc::new(holds)))
+            let journals = Journals::open(&path).map_err(data)?;
+            Ok::<_, AppError>((buffer, epochs, labels, Arc::new(staging), Arc::new(holds), journals))
         })
         .await
         .map_err(|e| AppError::Serve(e.to_string()))??;
@@ -149,6 +152,7 @@ impl App {
             labels,
             staging,
             holds,
+            journals,
             listener,
             address,
             acceptor,
@@ -176,6 +180,7 @@ impl App {
             labels,
             staging,
             holds,
+            journals,
             listener,
             address,
             acceptor,
@@ -207,6 +212,9 @@ impl App {
         let restores = Restores::new(buffer.clone(), in_service, sessions.token().clone());
         let pins = restores.pins().clone();
         let retainer = Retainer::start(buffer.clone(), for_retention, holds, pins, deletions.clone());
+        let on_nodes = TaskGroup::new("jobs");
+        let jobs = Jobs::start(journals, fleet.clone(), &on_nodes);
+        let planner = Planner::new(buffer.clone(), fleet.clone(), restores.clone());
         let importer = Importer::new(buffer.clone(), for_import, data_dir.join(TMP));
         let handles = Handles {
             importer: Arc::new(importer),
@@ -220,6 +228,8 @@ impl App {
             ),
             restores,
             retainer,
+            jobs,
+            planner,
             reloader: reloader.clone(),
             fleet,
             buffer: buffer.clone(),
@@ -245,6 +255,7 @@ impl App {
         tracing::info!("shutting down");
         door.token().cancel();
         reloader.shutdown(SESSIONS_DEADLINE).await;
+        on_nodes.shutdown(SESSIONS_DEADLINE).await;
         // Sessions end by their token; the server returns when the last of their answers has been sent.
         let ended = async {
             sessions.shutdown(SESSIONS_DEADLINE).await;

@@ -13,6 +13,7 @@ pub mod fanout;
 pub mod fleet;
 pub mod import;
 pub mod ingest;
+pub mod jobs;
 mod merge;
 pub mod reload;
 pub mod restore;

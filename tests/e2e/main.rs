@@ -5,6 +5,7 @@ mod config_faults;
 mod crash;
 mod documents;
 mod fault_matrix;
+mod fleet;
 mod full_buffer;
 mod heal;
 mod hostile_client;

@@ -279,11 +279,20 @@ impl Cluster {
     /// Runs hubctl with some certificate.
     #[track_caller]
     pub fn hubctl_as(&self, files: &Files, arguments: &[&str]) -> Output {
+        run(self.hubctl_of(files, arguments))
+    }
+
+    /// hubctl as an operator of this hub, not started.
+    pub fn hubctl_command(&self, arguments: &[&str]) -> Command {
+        self.hubctl_of(&self.operator, arguments)
+    }
+
+    fn hubctl_of(&self, files: &Files, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("hubctl"));
         command.args(arguments);
         command.env("WALHUB_HUB", self.address());
         command.env("WALHUB_CA", &files.ca).env("WALHUB_CERT", &files.cert).env("WALHUB_KEY", &files.key);
-        run(command)
+        command
     }
 
     /// Runs an agent's command (`restore`, `status`, `databases`) with its configuration.

@@ -15,6 +15,7 @@ pub mod certs;
 pub mod client;
 pub mod cluster;
 pub mod config;
+pub mod disaster;
 pub mod eventually;
 pub mod fleet;
 pub mod ledger;

@@ -70,10 +70,15 @@ impl Image {
 
     /// The database checksum: XOR over all pages but the lock page.
     pub fn checksum(&self) -> Checksum {
-        (0..self.pages())
-            .map(|index| (Pgno::new(index as u32 + 1).expect("from 1"), self.page(index)))
-            .filter(|(pgno, _)| *pgno != self.page_size.lock_page())
-            .fold(Checksum::EMPTY, |sum, (pgno, page)| sum.toggle(Checksum::of_page(pgno, page)))
+        let lock = self.page_size.lock_page().index();
+        let sums = self.page_checksums().into_iter().enumerate().filter(|(index, _)| *index != lock);
+        sums.fold(Checksum::EMPTY, |sum, (_, page)| sum.toggle(page))
+    }
+
+    /// The checksum of each page.
+    pub fn page_checksums(&self) -> Vec<Checksum> {
+        let page = |index| Checksum::of_page(Pgno::new(index as u32 + 1).expect("from 1"), self.page(index));
+        (0..self.pages()).map(page).collect()
     }
 
     /// Page numbers that differ, the lock page aside; a page that one side lacks differs.

@@ -41,6 +41,9 @@ enum Command {
     Wal(cmd::wal::Args),
     Reload(cmd::reload::Args),
     Restore(cmd::restore::Args),
+    /// Restores of many databases on their nodes
+    #[command(subcommand)]
+    Jobs(cmd::jobs::Command),
     Retention(cmd::retention::Args),
     Import(cmd::import::Args),
     /// Databases of which nothing is deleted
@@ -63,6 +66,7 @@ impl Cli {
             Command::Wal(args) => args.run().await,
             Command::Reload(args) => args.run().await,
             Command::Restore(args) => args.run().await,
+            Command::Jobs(command) => command.run().await,
             Command::Retention(args) => args.run().await,
             Command::Import(args) => args.run().await,
             Command::Hold(command) => command.run().await,

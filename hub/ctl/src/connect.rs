@@ -15,6 +15,7 @@ use walhub_proto::v1::control_service_client::ControlServiceClient;
 use walhub_proto::v1::destinations_service_client::DestinationsServiceClient;
 use walhub_proto::v1::fleet_service_client::FleetServiceClient;
 use walhub_proto::v1::import_service_client::ImportServiceClient;
+use walhub_proto::v1::job_service_client::JobServiceClient;
 use walhub_proto::v1::restore_service_client::RestoreServiceClient;
 use walhub_proto::v1::retention_service_client::RetentionServiceClient;
 
@@ -152,7 +153,13 @@ impl Hub {
         RetentionServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_STATUS_BYTES)
     }
 
-    fn fleet(&self) -> FleetServiceClient<Channel> {
+    /// Restores on nodes.
+    pub(crate) fn jobs(&self) -> JobServiceClient<Channel> {
+        JobServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_STATUS_BYTES)
+    }
+
+    /// Agents and databases.
+    pub(crate) fn fleet(&self) -> FleetServiceClient<Channel> {
         FleetServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_STATUS_BYTES)
     }
 }

@@ -2,6 +2,7 @@
 //! RFC 3339 in UTC, spans and sizes whole numbers with the unit in the name. What is not there is `null`.
 
 use serde::Serialize;
+use std::collections::BTreeMap;
 use walhub_common::clock;
 use walhub_proto::v1;
 
@@ -70,6 +71,7 @@ pub(crate) struct Agent {
     pub(crate) last_seen: Option<String>,
     pub(crate) version: Option<String>,
     pub(crate) databases: u32,
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// Element of `hubctl databases list`.
@@ -250,6 +252,7 @@ impl From<v1::AgentStatus> for Agent {
             last_seen: time(wire.last_seen_ms),
             version: some(wire.version),
             databases: wire.databases,
+            labels: wire.labels.into_iter().collect(),
         }
     }
 }

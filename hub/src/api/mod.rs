@@ -6,6 +6,7 @@ mod destinations;
 mod fleet;
 mod images;
 mod import;
+mod jobs;
 mod listen;
 mod pages;
 mod peer;
@@ -21,6 +22,7 @@ use crate::buffer::WalBuffer;
 use crate::fleet::Fleet;
 use crate::import::Importer;
 use crate::ingest::Ingest;
+use crate::jobs::{Jobs, Planner};
 use crate::reload::Reloader;
 use crate::restore::Restores;
 use crate::retain::Retainer;
@@ -35,6 +37,7 @@ use walhub_proto::v1::destinations_service_server::DestinationsServiceServer;
 use walhub_proto::v1::fleet_service_server::FleetServiceServer;
 use walhub_proto::v1::image_service_server::ImageServiceServer;
 use walhub_proto::v1::import_service_server::ImportServiceServer;
+use walhub_proto::v1::job_service_server::JobServiceServer;
 use walhub_proto::v1::replication_service_server::ReplicationServiceServer;
 use walhub_proto::v1::restore_service_server::RestoreServiceServer;
 use walhub_proto::v1::retention_service_server::RetentionServiceServer;
@@ -67,6 +70,10 @@ pub struct Handles {
     pub importer: Arc<Importer>,
     /// Deletes what is no longer kept.
     pub retainer: Retainer,
+    /// Restores on nodes.
+    pub jobs: Jobs,
+    /// Plans them.
+    pub planner: Planner,
     /// Owns the tasks behind the streams.
     pub tasks: TaskGroup,
     /// Start of the hub, Unix ms.
@@ -89,6 +96,8 @@ pub fn router(handles: Handles) -> Router {
         .max_decoding_message_size(MAX_REQUEST_BYTES);
     let retention = RetentionServiceServer::new(retention::Service::new(handles.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let jobs = JobServiceServer::new(jobs::Service::new(handles.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
     let fleet =
         FleetServiceServer::new(fleet::Service::new(handles)).max_decoding_message_size(MAX_REQUEST_BYTES);
     Server::builder()
@@ -105,4 +114,5 @@ pub fn router(handles: Handles) -> Router {
         .add_service(destinations)
         .add_service(retention)
         .add_service(import)
+        .add_service(jobs)
 }

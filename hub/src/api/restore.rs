@@ -2,14 +2,13 @@
 
 use super::peer::Peer;
 use super::{Handles, checksums, pages, status};
-use crate::restore::Request as Asked;
+use crate::restore::{self, Request as Asked};
 use crate::retain;
 use futures_util::{Stream, StreamExt};
 use std::pin::Pin;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use walhub_common::ltx::Header;
 use walhub_common::{DatabaseKey, Pos, Txid};
 use walhub_proto::convert;
 use walhub_proto::v1::restore_pages_response::Message as PagesMessage;
@@ -20,7 +19,6 @@ use walhub_proto::v1::{
     FileInfo, PageChecksumsRequest, Position, RestorePagesRequest, RestorePagesResponse, RestorePlan,
     RestoreRequest, RestoreResponse,
 };
-use walhub_store::restore::source::BUFFER;
 use walhub_store::restore::{DynSource, Piece, PlannedFile, Prepared, SourceName, Target};
 
 /// Pieces of at most 1 MiB that are read before the connection takes them.
@@ -69,23 +67,12 @@ impl Service {
                 txid: plan.reached.get(),
                 checksum: checksum.map_or(0, |sum| sum.get()),
             }),
-            timestamp_ms: time_ms(last, header.as_ref()),
+            timestamp_ms: restore::time_ms(last, header.as_ref()),
             page_size: header.map_or(0, |header| header.page_size.get()),
             commit: header.map_or(0, |header| header.commit),
             files: plan.files.iter().map(info).collect(),
             total_bytes: plan.total_bytes(),
         }
-    }
-}
-
-/// The hub's time of the newest transaction: in the header of every file the hub has put; a buffered segment has its
-/// agent's time there, and the hub's in its record.
-fn time_ms(last: Option<&PlannedFile>, header: Option<&Header>) -> i64 {
-    match (last, header) {
-        (Some(last), _) if last.source.as_str() == BUFFER => last.time_ms,
-        (_, Some(header)) => header.timestamp_ms,
-        (Some(last), None) => last.time_ms,
-        (None, None) => 0,
     }
 }
 

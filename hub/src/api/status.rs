@@ -2,6 +2,7 @@
 
 use crate::fleet::labels::LabelError;
 use crate::ingest::SessionError;
+use crate::jobs::{JobError, PlanFault};
 use crate::reload::ReloadError;
 use crate::restore::{ChecksumsError, FoldError, PagesError, PrepareError, UnknownSource};
 use crate::staging::StagingError;
@@ -82,6 +83,26 @@ pub(super) fn label(error: &LabelError) -> Status {
         LabelError::Word(_) => Status::invalid_argument(error.to_string()),
         LabelError::TooMany => Status::resource_exhausted(error.to_string()),
         LabelError::Io(_) => Status::unavailable(error.to_string()),
+    }
+}
+
+/// Why there is no plan of a job.
+pub(super) fn plan(error: &PlanFault) -> Status {
+    match error {
+        PlanFault::Nothing => Status::not_found(error.to_string()),
+        _ => Status::invalid_argument(error.to_string()),
+    }
+}
+
+/// Why a job was not begun or changed.
+pub(super) fn job(error: &JobError) -> Status {
+    match error {
+        JobError::Unknown(_) | JobError::None => Status::not_found(error.to_string()),
+        JobError::Busy { .. } | JobError::Nothing(_) | JobError::Refused(_) => {
+            Status::failed_precondition(error.to_string())
+        }
+        JobError::TooMany => Status::resource_exhausted(error.to_string()),
+        JobError::Io(_) | JobError::Ended => Status::unavailable(error.to_string()),
     }
 }
 

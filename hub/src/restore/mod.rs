@@ -26,10 +26,13 @@ pub(crate) use buffer_source::BufferSource;
 use futures_util::stream::BoxStream;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+use walhub_common::ltx::Header;
 use walhub_common::{DatabaseKey, Txid};
 use walhub_store::destinations::DestinationError;
+use walhub_store::restore::source::BUFFER;
 use walhub_store::restore::{
-    self, DestinationSource, DynSource, Inventory, Piece, Plan, Prepared, RestoreError, SourceName, Target,
+    self, DestinationSource, DynSource, Inventory, Piece, Plan, PlannedFile, Prepared, RestoreError,
+    SourceName, Target,
 };
 
 /// What is asked for.
@@ -77,6 +80,17 @@ pub enum PrepareError {
         /// Sources that did not answer.
         unanswered: Vec<DestinationError>,
     },
+}
+
+/// The hub's time of the newest transaction of a plan: in the header of every file the hub has put; a buffered segment has
+/// its agent's time there, and the hub's in its record.
+pub fn time_ms(last: Option<&PlannedFile>, header: Option<&Header>) -> i64 {
+    match (last, header) {
+        (Some(last), _) if last.source.as_str() == BUFFER => last.time_ms,
+        (_, Some(header)) => header.timestamp_ms,
+        (Some(last), None) => last.time_ms,
+        (None, None) => 0,
+    }
 }
 
 /// Handle on all sources of this hub.

@@ -155,8 +155,8 @@ hub 0.1.0, up 12.0 s, buffer 1.5 KiB of 10.0 GiB, 42 segments (8.8 KiB) since it
 DESTINATION  TYPE  STATE                  LAG  BEHIND  PUTS    BYTES  WHERE
 disk         file  failing: disk full  350 ms       1     7  2.0 KiB  /srv/copies
 
-AGENT   STATE      DATABASES  LAST SEEN  FROM  VERSION
-pos-17  connected          1  -          -     -
+AGENT   STATE      DATABASES  LAST SEEN  FROM  VERSION  LABELS
+pos-17  connected          1  -          -     -        -
 
 DATABASE       TXID  BUFFERED AT              DURABLE  COPIES             STATE
 pos-17/app.db    12  2026-11-22T13:28:37.09Z       11  disk 11 (-350 ms)  policy lacks 1 more copy; 30 restore points of 3-40 given up"

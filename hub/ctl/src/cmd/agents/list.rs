@@ -29,7 +29,7 @@ impl Args {
 
 /// Agents for people.
 pub(crate) fn table(agents: &[Agent]) -> Table {
-    let mut table = Table::new(&["AGENT", "STATE", ">DATABASES", "LAST SEEN", "FROM", "VERSION"]);
+    let mut table = Table::new(&["AGENT", "STATE", ">DATABASES", "LAST SEEN", "FROM", "VERSION", "LABELS"]);
     for agent in agents {
         table.row([
             agent.name.clone(),
@@ -38,6 +38,7 @@ pub(crate) fn table(agents: &[Agent]) -> Table {
             agent.last_seen.clone().unwrap_or_default(),
             agent.peer.clone().unwrap_or_default(),
             agent.version.clone().unwrap_or_default(),
+            super::words(&agent.labels),
         ]);
     }
     table

@@ -3,7 +3,7 @@
 use super::one::{self, Job};
 use super::outcome::Restored;
 use super::progress::Progress;
-use super::{Args, plan, plan_lines, unless};
+use super::{Args, onto, plan, plan_lines, unless};
 use crate::connect::Hub;
 use crate::fault::{Interrupted, clean};
 use crate::model::Plan;
@@ -38,7 +38,12 @@ pub(super) async fn restore(
     cancel: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let agent = args.agent.as_ref().map_or("", |name| name.as_str());
-    let jobs = jobs(args, unless(cancel, hub.status(agent, "")).await?.databases)?;
+    let mut databases = unless(cancel, hub.status(agent, "")).await?.databases;
+    if !args.selector.is_empty() {
+        let chosen = unless(cancel, onto::matching(args, hub)).await?;
+        databases.retain(|status| status.database.as_ref().is_some_and(|key| chosen.contains(key)));
+    }
+    let jobs = jobs(args, databases)?;
     if jobs.is_empty() {
         match &args.agent {
             Some(agent) => bail!("the hub knows no database of agent {agent}; see `hubctl agents list`"),
@@ -57,7 +62,7 @@ pub(super) async fn restore(
             };
             (job.job.database, result)
         })
-        .buffer_unordered(usize::from(args.parallelism));
+        .buffer_unordered(args.side_by_side());
     let mut databases = Vec::new();
     while let Some((database, result)) = running.next().await {
         let entry = entry(&database, result);
@@ -117,7 +122,7 @@ fn tell(entry: &Entry<Restored>, json: bool) -> anyhow::Result<()> {
 async fn plan_all(args: &Args, hub: &Hub, jobs: Vec<Planned>) -> anyhow::Result<ExitCode> {
     let plans: Vec<Entry<Plan>> = futures_util::stream::iter(&jobs)
         .map(|planned| async move { entry(&planned.job.database, plan(hub, &planned.job).await) })
-        .buffered(usize::from(args.parallelism))
+        .buffered(args.side_by_side())
         .collect()
         .await;
     if args.json {

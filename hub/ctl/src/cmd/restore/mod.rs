@@ -2,6 +2,7 @@
 
 mod fleet;
 mod one;
+mod onto;
 mod outcome;
 mod progress;
 mod target;
@@ -14,6 +15,7 @@ use crate::model::Plan;
 use crate::output;
 use anyhow::Context;
 use one::Job;
+use onto::OntoArgs;
 use progress::Progress;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,7 +29,7 @@ use walhub_common::{AgentName, DatabaseKey, Txid, clock};
 /// Restore databases and prove that they are what they were at their source
 #[derive(Debug, clap::Args)]
 #[command(
-    group = clap::ArgGroup::new("what").required(true).args(["database", "agent", "all"]),
+    group = clap::ArgGroup::new("what").required(true).args(["database", "agent", "selector", "all"]),
     group = clap::ArgGroup::new("point").args(["timestamp", "txid"]),
     after_help = "\
 The restored database appears under its name only when it is complete and its checksum equals the one taken at the \
@@ -36,14 +38,22 @@ source. Several databases are restored side by side; one that fails does not sto
 JSON of one database: {\"database\", \"output\", \"txid\", \"checksum\", \"verdict\", \"time\", \"page_size\", \"pages\", \
 \"bytes\", \"files\", \"received_bytes\", \"seconds\", \"mb_per_second\"}. The verdict is \"verified\", or \"unproven\" when \
 the files are whole but no walhub wrote them, so that nobody took a checksum at the source.
+With --in-place the databases come back on their nodes instead, live, by a job of the hub, wave by wave, all at one point in time. Each node proves the result before it changes anything, and leaves a restore point of what was there. Nodes that are away get their order when they come back. Ctrl-C leaves the job to the hub; `hubctl jobs watch` comes back to it. Exit code 0: every database is at its point.
+
 JSON of several: {\"restored\", \"failed\", \"databases\": [one such object, or {\"database\", \"error\"}]}
+JSON with --in-place: {\"job\", \"state\", \"reason\", \"asked\", \"operator\", \"started\", \"ended\", \"seconds\", \"wave\", \
+\"waves\", \"databases\", \"restored\", \"failed\", \"running\", \"away\", \"list\": [{\"database\", \"wave\", \"state\", \
+\"asked_txid\", \"asked_time\", \"reached_txid\", \"checksum\", \"verdict\", \"new_txid\", \"safety_txid\", \"bytes\", \"seconds\", \
+\"hub_seconds\", \"error\"}], \"left_out\": [{\"database\", \"error\"}]}
 
 Example:
   hubctl restore pos-17/app.db -o app.db
   hubctl restore pos-17/app.db --timestamp 2026-11-22T13:28:36Z -o before.db
   hubctl restore --agent pos-17 --to restored/
   hubctl restore --all --to restored/ --source offsite --parallelism 8
-  hubctl restore pos-17/app.db --txid 1200 --dry-run"
+  hubctl restore pos-17/app.db --txid 1200 --dry-run
+  hubctl restore --selector site=berlin --timestamp 2026-11-22T13:28:36Z --in-place --waves 1%,10%,100%
+  hubctl restore pos-17/app.db --in-place --check 'SELECT count(*) FROM orders = 1205' --yes"
 )]
 pub(crate) struct Args {
     /// The database
@@ -52,6 +62,9 @@ pub(crate) struct Args {
     /// Every database of this agent
     #[arg(long, value_name = "NAME")]
     agent: Option<AgentName>,
+    /// Databases by a glob over AGENT/NAME, or by labels of agents such as site=berlin; may be given several times
+    #[arg(long, value_name = "GLOB|KEY=VALUE")]
+    selector: Vec<String>,
     /// Every database of the hub
     #[arg(long)]
     all: bool,
@@ -59,10 +72,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "RFC3339", value_parser = clock::parse_ms, allow_hyphen_values = true)]
     timestamp: Option<i64>,
     /// Exactly this transaction (decimal, or 16 hex digits)
-    #[arg(long, value_name = "TXID", value_parser = target::parse_txid, conflicts_with_all = ["agent", "all"])]
+    #[arg(long, value_name = "TXID", value_parser = target::parse_txid, conflicts_with_all = ["agent", "selector", "all"])]
     txid: Option<Txid>,
     /// The file to write
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["agent", "all", "to"])]
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["agent", "selector", "all", "to"])]
     output: Option<PathBuf>,
     /// Write DIR/<agent>/<name>
     #[arg(long, value_name = "DIR")]
@@ -76,20 +89,30 @@ pub(crate) struct Args {
     /// Only say what would be read
     #[arg(long)]
     dry_run: bool,
-    /// Databases restored at the same time
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
-    parallelism: u8,
+    /// Databases restored at the same time [default: 4; on the nodes: as the hub likes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    parallelism: Option<u16>,
     /// Print JSON, see below
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    onto: OntoArgs,
     #[command(flatten)]
     connect: ConnectArgs,
 }
 
 impl Args {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+        if self.onto.is_asked() {
+            let hub = self.connect.connect().await?;
+            return onto::restore(&self, &hub).await;
+        }
         if !self.dry_run && self.output.is_none() && self.to.is_none() {
-            let words = if self.database.is_some() { "-o FILE or --to DIR" } else { "--to DIR" };
+            let words = if self.database.is_some() {
+                "-o FILE, --to DIR or --in-place"
+            } else {
+                "--to DIR or --in-place"
+            };
             return Err(Usage(format!("say where to write: {words}")).into());
         }
         let group = TaskGroup::new("restore");
@@ -121,6 +144,11 @@ impl Args {
         };
         group.shutdown(Duration::from_secs(5)).await;
         done
+    }
+
+    /// Databases restored here at one time.
+    fn side_by_side(&self) -> usize {
+        usize::from(self.parallelism.unwrap_or(4)).min(64)
     }
 
     fn target(&self) -> Target {
