@@ -169,30 +169,31 @@ fn give(job: &Job, fleet: &Fleet, now_ms: i64) -> Vec<Record> {
             room = room.saturating_sub(1);
         }
     }
-    let mut records = Vec::new();
+    let (mut records, mut deaf) = (Vec::new(), Vec::new());
     for (at, (target, stand)) in job.targets.iter().zip(&job.stands).enumerate() {
         let agent = &target.database.agent;
         if *stand != Stand::Pending || target.wave > job.wave {
             continue;
         }
-        let stand = match fleet.presence(agent) {
-            Presence::Away => continue,
-            Presence::Deaf => Stand::Failed {
-                reason: "its agent is too old to take orders".into(),
-                report: Report::default(),
-            },
-            Presence::Here if room == 0 => continue,
+        match fleet.presence(agent) {
+            Presence::Away => {}
+            Presence::Deaf => {
+                let reason = "its agent is too old to take orders".into();
+                let stand = Stand::Failed { reason, report: Report::default() };
+                deaf.push(Record::Stand { target: at, stand });
+            }
+            Presence::Here if room == 0 => {}
             // A bound per node is one for all its databases: they come one after another.
-            Presence::Here if job.spec.node_rate > 0 && busy.contains(agent) => continue,
+            Presence::Here if job.spec.node_rate > 0 && busy.contains(agent) => {}
             Presence::Here => {
                 busy.insert(agent);
                 room -= 1;
-                Stand::Ordered { since_ms: now_ms }
+                records.push(Record::Stand { target: at, stand: Stand::Ordered { since_ms: now_ms } });
             }
-        };
-        records.push(Record::Stand { target: at, stand });
+        }
     }
-    records
+    // Failures come first: they may stop the job.
+    if deaf.is_empty() { records } else { deaf }
 }
 
 /// Whether the next wave may begin: all of the present ones are at their end, or away for long enough.

@@ -170,7 +170,10 @@ async fn wrong_words_are_refused_before_anything_happens() {
             &["restore", "a/b", "-o", "x", "--txid", "3", "--timestamp", "2026-11-22T13:28:37Z"],
             "cannot be used",
         ),
-        (&["restore", "a/b"], "-o FILE or --to DIR"),
+        (&["restore", "a/b"], "-o FILE, --to DIR or --in-place"),
+        (&["restore", "--all", "--in-place", "--to", "x"], "cannot be used"),
+        (&["restore", "--all", "--to", "x", "--waves", "1%"], "--in-place"),
+        (&["restore", "--all", "--in-place", "--bandwidth", "0"], "for ever"),
         (&["restore", "--all"], "--to DIR"),
     ] {
         let error = run(&hub, words).await.unwrap_err();
