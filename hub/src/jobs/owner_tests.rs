@@ -166,7 +166,7 @@ async fn only_so_many_ended_jobs_are_remembered() {
     let mut first: Option<String> = None;
     for n in 0..103 {
         let job = life.jobs.begin(planned(&format!("r{n}"), &["a/1"], 0), "ann").await.unwrap();
-        first.get_or_insert(job.id.clone());
+        first.get_or_insert_with(|| job.id.clone());
         assert!(JobId::parse(&job.id).is_some());
         life.jobs.act(&job.id, Action::Cancel, "ann").await.unwrap();
     }

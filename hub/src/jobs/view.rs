@@ -48,7 +48,7 @@ pub(super) fn job(job: &Job, fleet: &Fleet) -> v1::Job {
     let request = v1::JobRequest {
         request_id: spec.request_id.clone(),
         selectors: names.chain(labels).map(|by| v1::Selector { by: Some(by) }).collect(),
-        point: spec.timestamp_ms.map(Point::TimestampMs).or(spec.txid.map(Point::Txid)),
+        point: spec.timestamp_ms.map(Point::TimestampMs).or_else(|| spec.txid.map(Point::Txid)),
         mode: spec.mode.wire().into(),
         waves: spec.wave_words.clone(),
         max_failures: spec.max_failures,

@@ -103,6 +103,10 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+        if self.onto.misplaced() {
+            let words = "--waves, --max-failures, --bandwidth, --total-bandwidth, --check, --yes and --detach go with --in-place";
+            return Err(Usage(words.into()).into());
+        }
         if self.onto.is_asked() {
             let hub = self.connect.connect().await?;
             return onto::restore(&self, &hub).await;

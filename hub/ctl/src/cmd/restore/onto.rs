@@ -31,25 +31,25 @@ pub(crate) struct OntoArgs {
     #[arg(long, conflicts_with_all = ["output", "to", "source", "force"])]
     in_place: bool,
     /// Nodes up to the end of each wave: counts or percentages, such as 1%,10%,100% [default: one wave]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "in_place")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     waves: Vec<String>,
     /// Stop when more databases than this have failed
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "in_place")]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     max_failures: u32,
     /// Bytes per second to one node, such as 1MiB
-    #[arg(long, value_name = "SIZE", value_parser = rate, requires = "in_place")]
+    #[arg(long, value_name = "SIZE", value_parser = rate)]
     bandwidth: Option<u64>,
     /// Bytes per second to all nodes together
-    #[arg(long, value_name = "SIZE", value_parser = rate, requires = "in_place")]
+    #[arg(long, value_name = "SIZE", value_parser = rate)]
     total_bandwidth: Option<u64>,
     /// What must hold of the restored database before the live one is changed; may be given several times
-    #[arg(long, value_name = "SQL = VALUE", requires = "in_place")]
+    #[arg(long, value_name = "SQL = VALUE")]
     check: Vec<String>,
     /// Do not ask
-    #[arg(long, requires = "in_place")]
+    #[arg(long)]
     yes: bool,
     /// Start the job and leave it to the hub
-    #[arg(long, requires = "in_place")]
+    #[arg(long)]
     detach: bool,
 }
 
@@ -74,6 +74,13 @@ struct LeftOut {
 impl OntoArgs {
     pub(super) fn is_asked(&self) -> bool {
         self.in_place
+    }
+
+    /// Words that mean nothing here without --in-place.
+    pub(super) fn misplaced(&self) -> bool {
+        let any = !self.waves.is_empty() || !self.check.is_empty() || self.max_failures > 0;
+        let any = any || self.bandwidth.is_some() || self.total_bandwidth.is_some();
+        !self.in_place && (any || self.yes || self.detach)
     }
 }
 
