@@ -5,7 +5,6 @@ mod config_faults;
 mod crash;
 mod documents;
 mod fault_matrix;
-mod fleet;
 mod full_buffer;
 mod heal;
 mod hostile_client;
