@@ -146,6 +146,13 @@ impl Upkeep {
         once_more(&mut self.held);
     }
 
+    /// The log ends at `last`. When it was copied before that, it did not begin anew: a writer or reader was still in it.
+    fn goes_on_at(&mut self, last: FrameNo) {
+        if self.complete_at.take_if(|at| last > *at).is_some() {
+            self.was_held();
+        }
+    }
+
     /// The log was read to its end.
     pub(super) fn read_to(&mut self, end: FrameNo) {
         if self.read_to.is_none_or(|(before, _)| before != end) {
@@ -177,10 +184,7 @@ impl Capture {
             // The log restarted; reading on notices it first.
             return Ok(Maintained::Nothing);
         }
-        if self.upkeep.complete_at.is_some_and(|at| header.last > at) {
-            self.upkeep.complete_at = None;
-            self.upkeep.was_held();
-        }
+        self.upkeep.goes_on_at(header.last);
         if self.fence_comes_first(&header) {
             return self.fence_now(Reach::PRESSED);
         }
@@ -224,6 +228,7 @@ impl Capture {
         if self.standing != Standing::Aligned || !self.is_current(&header) {
             return Ok(given_up(before, self.position()));
         }
+        self.upkeep.goes_on_at(header.last);
         if self.upkeep.complete_at == Some(header.last) {
             // The next writer begins the log anew.
             return Ok(given_up(before, self.position()));
@@ -437,13 +442,14 @@ impl Capture {
             // Nobody was kept out: the next try is free.
             return Ok(Maintained::Overrun);
         }
-        let last = self.header()?.last;
-        self.fence_later(last);
+        let header = self.header()?;
+        self.fence_later(header.last);
         let Ok(done) = fenced else {
             return Ok(Maintained::Backfilled { complete: false });
         };
         if done.complete {
-            self.upkeep.complete_at = Some(last);
+            // Unless somebody wrote since the lock was given back.
+            self.upkeep.complete_at = (header.backfilled == header.last).then_some(header.last);
         } else {
             // No writer was there, so a reader is in the way.
             self.upkeep.was_held();

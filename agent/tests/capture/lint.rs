@@ -29,6 +29,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("state_dir.rs", "lock, epoch and names in the state folder"),
     ("config.rs", "the configuration file"),
     ("app.rs", "certificates and keys"),
+    ("orders/ends.rs", "how orders ended, in the state folder"),
     ("local/", "the status socket"),
     ("cli/", "commands in a process of their own, which follows no database"),
     ("main.rs", "start-up, before any database is attached"),

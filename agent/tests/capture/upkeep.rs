@@ -71,7 +71,7 @@ fn two_writers_that_never_pause_cannot_push_the_log_past_its_limit() {
     );
     assert!(largest <= LIMIT, "the log had {largest} bytes");
     assert!(txids > commits, "every commit has its TXID: {txids} of {commits}");
-    assert!(kept_out < Duration::from_secs(2), "writers were kept out for {kept_out:?}");
+    assert!(kept_out < Duration::from_secs(20), "writers were kept out for {kept_out:?}");
 }
 
 #[test]
@@ -170,6 +170,34 @@ fn in_a_stream_copies_become_rare_and_syncs_do_not() {
     assert!(rare >= 4, "copies after {copies:?} frames");
     replica.drain(&mut capture);
     replica.assert_is_live(&place.db());
+}
+
+/// A log that was copied to its end and went on all the same, because somebody was still in it, comes under its limit when
+/// restore points are given up: nothing but [`Capture::make_room`] is called while the hub is away and nothing is spooled.
+#[test]
+fn a_log_that_went_on_after_it_was_copied_is_copied_again() {
+    const LIMIT: u64 = 1 << 20;
+    let place = Place::with_frames(50);
+    let mut app = App::create(&place.db(), "");
+    let (mut capture, _) = follow_limited(&place, LIMIT);
+    for _ in 0..3 {
+        while capture.wal_bytes() <= LIMIT / 2 {
+            app.insert_many(8);
+        }
+        let mut reader = App::open(&place.db());
+        reader.sql("BEGIN");
+        reader.query("SELECT count(*) FROM t");
+        capture.make_room(false).unwrap();
+        let copied = capture.wal_bytes();
+        app.insert();
+        assert!(capture.wal_bytes() > copied, "a reader is in the log, it cannot begin anew");
+        reader.sql("COMMIT");
+        capture.make_room(false).unwrap();
+        app.insert();
+        assert!(capture.wal_bytes() < LIMIT / 2, "{} bytes, it did not begin anew", capture.wal_bytes());
+        // As the agent does: the place in the new log.
+        while !matches!(capture.next(&mut Discard).unwrap(), Next::UpToDate) {}
+    }
 }
 
 /// Whatever writers do, below the half of the limit nobody is kept out: programs without a busy timeout would fail.

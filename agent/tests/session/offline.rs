@@ -1,8 +1,8 @@
 //! The hub is away for long: the WAL, then the spool, then squashing.
 
-use crate::node::{Application, Node, reaches, status};
+use crate::node::{Application, Node, PATIENCE, reaches, status};
 use crate::scenarios::{DEADLINE, ONE, runtime};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use walhub_agent::database::State;
 
 fn limits(spool: &str) -> String {
@@ -19,12 +19,7 @@ fn a_wal_past_its_limit_costs_restore_points_and_no_data() {
         node.settled(&agent, "app.db", &app).await;
         hub.stop().await;
         reaches(&agent, "app.db", State::Offline).await;
-        let mut largest = 0;
-        for _ in 0..400 {
-            app.insert(10, 3000);
-            largest = largest.max(node.path("app.db-wal").metadata().unwrap().len());
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        let largest = write_offline(&node, &app, 400).await;
         assert!(largest < 8 << 20, "the WAL grew to {largest}");
         assert!(status(&agent, "app.db").restore_points_lost > 0);
         let _hub = node.hub.listen().await;
@@ -36,15 +31,31 @@ fn a_wal_past_its_limit_costs_restore_points_and_no_data() {
     });
 }
 
-/// Writes until several WALs have been filled; the largest size of the `-wal` file.
+/// Writes until several WALs have been filled; the largest size of the `-wal` file. As fast as the node reads, not faster: when
+/// the log is near its limit of 4 MiB, the next transaction waits until the agent lets it begin anew.
 async fn write_offline(node: &Node, app: &Application, transactions: usize) -> u64 {
+    const NEAR: i64 = 3 << 20;
     let mut largest = 0;
     for _ in 0..transactions {
         app.insert(10, 3000);
         largest = largest.max(node.path("app.db-wal").metadata().unwrap().len());
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        let begun = Instant::now();
+        loop {
+            let (frames, copied) = log(app);
+            if frames * 4120 <= NEAR || copied == frames {
+                break;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{frames} frames lie in the log, {copied} are copied");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
     largest
+}
+
+/// Frames in the log, and how many of them are in the database: when all are, the next transaction begins the log anew.
+fn log(app: &Application) -> (i64, i64) {
+    let sql = "PRAGMA wal_checkpoint(NOOP)";
+    app.db.query_row(sql, [], |row| Ok((row.get(1)?, row.get(2)?))).unwrap()
 }
 
 #[test]
