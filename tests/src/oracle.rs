@@ -115,7 +115,7 @@ pub fn observer(path: &Path) -> Connection {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    connection.busy_timeout(Duration::from_secs(10)).expect("busy timeout");
+    connection.busy_timeout(Duration::from_secs(60)).expect("busy timeout");
     connection
         .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
         .expect("no checkpoint on close");

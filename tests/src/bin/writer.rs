@@ -71,7 +71,7 @@ fn arguments() -> Arguments {
 fn main() -> rusqlite::Result<()> {
     let arguments = arguments();
     let mut app = Connection::open(&arguments.database)?;
-    app.busy_timeout(Duration::from_secs(10))?;
+    app.busy_timeout(Duration::from_secs(60))?;
     ledger::create(&mut app)?;
     app.pragma_update(None, "synchronous", &arguments.sync)?;
     app.pragma_update(None, "wal_autocheckpoint", arguments.autocheckpoint)?;
