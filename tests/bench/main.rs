@@ -1,13 +1,14 @@
 //! Measures walhub beside stock litestream 0.5.17, side by side on one machine, and prints a table with ratios.
 //!
 //! ```text
-//! tests/bench/run [--quick] [--only latency,idle,load,app,stall,restore,ingest,snapshot,requests,fleet] [--gb N] [--json FILE]
+//! tests/bench/run [--quick] [--only latency,idle,load,app,stall,restore,ingest,snapshot,requests,fleet,faults] [--gb N] [--json FILE]
 //! ```
 //! Both sides run as the processes their users run, with default settings and a file destination at a 1 s interval
-//! (`requests`: a real S3 server). The
+//! (`requests`, `faults`: a real S3 server). The
 //! hub runs on the same cores as everything else: what it costs is in our numbers.
 
 mod app;
+mod faults;
 mod fleet;
 mod idle;
 mod ingest;
@@ -55,7 +56,7 @@ fn main() {
         }
     }
     type Section = fn(&Plan) -> Vec<Row>;
-    let sections: [(&str, Section); 10] = [
+    let sections: [(&str, Section); 11] = [
         ("latency", latency::run),
         ("idle", idle::run),
         ("load", load::run),
@@ -66,6 +67,7 @@ fn main() {
         ("snapshot", snapshot::run),
         ("requests", requests::run),
         ("fleet", fleet::run),
+        ("faults", faults::run),
     ];
     let mut rows = Vec::new();
     for (name, section) in sections {

@@ -141,8 +141,8 @@ fn google_and_azure_in_the_place_of_s3_keep_their_rhythm_as_well() {
     let (Some(google), Some(azure)) = (services::gcs(), services::azure()) else { return };
     let mut cluster = Cluster::new("rhythm-clouds");
     let prefix = format!("rhythm-{}", std::process::id());
-    cluster.add(Destination::gcs("google", &google, &prefix).every_ms(1000));
-    cluster.add(Destination::azure("azure", &azure, &prefix).every_ms(10_000));
+    cluster.add(Destination::gcs("google", &google, "walhub", &prefix).every_ms(1000));
+    cluster.add(Destination::azure("azure", &azure, "walhub", &prefix).every_ms(10_000));
     cluster.hub_lines("policy: {copies: 3, media: 2, offsite: 2}\n");
     let app = cluster.path("data/app.db");
     cluster.agent("node", &[("app.db", &app)]);

@@ -51,10 +51,10 @@ impl Destination {
     }
 
     /// A container of Azure that is flushed to every 100 ms.
-    pub fn azure(name: &str, server: &crate::services::Azure, prefix: &str) -> Destination {
+    pub fn azure(name: &str, server: &crate::services::Azure, container: &str, prefix: &str) -> Destination {
         Destination::new(name, Place::Keys)
             .with("type: abs")
-            .with("bucket: walhub")
+            .with(&format!("bucket: {container}"))
             .with(&format!("path: {prefix}"))
             .with(&format!("endpoint: {}", server.endpoint))
             .with(&format!("account-name: {}", server.account))
@@ -62,10 +62,10 @@ impl Destination {
     }
 
     /// A bucket of Google's store that is flushed to every 100 ms.
-    pub fn gcs(name: &str, server: &crate::services::Gcs, prefix: &str) -> Destination {
+    pub fn gcs(name: &str, server: &crate::services::Gcs, bucket: &str, prefix: &str) -> Destination {
         Destination::new(name, Place::Keys)
             .with("type: gcs")
-            .with("bucket: walhub")
+            .with(&format!("bucket: {bucket}"))
             .with(&format!("path: {prefix}"))
             .with(&format!("endpoint: {}", server.endpoint))
             .with(&format!("credentials-file: {}", server.credentials))

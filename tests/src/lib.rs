@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod config;
 pub mod disaster;
 pub mod eventually;
+pub mod faults;
 pub mod fleet;
 pub mod ledger;
 pub mod litestream;

@@ -23,6 +23,8 @@ pub enum Mode {
     HalfAnswers,
     /// The signature in the request is another one.
     Tampered,
+    /// The date in the request (of S3) is two hours off.
+    Skewed,
     /// Nothing passes; everybody gets this status and text.
     Answer(u16, &'static str),
     /// The same for what would change something.
@@ -84,6 +86,7 @@ fn serve(mut client: TcpStream, server: &str, shared: &Mutex<Mode>) -> Option<()
                 }
             }
             Mode::Tampered => tamper(&mut request),
+            Mode::Skewed => skew(&mut request),
             _ => {}
         }
         if upstream.is_none() {
@@ -132,6 +135,17 @@ fn tamper(request: &mut [u8]) {
     // Not the padding of base 64, which says nothing.
     let at = (begin..end).rev().find(|at| request[*at] != b'=').unwrap_or(end - 1) - 5;
     request[at] = if request[at] == b'a' { b'b' } else { b'a' };
+}
+
+/// The hour in `x-amz-date` (`20060102T150405Z`) becomes another; the server looks at it before the signature.
+fn skew(request: &mut [u8]) {
+    const NAME: &str = "\r\nx-amz-date:";
+    let text = String::from_utf8_lossy(request).into_owned();
+    let head = text.split("\r\n\r\n").next().unwrap_or_default().to_ascii_lowercase();
+    let Some(begin) = head.find(NAME).map(|at| at + NAME.len()) else { return };
+    let Some(at) = head[begin..].find('t').map(|at| begin + at + 1) else { return };
+    let Ok(hour) = head[at..at + 2].parse::<u8>() else { return };
+    request[at..at + 2].copy_from_slice(format!("{:02}", (hour + 22) % 24).as_bytes());
 }
 
 /// One whole message: head and body.

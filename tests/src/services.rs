@@ -96,11 +96,69 @@ pub fn litestream() -> Option<PathBuf> {
 /// SHA-256 of nothing: what an empty request body signs.
 const NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
+impl Azure {
+    /// Creates a container, or finds it there.
+    #[track_caller]
+    pub fn make_container(&self, container: &str) {
+        self.container("make", container);
+    }
+
+    /// Removes a container with everything in it.
+    #[track_caller]
+    pub fn delete_container(&self, container: &str) {
+        self.container("delete", container);
+    }
+
+    #[track_caller]
+    fn container(&self, command: &str, container: &str) {
+        let mut script = Command::new(source_root().join("tests/services/azure"));
+        script.args([command, "--container", container, "--endpoint", &self.endpoint]);
+        run(script).success();
+    }
+}
+
+impl Gcs {
+    /// Creates a bucket, or finds it there.
+    #[track_caller]
+    pub fn make_bucket(&self, bucket: &str) {
+        self.curl("PUT", bucket);
+    }
+
+    /// Removes a bucket with everything in it.
+    #[track_caller]
+    pub fn delete_bucket(&self, bucket: &str) {
+        self.curl("DELETE", bucket);
+    }
+
+    #[track_caller]
+    fn curl(&self, method: &str, bucket: &str) {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--fail-with-body", "-X", method]).arg(format!("{}/{bucket}", self.endpoint));
+        run(command).success();
+    }
+}
+
+/// Objects that one `curl` removes.
+const REMOVED_AT_ONCE: usize = 200;
+
 impl S3 {
     /// Creates a bucket, or finds it there.
     #[track_caller]
     pub fn make_bucket(&self, bucket: &str) {
         self.curl("PUT", bucket).success();
+    }
+
+    /// Removes a bucket with everything in it; nobody may put anything meanwhile.
+    #[track_caller]
+    pub fn delete_bucket(&self, bucket: &str) {
+        let keys = self.keys(bucket, "");
+        let paths: Vec<String> = keys.iter().map(|key| format!("{}/{bucket}/{key}", self.endpoint)).collect();
+        for some in paths.chunks(REMOVED_AT_ONCE) {
+            let mut command = self.signed("DELETE");
+            command.args(some);
+            run(command).success();
+        }
+        self.curl("DELETE", bucket).success();
     }
 
     /// Keys in a bucket that start with `prefix`, sorted, as the server itself lists them.
@@ -140,13 +198,19 @@ impl S3 {
     }
 
     fn curl(&self, method: &str, path: &str) -> Output {
+        let mut command = self.signed(method);
+        command.arg(format!("{}/{path}", self.endpoint));
+        run(command)
+    }
+
+    /// A request without a body; its addresses are still missing.
+    fn signed(&self, method: &str) -> Command {
         let mut command = Command::new("curl");
         command.args(["-sS", "--fail-with-body", "-X", method]);
         command.args(["--aws-sigv4", &format!("aws:amz:{}:s3", self.region)]);
         command.args(["--user", &format!("{}:{}", self.access_key, self.secret_key)]);
         command.args(["-H", &format!("x-amz-content-sha256: {NOTHING}")]);
-        command.arg(format!("{}/{path}", self.endpoint));
-        run(command)
+        command
     }
 }
 
@@ -243,6 +307,45 @@ impl OwnS3 {
         let mut script = Command::new(source_root().join("tests/services/s3"));
         script.arg(command).arg("--dir").arg(dir);
         run(script)
+    }
+
+    /// From now on the secret of the server's only user is this one.
+    pub fn set_secret(&self, secret: &str) {
+        let key = format!("--access-key={}", self.server.access_key);
+        self.admin(&[
+            "key",
+            "create",
+            "--uid=walhub",
+            "--key-type=s3",
+            &key,
+            &format!("--secret-key={secret}"),
+        ]);
+    }
+
+    /// From now on the user may do this, of `read, write, delete`.
+    pub fn set_operations(&self, allowed: &str) {
+        self.admin(&["user", "modify", "--uid=walhub", &format!("--op-mask={allowed}")]);
+    }
+
+    /// From now on a bucket takes this many objects; `None`: as many as come.
+    pub fn set_quota(&self, bucket: &str, objects: Option<u32>) {
+        let bucket = format!("--bucket={bucket}");
+        let quota = |arguments: &[&str]| {
+            self.admin(&[&["quota"], arguments, &["--quota-scope=bucket", &bucket]].concat());
+        };
+        match objects {
+            Some(objects) => {
+                quota(&["set", &format!("--max-objects={objects}")]);
+                quota(&["enable"]);
+            }
+            None => quota(&["disable"]),
+        }
+    }
+
+    fn admin(&self, arguments: &[&str]) {
+        let mut command = Command::new("radosgw-admin");
+        command.arg("-c").arg(self.dir.join("ceph.conf")).args(arguments);
+        run(command).success();
     }
 
     /// `kill -9` of the server.

@@ -86,10 +86,15 @@ impl TurnError {
         }
     }
 
+    /// The bucket or folder is not there: what was in it is not believed to be, even when it is back.
+    pub(super) fn place_is_gone(&self) -> bool {
+        matches!(self, TurnError::Destination(error) if matches!(error.fault, Fault::Gone(_)))
+    }
+
     /// What is at the destination is not what this lane believes: look again before the next attempt.
     pub(super) fn unsettles(&self) -> bool {
         match self {
-            TurnError::Destination(error) => matches!(error.fault, Fault::Conflict(_)),
+            TurnError::Destination(error) => matches!(error.fault, Fault::Conflict(_) | Fault::Gone(_)),
             TurnError::History(_) => true,
             _ => false,
         }

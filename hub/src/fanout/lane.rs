@@ -48,6 +48,8 @@ pub(super) struct Lane {
     queued: HashSet<DatabaseId>,
     in_flight: FuturesUnordered<BoxFuture<'static, Finished>>,
     away: HashSet<DatabaseId>,
+    /// Those that were away when the place itself was gone.
+    doubted: HashSet<DatabaseId>,
     /// Databases whose files wait for a pack are away as well.
     tray: Tray,
     blocked: HashMap<DatabaseId, Pauses>,
@@ -72,6 +74,7 @@ impl Lane {
             queued: HashSet::new(),
             in_flight: FuturesUnordered::new(),
             away: HashSet::new(),
+            doubted: HashSet::new(),
             tray: Tray::default(),
             blocked: HashMap::new(),
             circuit: None,
@@ -323,6 +326,9 @@ impl Lane {
     fn turn_finished(&mut self, mut progress: Progress, result: Result<Turn, TurnError>) {
         let id = progress.id;
         self.away.remove(&id);
+        if self.doubted.remove(&id) {
+            progress.distrust();
+        }
         match self.interval_of(&progress.key) {
             Some(interval) => progress.interval = interval,
             None => {
@@ -351,6 +357,9 @@ impl Lane {
     }
 
     fn pack_failed(&mut self, sealed: Sealed, error: &TurnError) {
+        if error.place_is_gone() {
+            self.lane_failed(error);
+        }
         if !error.unsettles() {
             if error.concerns() != Concerns::Nobody {
                 self.lane_failed(error);
@@ -364,6 +373,9 @@ impl Lane {
         for mut progress in sealed.riders {
             let id = progress.id;
             progress.unsettle();
+            if self.doubted.remove(&id) {
+                progress.distrust();
+            }
             self.away.remove(&id);
             self.idle.insert(id, progress);
             self.enqueue(id);
@@ -436,6 +448,17 @@ impl Lane {
             self.circuit = Some(Pauses::again(self.circuit.take(), error.class()));
         }
         self.post_health(false, &error.to_string());
+        if error.place_is_gone() {
+            self.distrust_all();
+        }
+    }
+
+    /// The bucket or folder was not there. When it is back it may be another one, so every database is looked at again,
+    /// also those that have nothing new.
+    fn distrust_all(&mut self) {
+        self.idle.values_mut().for_each(Progress::distrust);
+        self.doubted.extend(self.away.iter().copied());
+        self.schedule.news(Instant::now());
     }
 }
 

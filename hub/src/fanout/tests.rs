@@ -488,3 +488,6 @@ mod service;
 
 #[path = "reload_tests.rs"]
 mod reload;
+
+#[path = "gone_tests.rs"]
+mod gone;

@@ -100,6 +100,12 @@ impl Progress {
         self.pending.as_ref()
     }
 
+    /// What it holds is not believed, with or without something new to bring.
+    pub(super) fn distrust(&mut self) {
+        self.unsettle();
+        self.trust = Trust::Listings;
+    }
+
     /// The destination must be looked at again before anything is put.
     pub(super) fn unsettle(&mut self) {
         self.look = Look::again();

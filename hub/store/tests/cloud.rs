@@ -76,7 +76,7 @@ async fn a_missing_bucket_and_wrong_credentials_are_explained() {
     let container = AbsConfig { bucket: "walhub-nowhere".into(), ..testutil::azure_server() };
     for destination in [gcs(&nowhere), abs(&container)] {
         let error = probe(&destination).await;
-        assert!(matches!(error.fault, Fault::Misconfigured(_)), "{error}");
+        assert!(matches!(error.fault, Fault::Gone(_)), "{error}");
         assert!(error.to_string().contains("create the bucket"), "{error}");
     }
     let key = Some(Secret("d3Jvbmc=".into()));

@@ -120,7 +120,7 @@ async fn wrong_credentials_and_a_missing_bucket_are_explained() {
     let mut config = place().await;
     config.bucket = "walhub-no-such-bucket".into();
     let error = probe(&config).await;
-    assert!(matches!(error.fault, Fault::Misconfigured(_)), "{error}");
+    assert!(matches!(error.fault, Fault::Gone(_)), "{error}");
     assert!(error.to_string().contains("create the bucket"), "{error}");
     config.bucket = BUCKET.into();
     config.keys.as_mut().unwrap().secret_access_key = "wrong".into();

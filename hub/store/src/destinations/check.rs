@@ -92,9 +92,8 @@ impl Cause {
             }
             _ if says(&["certificate", "tls handshake", "received corrupt message"]) => Cause::Tls,
             Fault::Denied(_) => Cause::Permission,
-            Fault::Misconfigured(_) if says(&["`region`"]) && !says(&["nosuchbucket"]) => Cause::Region,
-            Fault::Misconfigured(_) if says(&["create the bucket"]) => Cause::Bucket,
-            Fault::Unavailable(_) if says(&["is gone; is its disk mounted"]) => Cause::Bucket,
+            Fault::Misconfigured(_) if says(&["`region`"]) => Cause::Region,
+            Fault::Gone(_) => Cause::Bucket,
             Fault::NoFence(_) => Cause::Fence,
             Fault::Unavailable(_) | Fault::TimedOut { .. } | Fault::Interrupted(_) => Cause::Network,
             Fault::Throttled(_) => Cause::Throttled,
@@ -276,7 +275,7 @@ mod tests {
         assert_eq!(denied("403 SignatureDoesNotMatch"), Cause::Permission);
         assert_eq!(denied("403 RequestTimeTooSkewed: The difference is too large"), Cause::Clock);
         assert_eq!(denied("403 AuthenticationFailed: Request date header too old"), Cause::Clock);
-        assert_eq!(wrong("404 NoSuchBucket; create the bucket, or correct `bucket`"), Cause::Bucket);
+        assert_eq!(Cause::of(&Fault::Gone("404 NoSuchBucket".into())), Cause::Bucket);
         assert_eq!(wrong("301 PermanentRedirect; correct `region` or `endpoint`"), Cause::Region);
         assert_eq!(wrong("invalid peer certificate: UnknownIssuer"), Cause::Tls);
         assert_eq!(Cause::of(&Fault::NoFence("x".into())), Cause::Fence);

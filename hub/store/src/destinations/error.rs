@@ -102,6 +102,9 @@ pub enum Fault {
     /// What came back is not what must be there.
     #[error("corrupt: {0}")]
     Corrupt(String),
+    /// The bucket or folder is not there. What was in it may be gone as well, even when it is back.
+    #[error("{0}")]
+    Gone(String),
     /// Wrong bucket, region, endpoint, path, …
     #[error("{0}")]
     Misconfigured(String),
@@ -125,8 +128,8 @@ impl DestinationError {
     pub fn class(&self) -> Class {
         match &self.fault {
             Fault::Throttled(_) => Class::Throttled,
-            // Space may come back at any moment, and asking costs nothing.
-            Fault::Unavailable(_) | Fault::Full(_) | Fault::Body(_) => Class::Transient,
+            // Space, or a disk, may come back at any moment, and asking costs nothing.
+            Fault::Unavailable(_) | Fault::Gone(_) | Fault::Full(_) | Fault::Body(_) => Class::Transient,
             // Only a write leaves a question behind; what is deleted twice is gone as well.
             Fault::TimedOut { .. } | Fault::Interrupted(_) if self.operation == Operation::Put => {
                 Class::Unknown

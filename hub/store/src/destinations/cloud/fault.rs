@@ -111,7 +111,7 @@ fn explain_answer(status: u16, text: &str) -> CallError {
             Fault::Locked(text)
         }
         404 if says(&["nosuchbucket", "containernotfound", "bucket does not exist"]) => {
-            Fault::Misconfigured(format!("{text}; create the bucket, or correct `bucket`"))
+            Fault::Gone(format!("{text}; create the bucket, or correct `bucket`"))
         }
         409 if says(&["containerbeingdeleted"]) => Fault::Unavailable(text),
         409 | 412 => return CallError::Exists,
@@ -144,8 +144,8 @@ mod tests {
     #[test]
     fn answers_have_a_meaning() {
         let answer = |answer: &str| fault(&format!("Server returned non-2xx status code: {answer}"));
-        assert!(matches!(answer("404 Not Found: <Code>NoSuchBucket</Code>"), Fault::Misconfigured(_)));
-        assert!(matches!(answer("404 Not Found: <Code>ContainerNotFound</Code>"), Fault::Misconfigured(_)));
+        assert!(matches!(answer("404 Not Found: <Code>NoSuchBucket</Code>"), Fault::Gone(_)));
+        assert!(matches!(answer("404 Not Found: <Code>ContainerNotFound</Code>"), Fault::Gone(_)));
         assert!(matches!(answer("404 Not Found: "), Fault::NotFound));
         assert!(matches!(answer("403 Forbidden: AuthenticationFailed"), Fault::Denied(_)));
         assert!(matches!(answer("401 Unauthorized: "), Fault::Denied(_)));

@@ -41,7 +41,7 @@ impl Folders {
 
     /// What to say when it is not there.
     pub(super) fn gone(&self) -> Fault {
-        Fault::Unavailable(format!("the folder {} is gone; is its disk mounted?", self.root.display()))
+        Fault::Gone(format!("the folder {} is gone; is its disk mounted?", self.root.display()))
     }
 
     fn names(database: &DatabaseKey, level: Level) -> Vec<String> {

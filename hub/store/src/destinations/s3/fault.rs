@@ -84,9 +84,7 @@ fn explain_answer(status: u16, code: &str, message: &str) -> CallError {
         (416, _) => return CallError::RangeNotSatisfiable,
         // Somebody cleaned up while we were uploading.
         (_, "NoSuchUpload") => Fault::Unavailable(text),
-        (_, "NoSuchBucket") => {
-            Fault::Misconfigured(format!("{text}; create the bucket, or correct `bucket`"))
-        }
+        (_, "NoSuchBucket") => Fault::Gone(format!("{text}; create the bucket, or correct `bucket`")),
         (404, _) => Fault::NotFound,
         (301 | 307, _) | (_, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException") => {
             Fault::Misconfigured(format!("{text}; correct `region` or `endpoint`"))
@@ -139,7 +137,7 @@ mod tests {
         assert!(matches!(explain_answer(412, "PreconditionFailed", ""), CallError::Exists));
         assert!(matches!(fault(404, "NoSuchKey"), Fault::NotFound));
         assert!(matches!(fault(404, ""), Fault::NotFound));
-        assert!(matches!(fault(404, "NoSuchBucket"), Fault::Misconfigured(_)));
+        assert!(matches!(fault(404, "NoSuchBucket"), Fault::Gone(_)));
         assert!(matches!(fault(404, "NoSuchUpload"), Fault::Unavailable(_)));
         assert!(matches!(fault(403, "SignatureDoesNotMatch"), Fault::Denied(_)));
         assert!(matches!(fault(403, "QuotaExceeded"), Fault::Full(_)));

@@ -24,8 +24,8 @@ use super::config::S3Config;
 use super::error::{Context, Operation, many};
 use super::object::collect;
 use super::{
-    Body, ByteStream, Destination, DestinationError, Fault, FileKey, Listed, ListedObject, ObjectPath, Put,
-    PutMeta, PutMode,
+    Body, ByteStream, Destination, DestinationError, FileKey, Listed, ListedObject, ObjectPath, Put, PutMeta,
+    PutMode,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -225,7 +225,7 @@ pub async fn create_bucket(config: &S3Config) -> Result<(), DestinationError> {
     match destination.call(&CancellationToken::new(), 0, request.send()).await.map_err(CallError::into_fault)
     {
         Ok(_) => Ok(()),
-        Err(Fault::Rejected(text)) if text.contains("BucketAlready") => Ok(()),
+        Err(super::Fault::Rejected(text)) if text.contains("BucketAlready") => Ok(()),
         Err(fault) => Err(destination.context(Operation::Build, "the bucket").error(fault)),
     }
 }
