@@ -5,14 +5,13 @@ use super::ImportError;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::name;
 use walhub_common::{DatabaseKey, DestinationName, Level};
-use walhub_store::destinations::config::{DestinationConfig, FileConfig, S3Config};
+use walhub_store::destinations::config::DestinationConfig;
 use walhub_store::destinations::error::{Context, Operation};
 use walhub_store::destinations::object::{self, ObjectPath};
-use walhub_store::destinations::{DestinationError, DynDestination, Fault, FileKey, Listed};
+use walhub_store::destinations::{DestinationError, DynDestination, Fault, FileKey, Listed, url};
 use walhub_store::restore::{Source, SourceName};
 
 /// What errors call the place.
@@ -56,38 +55,12 @@ impl LitestreamSource {
     }
 }
 
-type Parsed = (DestinationConfig, fn(Level) -> String);
-
-fn parse(url: &str) -> Result<Parsed, String> {
-    let wrong = |why: &str| {
-        Err(format!("{url}: {why}; write file:///PATH or s3://BUCKET/PREFIX?endpoint=URL&region=NAME"))
-    };
-    let Some((scheme, rest)) = url.split_once("://") else { return wrong("no scheme") };
-    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-    match scheme {
-        "file" if !place.starts_with('/') => wrong("the path is not absolute"),
-        "file" if !query.is_empty() => wrong("a folder takes no options"),
-        "file" => Ok((DestinationConfig::File(FileConfig { path: PathBuf::from(place) }), name::fs_dir)),
-        "s3" => {
-            let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-            let mut config = S3Config {
-                bucket: bucket.to_owned(),
-                prefix: prefix.trim_matches('/').to_owned(),
-                ..S3Config::default()
-            };
-            if bucket.is_empty() {
-                return wrong("no bucket");
-            }
-            for option in query.split('&').filter(|option| !option.is_empty()) {
-                match option.split_once('=') {
-                    Some(("endpoint", value)) => config.endpoint = Some(value.to_owned()),
-                    Some(("region", value)) => config.region = Some(value.to_owned()),
-                    _ => return wrong(&format!("{option:?} is no option")),
-                }
-            }
-            Ok((DestinationConfig::S3(config), name::s3_dir))
-        }
-        _ => wrong("only folders and S3 buckets can be read"),
+/// The place, and where a level of a database lies there.
+fn parse(url: &str) -> Result<(DestinationConfig, fn(Level) -> String), String> {
+    match url::parse(url)? {
+        config @ DestinationConfig::File(_) => Ok((config, name::fs_dir)),
+        config @ DestinationConfig::S3(_) => Ok((config, name::s3_dir)),
+        _ => Err(format!("{url}: only folders and S3 buckets can be imported")),
     }
 }
 
@@ -140,22 +113,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_and_mistakes_are_named() {
-        let (config, folder) = parse("s3://b/fleet/app?endpoint=http://127.0.0.1:9&region=r").unwrap();
-        let DestinationConfig::S3(s3) = config else { panic!("not S3") };
-        assert_eq!((s3.bucket.as_str(), s3.prefix.as_str()), ("b", "fleet/app"));
-        assert_eq!((s3.endpoint.as_deref(), s3.region.as_deref()), (Some("http://127.0.0.1:9"), Some("r")));
+    fn levels_lie_where_litestream_puts_them() {
+        let (_, folder) = parse("s3://b/fleet/app").unwrap();
         assert_eq!(folder(Level::SNAPSHOT), "0009");
-        assert!(matches!(parse("file:///srv/app"), Ok((DestinationConfig::File(_), _))));
-        for (url, why) in [
-            ("file://srv/app", "not absolute"),
-            ("/srv/app", "no scheme"),
-            ("s3:///app", "no bucket"),
-            ("s3://b/p?regoin=x", "is no option"),
-            ("gs://b/p", "only folders and S3"),
-        ] {
-            let error = parse(url).unwrap_err();
-            assert!(error.contains(why) && error.contains("file:///PATH"), "{url}: {error}");
-        }
+        let (_, folder) = parse("file:///srv/app").unwrap();
+        assert_eq!(folder(Level::SNAPSHOT), "ltx/9");
+        assert!(parse("gs://b/p").unwrap_err().contains("only folders and S3"));
     }
 }

@@ -37,6 +37,7 @@ pub mod limited;
 pub mod object;
 pub mod s3;
 mod source;
+pub mod url;
 
 pub use config::DestinationConfig;
 pub use error::{DestinationError, Fault};
