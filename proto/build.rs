@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "hub/v1/images.proto",
         "hub/v1/destinations.proto",
         "hub/v1/import.proto",
+        "hub/v1/mirror.proto",
         "hub/v1/retention.proto",
         "hub/v1/jobs.proto",
     ];

@@ -15,6 +15,8 @@ use crate::import::Importer;
 use crate::ingest::{Ingest, Origins};
 use crate::jobs::{Jobs, Journals, Planner};
 use crate::merge::LtxMerger;
+use crate::mirror::{self, Ledger, Mirror};
+use crate::rebuild::{self, FolderError};
 use crate::reload::{self, Reloader};
 use crate::restore::Restores;
 use crate::retain::{Holds, Retainer};
@@ -73,6 +75,9 @@ pub enum AppError {
         /// The cause.
         source: io::Error,
     },
+    /// The data folder is not that of a whole hub.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// A destination that cannot even be made.
     #[error(transparent)]
     Destination(#[from] DestinationError),
@@ -95,6 +100,7 @@ pub struct App {
     staging: Arc<Staging>,
     holds: Arc<Holds>,
     journals: Journals,
+    ledger: Ledger,
     listener: TcpListener,
     address: SocketAddr,
     acceptor: Arc<Acceptor>,
@@ -117,27 +123,38 @@ impl App {
         let refused = |source| AppError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
+        rebuild::refuse_unfinished(&config.data_dir)?;
         let path = config.data_dir.clone();
         let BufferConfig { max_bytes, when_full } = config.buffer;
         let merger = Arc::new(LtxMerger);
-        let (buffer, epochs, labels, staging, holds, journals) = tokio::task::spawn_blocking(move || {
-            let data = |source| AppError::Data { path: path.clone(), source };
-            let sealed = Arc::new(Sealed::open(&path).map_err(data)?);
-            let payloads = Some(sealed.clone() as _);
-            let lock = Some(lock);
-            let options = Options { when_full, merger, payloads, lock, ..Options::new(&path, max_bytes) };
-            let buffer = DiskBuffer::open(options)
-                .map_err(|source| AppError::Buffer { path: path.clone(), source })?;
-            let epochs = Epochs::open(&path).map_err(data)?;
-            let labels = LabelBook::open(&path).map_err(data)?;
-            let staging = Staging::open(&path, max_bytes, sealed).map_err(data)?;
-            staging.reconcile(&buffer).map_err(data)?;
-            let holds = Holds::open(&path).map_err(data)?;
-            let journals = Journals::open(&path).map_err(data)?;
-            Ok::<_, AppError>((buffer, epochs, labels, Arc::new(staging), Arc::new(holds), journals))
-        })
-        .await
-        .map_err(|e| AppError::Serve(e.to_string()))??;
+        let (buffer, epochs, labels, staging, holds, journals, ledger) =
+            tokio::task::spawn_blocking(move || {
+                let data = |source| AppError::Data { path: path.clone(), source };
+                let sealed = Arc::new(Sealed::open(&path).map_err(data)?);
+                let payloads = Some(sealed.clone() as _);
+                let lock = Some(lock);
+                let options = Options { when_full, merger, payloads, lock, ..Options::new(&path, max_bytes) };
+                let buffer = DiskBuffer::open(options)
+                    .map_err(|source| AppError::Buffer { path: path.clone(), source })?;
+                let epochs = Epochs::open(&path).map_err(data)?;
+                let labels = LabelBook::open(&path).map_err(data)?;
+                let staging = Staging::open(&path, max_bytes, sealed).map_err(data)?;
+                staging.reconcile(&buffer).map_err(data)?;
+                let holds = Holds::open(&path).map_err(data)?;
+                let journals = Journals::open(&path).map_err(data)?;
+                let ledger = Ledger::open(&path).map_err(data)?;
+                Ok::<_, AppError>((
+                    buffer,
+                    epochs,
+                    labels,
+                    Arc::new(staging),
+                    Arc::new(holds),
+                    journals,
+                    ledger,
+                ))
+            })
+            .await
+            .map_err(|e| AppError::Serve(e.to_string()))??;
         let meters = Arc::new(Meters::open(&config.data_dir));
         let mut destinations = Vec::new();
         for entry in &config.destinations {
@@ -153,6 +170,7 @@ impl App {
             staging,
             holds,
             journals,
+            ledger,
             listener,
             address,
             acceptor,
@@ -181,6 +199,7 @@ impl App {
             staging,
             holds,
             journals,
+            ledger,
             listener,
             address,
             acceptor,
@@ -195,10 +214,21 @@ impl App {
         let folder = config.data_dir.join(COMPACTION);
         let compactor = Compactor::start(buffer.clone(), board.clone(), config.levels.clone(), &folder)
             .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
-        let data_dir = config.data_dir.clone();
+        let (data_dir, mirror_interval) = (config.data_dir.clone(), config.mirror_interval);
         let reloader = Reloader::new(config, board.clone(), fanout.clone());
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
         let deletions = TaskGroup::new("retention");
+        let mirrored = TaskGroup::new("mirror");
+        let sources = mirror::Sources {
+            buffer: buffer.clone(),
+            fleet: fleet.clone(),
+            holds: holds.clone(),
+            config: {
+                let reloader = reloader.clone();
+                Box::new(move || reloader.skeleton())
+            },
+        };
+        Mirror::start(sources, board.clone(), ledger, mirror_interval, &mirrored);
         let (for_retention, for_import) = (board.clone(), board.clone());
         let in_service = InService::new(move || board.roster().destinations());
         let origins = Origins::new(in_service.clone(), sessions.token().clone());
@@ -272,7 +302,7 @@ impl App {
         // A snapshot that is being put together is given up: its parts stay, and the node asks for it again.
         seals.shutdown(SESSIONS_DEADLINE).await;
         tracing::info!(elapsed = ?started.elapsed(), "sessions ended");
-        deletions.shutdown(SESSIONS_DEADLINE).await;
+        tokio::join!(deletions.shutdown(SESSIONS_DEADLINE), mirrored.shutdown(SESSIONS_DEADLINE));
         tokio::join!(fanout.shutdown(PUTS_DEADLINE), compactor.shutdown(PUTS_DEADLINE));
         tracing::info!(elapsed = ?started.elapsed(), "lanes ended");
         let closed = buffer.close().await;

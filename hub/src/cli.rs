@@ -3,6 +3,8 @@
 use crate::api::MAX_CONNECTIONS;
 use crate::app::{self, App, write_ready_file};
 use crate::config::Config;
+use crate::mirror::HubId;
+use crate::rebuild;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -11,8 +13,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use walhub_common::folder_lock::FolderLock;
-use walhub_common::telemetry;
+use walhub_common::telemetry::{self, LogFormat};
 
 const EXIT_CONFIG: u8 = 64;
 /// Files of the buffer, of destinations and of restores.
@@ -37,12 +40,49 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         ready_file: Option<PathBuf>,
     },
+    /// Make a hub whose disk is gone anew, from what its destinations keep of it.
+    Rebuild(RebuildArgs),
     /// Check a configuration file and print every fault at once.
     CheckConfig {
         /// Configuration file.
         #[arg(long, value_name = "FILE", env = "WALHUB_HUB_CONFIG")]
         config: PathBuf,
     },
+}
+
+/// See [`crate::rebuild`].
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The data folder of the configuration must be empty. Agents bring back what no destination has.
+
+Example:
+  walhub-hub rebuild --from s3://my-bucket/fleet?region=eu-central-1 --print-config > hub.yml
+  walhub-hub rebuild --from s3-primary --config hub.yml --dry-run
+  walhub-hub rebuild --from s3-primary --config hub.yml")]
+struct RebuildArgs {
+    /// A destination of the lost hub: its name in the configuration, or its address (file:///PATH, s3://BUCKET/PREFIX,
+    /// gs://BUCKET/PREFIX, abs://ACCOUNT@CONTAINER/PREFIX)
+    #[arg(long, value_name = "URL|NAME")]
+    from: String,
+    /// Configuration file of the new hub
+    #[arg(long, value_name = "FILE", env = "WALHUB_HUB_CONFIG", required_unless_present = "print_config")]
+    config: Option<PathBuf>,
+    /// Which hub, when several are mirrored there
+    #[arg(long, value_name = "ID", value_parser = hub_id)]
+    hub: Option<HubId>,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long, conflicts_with = "print_config")]
+    json: bool,
+    /// Only print the lost hub's configuration; secrets are variables in it
+    #[arg(long, conflicts_with = "dry_run")]
+    print_config: bool,
+}
+
+fn hub_id(text: &str) -> Result<HubId, String> {
+    HubId::new(text).ok_or_else(|| "not an id of 32 hex digits".to_owned())
 }
 
 impl Cli {
@@ -56,6 +96,7 @@ impl Cli {
                 }
                 Err(code) => code,
             },
+            Command::Rebuild(arguments) => rebuild_and_tell(arguments),
             Command::Run { config, ready_file } => match load(&config) {
                 Ok(config) => run(config, ready_file.as_deref()),
                 Err(code) => code,
@@ -112,6 +153,43 @@ fn locked(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
     drop(runtime);
     drop(lock);
     ended
+}
+
+/// Nothing is written by halves: who interrupts it repeats it.
+fn rebuild_and_tell(arguments: RebuildArgs) -> ExitCode {
+    let config = match arguments.config.as_deref().map(load).transpose() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    telemetry::init(LogFormat::Text, "error");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = runtime
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(Box::pin(rebuild_by(arguments, config))));
+    match ended {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("walhub-hub: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn rebuild_by(arguments: RebuildArgs, config: Option<Config>) -> anyhow::Result<String> {
+    let RebuildArgs { from, hub, dry_run, json, print_config, .. } = arguments;
+    let cancel = CancellationToken::new();
+    let config = match config {
+        Some(config) if !print_config => config,
+        config => return Ok(rebuild::skeleton(config.as_ref(), &from, hub.as_ref(), &cancel).await?),
+    };
+    let report = rebuild::rebuild(&config, &rebuild::Order { from, hub, dry_run }, &cancel).await?;
+    Ok(match json {
+        true => serde_json::to_string_pretty(&report.json())? + "\n",
+        false => report.lines(&config.path.display().to_string()).join("\n") + "\n",
+    })
 }
 
 async fn serve(config: Config, lock: Arc<FolderLock>, ready_file: Option<&Path>) -> anyhow::Result<()> {

@@ -15,6 +15,8 @@ pub mod import;
 pub mod ingest;
 pub mod jobs;
 mod merge;
+pub mod mirror;
+pub mod rebuild;
 pub mod reload;
 pub mod restore;
 pub mod retain;

@@ -8,3 +8,6 @@ pub mod v1 {
 }
 
 pub mod convert;
+
+/// Messages ⇄ bytes, for those that are kept and not sent.
+pub use prost::Message;

@@ -9,6 +9,7 @@ mod full_buffer;
 mod heal;
 mod hostile_client;
 mod hub_deaths;
+mod hub_lost;
 mod hubctl;
 mod identity;
 mod images;

@@ -61,6 +61,7 @@ mod env;
 mod fault;
 pub mod parts;
 mod section;
+mod skeleton;
 mod tree;
 pub mod value;
 

@@ -17,6 +17,8 @@ pub(crate) struct Status {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Hub {
+    /// Its identity, 32 hex digits.
+    pub(crate) id: Option<String>,
     pub(crate) version: String,
     pub(crate) started_at: Option<String>,
     pub(crate) now: Option<String>,
@@ -60,6 +62,19 @@ pub(crate) struct Destination {
     pub(crate) databases_behind: u32,
     pub(crate) puts: u64,
     pub(crate) put_bytes: u64,
+    pub(crate) mirror: Mirror,
+}
+
+/// What a destination keeps of the hub itself.
+#[derive(Debug, Serialize)]
+pub(crate) struct Mirror {
+    /// When the newest one there was made.
+    pub(crate) written_at: Option<String>,
+    /// How long ago that was.
+    pub(crate) age_ms: Option<u64>,
+    /// There is no newer one.
+    pub(crate) current: bool,
+    pub(crate) last_error: Option<String>,
 }
 
 /// Element of `hubctl agents list`.
@@ -197,6 +212,7 @@ impl From<v1::StatusResponse> for Status {
 impl From<v1::HubStatus> for Hub {
     fn from(wire: v1::HubStatus) -> Hub {
         Hub {
+            id: some(wire.id),
             version: wire.version,
             started_at: time(wire.started_ms),
             now: time(wire.now_ms),
@@ -239,6 +255,20 @@ impl From<v1::DestinationStatus> for Destination {
             databases_behind: wire.databases_behind,
             puts: wire.puts,
             put_bytes: wire.put_bytes,
+            mirror: wire.mirror.unwrap_or_default().into(),
+        }
+    }
+}
+
+impl From<v1::MirrorStatus> for Mirror {
+    fn from(wire: v1::MirrorStatus) -> Mirror {
+        let v1::MirrorStatus { written_ms, current, error, age_ms } = wire;
+        let written_at = time(written_ms);
+        Mirror {
+            age_ms: written_at.is_some().then_some(age_ms),
+            written_at,
+            current,
+            last_error: some(error),
         }
     }
 }

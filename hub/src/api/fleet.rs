@@ -41,10 +41,14 @@ fn scope(peer: &Peer, request: &StatusRequest) -> Result<Scope, Status> {
 
 /// Where the copies lie, and how many databases others have, is no business of a node.
 fn for_agent(mut picture: StatusResponse) -> StatusResponse {
+    if let Some(hub) = &mut picture.hub {
+        hub.id.clear();
+    }
     for destination in &mut picture.destinations {
         destination.location.clear();
         destination.last_error.clear();
         destination.databases_behind = 0;
+        destination.mirror = None;
     }
     picture
 }

@@ -44,6 +44,13 @@ pub struct DestinationEntry {
     pub retention: Retention,
 }
 
+impl DestinationEntry {
+    /// True when `config`, from an address, means the same place.
+    pub fn is_at(&self, config: &DestinationConfig) -> bool {
+        place(config) == self.place
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Kind {
     File,

@@ -8,6 +8,7 @@ mod databases;
 mod destination;
 mod layout;
 mod limits;
+mod mirror;
 mod object_store;
 mod policy;
 mod retention;
@@ -17,11 +18,13 @@ pub use compaction::{DEFAULT_LEVELS, DEFAULT_SNAPSHOT_INTERVAL};
 pub use destination::DestinationEntry;
 pub use layout::Layout;
 pub use limits::LaneLimits;
+pub use mirror::DEFAULT_MIRROR_INTERVAL;
 pub use retention::Retention;
 
 use crate::copies::{Policy, Selector};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use walhub_common::config::{Document, Faults, Section, parts, value};
 use walhub_common::telemetry::LogFormat;
@@ -37,6 +40,8 @@ pub const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Config {
     /// The file it was read from.
     pub path: PathBuf,
+    /// The file without its secrets.
+    pub skeleton: Arc<str>,
     /// Address to listen on; port 0 lets the system choose.
     pub listen: SocketAddr,
     /// Buffer and state.
@@ -47,6 +52,8 @@ pub struct Config {
     pub buffer: BufferConfig,
     /// Windows of compaction, level 1 first; each is a multiple of the one before.
     pub levels: Vec<Duration>,
+    /// Least time between two mirrors of the hub at its destinations.
+    pub mirror_interval: Duration,
     /// What makes a transaction durable, where no selector says it.
     pub policy: Policy,
     /// What applies to some databases only; the first one that matches counts.
@@ -98,6 +105,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
     let tls = parts::tls(root.section("tls"), (files == Files::Check).then_some(role));
     let buffer = buffer::parse(root.section("buffer"));
     let levels = compaction::levels(&mut root);
+    let mirror_interval = mirror::interval(&mut root);
     let (log_level, log_format) = parts::log(root.section("log"));
     let destinations = destinations(&mut root, files);
     let policy = policy::parse(root.section("policy"), destinations.as_deref());
@@ -105,11 +113,13 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
     root.finish();
     Some(Config {
         path: document.path().to_owned(),
+        skeleton: document.skeleton().into(),
         listen: listen?,
         data_dir,
         tls: tls?,
         buffer,
         levels,
+        mirror_interval,
         policy,
         databases,
         destinations: destinations?,

@@ -14,6 +14,7 @@ use super::meters::Meters;
 use super::roster::{LaneId, Roster, Terms};
 use crate::buffer::{DatabaseId, Takers};
 use crate::compact::Report;
+use crate::mirror::MirrorReport;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -138,6 +139,8 @@ pub struct Board {
     revision: AtomicU64,
     /// What compaction does.
     compaction: Arc<Report>,
+    /// Where the hub itself is kept.
+    mirror: MirrorReport,
     /// Rung whenever a destination holds more than before, or the roster changed.
     advanced: Notify,
 }
@@ -163,6 +166,7 @@ impl Board {
             entries: Mutex::default(),
             revision: AtomicU64::new(0),
             compaction: Arc::default(),
+            mirror: MirrorReport::default(),
             advanced: Notify::new(),
         }
     }
@@ -175,6 +179,11 @@ impl Board {
     /// What compaction does.
     pub fn compaction(&self) -> &Arc<Report> {
         &self.compaction
+    }
+
+    /// Where the hub itself is kept.
+    pub fn mirror(&self) -> &MirrorReport {
+        &self.mirror
     }
 
     /// Changes of the roster.

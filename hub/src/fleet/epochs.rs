@@ -61,6 +61,25 @@ pub enum ClaimError {
     Io(Arc<io::Error>),
 }
 
+/// An agent that was let in, and by what it is recognised.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KnownAgent {
+    /// Its name.
+    pub name: AgentName,
+    /// The highest epoch.
+    pub epoch: u64,
+    /// The run of the agent that brought it, hex digits.
+    pub instance: String,
+}
+
+impl KnownAgent {
+    /// False for what no hub can have recorded.
+    pub fn is_possible(&self) -> bool {
+        let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+        self.epoch > 0 && self.instance.len() <= 2 * MAX_INSTANCE_BYTES && self.instance.bytes().all(hex)
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Entry {
     epoch: u64,
@@ -121,6 +140,27 @@ impl Epochs {
             memory: Mutex::new(Memory { agents, generation: 0 }),
             saved: tokio::sync::Mutex::new(0),
         })
+    }
+
+    /// Writes the record of a hub whose disk was lost into the folder of the one that takes its place. Durable when it
+    /// returns. Blocking.
+    pub fn restore(data_dir: &Path, agents: &[KnownAgent]) -> io::Result<()> {
+        let entry = |agent: &KnownAgent| {
+            let entry = Entry { epoch: agent.epoch, instance: agent.instance.clone(), generation: 0 };
+            (agent.name.as_str().to_owned(), entry)
+        };
+        let stored = Stored { version: VERSION, agents: agents.iter().map(entry).collect() };
+        durable::replace(data_dir, FILE, &serde_json::to_vec(&stored)?)
+    }
+
+    /// All agents, by name.
+    pub fn known(&self) -> Vec<KnownAgent> {
+        let known = |(name, entry): (&String, &Entry)| {
+            // Names of the file that are none were never let in.
+            let name = AgentName::new(name.as_str()).ok()?;
+            Some(KnownAgent { name, epoch: entry.epoch, instance: entry.instance.clone() })
+        };
+        self.memory().agents.iter().filter_map(known).collect()
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {

@@ -90,6 +90,13 @@ impl LabelBook {
         })
     }
 
+    /// Writes the labels of a hub whose disk was lost into the folder of the one that takes its place. Durable when it
+    /// returns. Blocking.
+    pub fn restore(data_dir: &Path, agents: &BTreeMap<AgentName, Labels>) -> io::Result<()> {
+        let agents = agents.iter().map(|(name, labels)| (name.to_string(), labels.clone())).collect();
+        durable::replace(data_dir, FILE, &serde_json::to_vec(&Stored { version: VERSION, agents })?)
+    }
+
     /// All agents that have labels.
     pub fn all(&self) -> BTreeMap<AgentName, Labels> {
         self.agents().clone()

@@ -58,7 +58,7 @@ pub fn assemble(fleet: &Fleet, buffer: &dyn WalBuffer, scope: &Scope, started_ms
         }
     }
     v1::StatusResponse {
-        hub: Some(hub_status(buffer, started_ms, now_ms)),
+        hub: Some(hub_status(fleet, buffer, started_ms, now_ms)),
         destinations: destinations(fleet, &roster, &lanes, now_ms),
         agents: agents(fleet, &per_agent, scope),
         databases,
@@ -79,7 +79,7 @@ fn lags(buffer: &dyn WalBuffer, database: &Registered, row: &Row, now_ms: i64) -
     row.terms.places.iter().map(|place| (place.lane, age(row.held(place.lane)))).collect()
 }
 
-fn hub_status(buffer: &dyn WalBuffer, started_ms: i64, now_ms: i64) -> v1::HubStatus {
+fn hub_status(fleet: &Fleet, buffer: &dyn WalBuffer, started_ms: i64, now_ms: i64) -> v1::HubStatus {
     let usage = buffer.usage();
     v1::HubStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -89,6 +89,7 @@ fn hub_status(buffer: &dyn WalBuffer, started_ms: i64, now_ms: i64) -> v1::HubSt
         buffer_max_bytes: usage.max_bytes,
         segments: usage.segments,
         segment_bytes: usage.segment_bytes,
+        id: fleet.board.mirror().hub(),
     }
 }
 
@@ -103,6 +104,7 @@ fn destinations(
         let LaneHealth { healthy, last_error, puts, put_bytes, least_interval, spent } = health;
         let meter = fleet.board.meters().of(&place.entry.cursor);
         let Requests { puts: put_requests, lists, gets, deletes } = meter.today(now_ms);
+        let mirror = fleet.board.mirror().at(place.lane);
         let lag = lags.get(&place.lane).copied().unwrap_or_default();
         v1::DestinationStatus {
             name: place.name().to_string(),
@@ -124,6 +126,12 @@ fn destinations(
                 forecast: meter.forecast(now_ms),
                 budget: place.entry.limits.requests_per_day.unwrap_or(0),
                 spent,
+            }),
+            mirror: Some(v1::MirrorStatus {
+                written_ms: mirror.written_ms,
+                age_ms: u64::try_from(now_ms - mirror.written_ms).unwrap_or(0),
+                current: mirror.current,
+                error: mirror.error,
             }),
         }
     };

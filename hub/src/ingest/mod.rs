@@ -15,6 +15,7 @@ pub mod assemble;
 pub mod dedup;
 pub mod error;
 mod handle;
+pub(crate) mod newest;
 mod origin;
 mod outbox;
 mod session;

@@ -15,23 +15,16 @@
 //! Non-goals: destinations that were away when it was asked; their lanes put the segment in whose middle they end.
 
 use super::error::Refusal;
+use super::newest::{self, Found, Look};
 use crate::buffer::{BufferError, DatabaseId, Registered, WalBuffer};
 use crate::copies::InService;
-use async_trait::async_trait;
-use bytes::Bytes;
-use futures_util::stream::BoxStream;
 use std::collections::HashSet;
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, Pos};
-use walhub_store::destinations::error::{Context, Operation};
-use walhub_store::destinations::{DestinationError, Fault, FileKey, Listed};
-use walhub_store::restore::{
-    self, DestinationSource, DynSource, PlanError, RestoreError, Source, SourceName, Target,
-};
+use walhub_store::restore::DynSource;
 
 /// Databases looked for at a time.
 const LOOKS: usize = 32;
@@ -76,26 +69,6 @@ impl From<Refusal> for OpenError {
     fn from(refusal: Refusal) -> Self {
         OpenError::Refused(refusal)
     }
-}
-
-/// What the destinations say.
-struct Look {
-    found: Option<Found>,
-    /// There are files, but none that begins the history.
-    headless: bool,
-    /// What kept destinations from answering.
-    unanswered: Vec<String>,
-    /// None of them answered.
-    nobody: bool,
-}
-
-/// The newest position that can be restored from the destinations.
-#[derive(Clone, Copy, Debug)]
-struct Found {
-    position: Pos,
-    time_ms: i64,
-    /// 0 when the file does not say.
-    lineage: u64,
 }
 
 impl Origins {
@@ -185,109 +158,12 @@ impl Origins {
     }
 
     async fn look(&self, key: &DatabaseKey, patience: Duration) -> Look {
-        let patient = |destination| {
-            let source: DynSource = Arc::new(DestinationSource(destination));
-            Arc::new(Patient { source, patience }) as DynSource
-        };
+        let patient = |destination| newest::patient(destination, patience);
         let sources: Vec<DynSource> = self.destinations.all().into_iter().map(patient).collect();
-        let nothing = |why: String| Look {
-            found: None,
-            headless: false,
-            unanswered: sources.iter().map(|source| format!("{}: {why}", source.name())).collect(),
-            nobody: true,
-        };
-        let Ok(_turn) = self.looks.acquire().await else { return nothing("the hub is shutting down".into()) };
-        self.ask(&sources, key).await.unwrap_or_else(|error| nothing(error.to_string()))
-    }
-
-    async fn ask(&self, sources: &[DynSource], key: &DatabaseKey) -> Result<Look, DestinationError> {
-        let (mut target, mut headless) = (Target::Latest, false);
-        loop {
-            let prepared = restore::prepare(sources, key, None, target, &self.shutdown).await;
-            let (header, unanswered) = match prepared {
-                Ok(prepared) => (prepared.header, prepared.unanswered),
-                Err(RestoreError::Plan { error: PlanError::Hole { after: Some(after), .. }, .. })
-                    if target == Target::Latest =>
-                {
-                    target = Target::Txid(after);
-                    continue;
-                }
-                Err(RestoreError::Plan { error, unanswered, .. }) => {
-                    headless = matches!(error, PlanError::Hole { .. });
-                    (None, unanswered)
-                }
-                Err(RestoreError::Source(error)) => return Err(error),
-            };
-            let found = header.and_then(|header| {
-                let checksum = header.provenance?.post;
-                let position = Pos { txid: header.range.max(), checksum };
-                Some(Found { position, time_ms: header.timestamp_ms, lineage: header.node_id })
-            });
-            let nobody = unanswered.len() == sources.len();
-            let unanswered = unanswered.iter().map(ToString::to_string).collect();
-            return Ok(Look { found, headless, unanswered, nobody });
+        match self.looks.acquire().await {
+            Ok(_turn) => newest::look(&sources, key, &self.shutdown).await,
+            Err(_) => Look::nothing(&sources, "the hub is shutting down"),
         }
-    }
-}
-
-/// A source that fails when it does not answer in time.
-#[derive(Debug)]
-struct Patient {
-    source: DynSource,
-    patience: Duration,
-}
-
-impl Patient {
-    async fn within<T>(
-        &self,
-        operation: Operation,
-        subject: impl fmt::Display,
-        answer: impl Future<Output = Result<T, DestinationError>>,
-    ) -> Result<T, DestinationError> {
-        match tokio::time::timeout(self.patience, answer).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                let text = format!("no answer within {} s", self.patience.as_secs());
-                Err(Context::new(self.source.name(), operation, subject).error(Fault::Unavailable(text)))
-            }
-        }
-    }
-}
-
-#[async_trait]
-impl Source for Patient {
-    fn name(&self) -> &SourceName {
-        self.source.name()
-    }
-
-    fn lists_exact_times(&self) -> bool {
-        self.source.lists_exact_times()
-    }
-
-    async fn list(
-        &self,
-        key: &DatabaseKey,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<Listed>, DestinationError> {
-        self.within(Operation::List, key, self.source.list(key, cancel)).await
-    }
-
-    async fn read_start(
-        &self,
-        key: &FileKey,
-        length: usize,
-        cancel: &CancellationToken,
-    ) -> Result<Bytes, DestinationError> {
-        self.within(Operation::Open, key, self.source.read_start(key, length, cancel)).await
-    }
-
-    async fn open(
-        &self,
-        key: &FileKey,
-        offset: u64,
-        cancel: &CancellationToken,
-    ) -> Result<BoxStream<'static, Result<Bytes, DestinationError>>, DestinationError> {
-        self.within(Operation::Open, key, self.source.open(key, offset, cancel)).await
     }
 }
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::{Chunk, SegmentMeta};
 use crate::testutil::{Image, Segment};
+use std::sync::Arc;
 use walhub_common::ltx::{Decoder, Stamp, merge};
 use walhub_common::{Checksum, DestinationName, Level, Txid};
 use walhub_proto::v1::RefusalCode;

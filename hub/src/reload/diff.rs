@@ -38,6 +38,8 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     // Every field by name: whoever adds one decides here whether it can be reloaded.
     let Config {
         path: _,
+        skeleton: _,
+        mirror_interval,
         listen,
         data_dir,
         tls,
@@ -56,6 +58,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ("buffer.max-bytes", buffer.max_bytes != old.buffer.max_bytes),
         ("buffer.when-full", buffer.when_full != old.buffer.when_full),
         ("levels", *levels != old.levels),
+        ("mirror-interval", *mirror_interval != old.mirror_interval),
         ("log", (log_level, log_format) != (&old.log_level, &old.log_format)),
     ];
     let fates: Vec<Fate> = destinations.iter().map(|entry| fate(&old.destinations, entry)).collect();
@@ -100,6 +103,7 @@ impl Diff {
             data_dir: old.data_dir.clone(),
             tls: old.tls.clone(),
             buffer: old.buffer,
+            mirror_interval: old.mirror_interval,
             log_level: old.log_level.clone(),
             log_format: old.log_format,
             ..new

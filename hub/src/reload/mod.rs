@@ -18,7 +18,7 @@ pub use diff::{Diff, Fate, diff};
 use crate::config::{Config, DestinationEntry};
 use crate::copies::{Board, LaneId, Meters, Place, Roster, Rules};
 use crate::fanout::{Fanout, Trust};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
 use walhub_common::config::Faults;
@@ -52,6 +52,8 @@ struct Inner {
     board: Arc<Board>,
     fanout: Arc<Fanout>,
     state: Mutex<State>,
+    /// See [`Reloader::skeleton`].
+    skeleton: std::sync::Mutex<Arc<str>>,
 }
 
 /// Handle on the reloading part of a running hub.
@@ -85,8 +87,14 @@ impl Reloader {
     /// Over the parts of a hub that runs by `config`, its board with the [`first_roster`].
     pub fn new(config: Config, board: Arc<Board>, fanout: Arc<Fanout>) -> Self {
         let next_lane = config.destinations.len();
-        let inner = Inner { board, fanout, state: Mutex::new(State { config, next_lane }) };
+        let skeleton = std::sync::Mutex::new(config.skeleton.clone());
+        let inner = Inner { board, fanout, state: Mutex::new(State { config, next_lane }), skeleton };
         Self { inner: Arc::new(inner), tasks: TaskGroup::new("reload") }
+    }
+
+    /// The configuration in force, without its secrets.
+    pub fn skeleton(&self) -> Arc<str> {
+        self.inner.skeleton.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Reads the file again and applies it; with `dry_run` it only says what would change. Runs to its end even when it is
@@ -175,6 +183,7 @@ impl Inner {
         for (place, trust) in opened {
             self.fanout.open(place, trust);
         }
+        *self.skeleton.lock().unwrap_or_else(PoisonError::into_inner) = new.skeleton.clone();
         *state = State { config: diff.settle(&state.config, new), next_lane };
         Ok(diff)
     }

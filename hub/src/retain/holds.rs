@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
 use walhub_common::{DatabaseKey, clock};
 
 const FILE: &str = "holds.json";
@@ -49,7 +50,9 @@ pub struct Holds {
     dir: PathBuf,
     holds: Mutex<BTreeMap<DatabaseKey, Entry>>,
     /// One change at a time.
-    changes: tokio::sync::Mutex<()>,
+    turn: tokio::sync::Mutex<()>,
+    /// Counts changes that are on disk.
+    changes: watch::Sender<u64>,
 }
 
 impl Holds {
@@ -80,8 +83,24 @@ impl Holds {
         Ok(Self {
             dir: data_dir.to_path_buf(),
             holds: Mutex::new(holds),
-            changes: tokio::sync::Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            changes: watch::Sender::new(0),
         })
+    }
+
+    /// Writes the holds of a hub whose disk was lost into the folder of the one that takes its place. Durable when it
+    /// returns. Blocking.
+    pub fn restore(data_dir: &Path, holds: &[Hold]) -> io::Result<()> {
+        let entry = |hold: &Hold| {
+            (hold.database.to_string(), Entry { since_ms: hold.since_ms, reason: hold.reason.clone() })
+        };
+        let stored = Stored { version: VERSION, holds: holds.iter().map(entry).collect() };
+        durable::replace(data_dir, FILE, &serde_json::to_vec(&stored)?)
+    }
+
+    /// Changes whenever a hold was added or released (the value only counts).
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     fn holds(&self) -> MutexGuard<'_, BTreeMap<DatabaseKey, Entry>> {
@@ -105,7 +124,7 @@ impl Holds {
 
     /// Adds a hold; one that is there keeps its time and gets the new reason. Durable when it returns.
     pub async fn add(&self, database: &DatabaseKey, reason: &str) -> Result<(), HoldError> {
-        let _change = self.changes.lock().await;
+        let _change = self.turn.lock().await;
         let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
         let mut next = self.holds().clone();
         let since_ms = next.get(database).map_or_else(clock::now_ms, |held| held.since_ms);
@@ -117,7 +136,7 @@ impl Holds {
 
     /// Ends a hold; false when there was none. Durable when it returns.
     pub async fn release(&self, database: &DatabaseKey) -> Result<bool, HoldError> {
-        let _change = self.changes.lock().await;
+        let _change = self.turn.lock().await;
         let mut next = self.holds().clone();
         let there = next.remove(database).is_some();
         if there {
@@ -132,7 +151,9 @@ impl Holds {
         let bytes = serde_json::to_vec(&Stored { version: VERSION, holds }).map_err(io::Error::from)?;
         let dir = self.dir.clone();
         let saved = tokio::task::spawn_blocking(move || durable::replace(&dir, FILE, &bytes)).await;
-        Ok(saved.map_err(io::Error::other)??)
+        saved.map_err(io::Error::other)??;
+        self.changes.send_modify(|changes| *changes += 1);
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cmd::{agents, databases};
 use crate::connect::ConnectArgs;
-use crate::model::{Destination, Status};
+use crate::model::{Destination, Mirror, Status};
 use crate::output::{self, Table};
 use std::process::ExitCode;
 
@@ -55,8 +55,17 @@ fn text(status: &Status) -> Vec<String> {
 }
 
 pub(crate) fn destinations(destinations: &[Destination]) -> Table {
-    let mut table =
-        Table::new(&["DESTINATION", "TYPE", "STATE", ">LAG", ">BEHIND", ">PUTS", ">BYTES", "WHERE"]);
+    let mut table = Table::new(&[
+        "DESTINATION",
+        "TYPE",
+        "STATE",
+        ">LAG",
+        ">BEHIND",
+        ">PUTS",
+        ">BYTES",
+        "MIRROR",
+        "WHERE",
+    ]);
     for destination in destinations {
         let state = match (&destination.last_error, destination.healthy) {
             (_, true) => working(destination),
@@ -71,10 +80,21 @@ pub(crate) fn destinations(destinations: &[Destination]) -> Table {
             destination.databases_behind.to_string(),
             destination.puts.to_string(),
             output::bytes(destination.put_bytes),
+            mirror(&destination.mirror),
             destination.location.clone(),
         ]);
     }
     table
+}
+
+/// How old the newest mirror of the hub is there.
+fn mirror(mirror: &Mirror) -> String {
+    let age = mirror.age_ms.map_or_else(|| "-".to_owned(), output::millis);
+    match &mirror.last_error {
+        Some(error) => format!("{age}, failing: {error}"),
+        None if mirror.current || mirror.age_ms.is_none() => age,
+        None => format!("{age}, there is a newer one"),
+    }
 }
 
 /// A destination that works: at its own pace, or at the one that its budget of requests allows.
@@ -107,6 +127,7 @@ mod tests {
                 buffer_max_bytes: 10 << 30,
                 segments: 42,
                 segment_bytes: 9000,
+                id: "0a".repeat(16),
             }),
             destinations: vec![v1::DestinationStatus {
                 name: "disk".into(),
@@ -119,6 +140,12 @@ mod tests {
                 location: "/srv/copies".into(),
                 sync_interval_ms: 1000,
                 lag_ms: 350,
+                mirror: Some(v1::MirrorStatus {
+                    written_ms: 1_795_354_100_000,
+                    age_ms: 29_000,
+                    current: true,
+                    error: String::new(),
+                }),
                 ..Default::default()
             }],
             agents: vec![v1::AgentStatus {
@@ -152,8 +179,8 @@ mod tests {
             "\
 hub 0.1.0, up 12.0 s, buffer 1.5 KiB of 10.0 GiB, 42 segments (8.8 KiB) since its start
 
-DESTINATION  TYPE  STATE                  LAG  BEHIND  PUTS    BYTES  WHERE
-disk         file  failing: disk full  350 ms       1     7  2.0 KiB  /srv/copies
+DESTINATION  TYPE  STATE                  LAG  BEHIND  PUTS    BYTES  MIRROR  WHERE
+disk         file  failing: disk full  350 ms       1     7  2.0 KiB  29.0 s  /srv/copies
 
 AGENT   STATE      DATABASES  LAST SEEN  FROM  VERSION  LABELS
 pos-17  connected          1  -          -     -        -
@@ -190,6 +217,7 @@ pos-17/app.db    12  2026-11-22T13:28:37.09Z       11  disk 11 (-350 ms)  policy
         let json = serde_json::to_value(Status::from(wire())).unwrap();
         assert_eq!(json["hub"]["uptime_ms"], 12_000);
         assert_eq!(json["destinations"][0]["type"], "file");
+        assert_eq!(json["destinations"][0]["mirror"]["age_ms"], 29_000);
         assert_eq!(json["agents"][0]["last_seen"], serde_json::Value::Null);
         assert_eq!(
             json["databases"][0],
