@@ -61,6 +61,70 @@ fn the_commands_of_the_readme_work_as_written() {
     }
 }
 
+/// A hub and an agent as in the README, and what a lost hub had: a database on hold.
+const BEFORE_THE_HUB_WAS_LOST: &str = r#"set -euo pipefail
+trap 'kill $(jobs -p); wait' EXIT
+hubctl ca init --dir pki
+hubctl cert issue --dir pki --hub hub --host 127.0.0.1 --host localhost
+hubctl cert issue --dir pki --agent node-1
+hubctl cert issue --dir pki --operator admin
+walhub-hub run --config hub.yml & hub=$!
+walhub-agent run --config agent.yml &
+export WALHUB_HUB=127.0.0.1:7443 WALHUB_CA=pki/ca.pem WALHUB_CERT=pki/operator-admin.pem WALHUB_KEY=pki/operator-admin.key
+until hubctl databases list | grep node-1/app; do sleep 0.2; done
+hubctl hold add node-1/app --reason "case 7"
+sed 's/hub-data/no-data/' hub.yml > probe.yml
+until walhub-hub rebuild --from copies --config probe.yml --dry-run --json > probe.json \
+    && grep '"case 7"' probe.json && grep '"txid": [1-9]' probe.json; do sleep 0.2; done
+kill -9 $hub
+wait $hub || true
+rm -r hub-data hub.yml pki/hub-hub.*
+unset WALHUB_HUB WALHUB_CA WALHUB_CERT WALHUB_KEY
+"#;
+
+#[test]
+fn the_runbook_of_a_lost_hub_works_as_written() {
+    let scratch = Scratch::new("runbook-hub-lost");
+    let runbook =
+        std::fs::read_to_string(source_root().join("deploy/runbooks/hub-lost.md")).expect("a runbook");
+    let write = |name: &str, text: &str| std::fs::write(scratch.join(name), text).expect(name);
+    let copies = scratch.join("copies").display().to_string();
+    write(
+        "hub.yml",
+        &format!(
+            "listen: 127.0.0.1:7443\ndata-dir: hub-data\nmirror-interval: 200ms\n\
+             tls: {{ca: pki/ca.pem, cert: pki/hub-hub.pem, key: pki/hub-hub.key}}\n\
+             destinations: [{{name: copies, type: file, path: {copies}}}]\n"
+        ),
+    );
+    write(
+        "agent.yml",
+        "hub: 127.0.0.1:7443\nstate-dir: agent-state\n\
+         tls: {ca: pki/ca.pem, cert: pki/agent-node-1.pem, key: pki/agent-node-1.key}\n\
+         databases: [{path: app.db, name: app}]\n",
+    );
+    let app = Connection::open(scratch.join("app.db")).expect("app.db");
+    app.pragma_update(None, "journal_mode", "wal").expect("WAL mode");
+    app.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES (1)").expect("rows");
+    let blocks = blocks(&runbook, "sh").join("\n").replace("file:///srv/walhub", &format!("file://{copies}"));
+    let after = "hubctl hold list | grep 'case 7'\nhubctl restore node-1/app -o restored.db\n";
+    let script = format!("{BEFORE_THE_HUB_WAS_LOST}{blocks}\n{after}");
+    // What a test may not share with its neighbours.
+    let address = format!("127.0.0.1:{}", free_port());
+    for name in ["hub.yml", "agent.yml"] {
+        let text = std::fs::read_to_string(scratch.join(name)).expect(name);
+        write(name, &text.replace("127.0.0.1:7443", &address));
+    }
+    write("runbook.sh", &script.replace("127.0.0.1:7443", &address));
+    let programs = program("hubctl").parent().expect("a folder").display().to_string();
+    let mut command = Command::new("timeout");
+    command.args(["120", "bash", "-x", "runbook.sh"]).current_dir(scratch.path());
+    command.env("PATH", format!("{programs}:{}", std::env::var("PATH").expect("PATH")));
+    run(command).success();
+    let live = Image::live(&scratch.join("app.db"));
+    live.assert_same(&Image::restored(&scratch.join("restored.db")), "after the runbook");
+}
+
 #[test]
 fn the_example_configurations_are_good() {
     let scratch = Scratch::new("examples");
