@@ -55,8 +55,10 @@ impl LitestreamSource {
     }
 }
 
-/// The place, and where a level of a database lies there.
-fn parse(url: &str) -> Result<(DestinationConfig, fn(Level) -> String), String> {
+/// A place, and where a level of a database lies there.
+type Parsed = (DestinationConfig, fn(Level) -> String);
+
+fn parse(url: &str) -> Result<Parsed, String> {
     match url::parse(url)? {
         config @ DestinationConfig::File(_) => Ok((config, name::fs_dir)),
         config @ DestinationConfig::S3(_) => Ok((config, name::s3_dir)),
