@@ -27,7 +27,7 @@ pub const DEFAULT_WAL_LIMIT: u64 = 256 << 20;
 /// Bytes that all spools together may take.
 pub const DEFAULT_SPOOL_MAX: u64 = 1 << 30;
 /// Time between two readings of a stream of commits.
-pub const DEFAULT_PACE: Duration = Duration::from_millis(200);
+pub const DEFAULT_PACE: Duration = Duration::from_millis(250);
 /// Time between slow polls.
 pub const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -281,7 +281,7 @@ mod tests {
         assert_eq!((config.wal_limit, config.spool_max), (256 << 20, 1 << 30));
         assert_eq!((config.snapshot_rate, config.parts_above), (None, 64 << 20));
         assert_eq!((config.upload_limit, config.compression), (None, Compression::FAST));
-        assert_eq!((config.pace, config.restore_points), (Duration::from_millis(200), RestorePoints::Window));
+        assert_eq!((config.pace, config.restore_points), (Duration::from_millis(250), RestorePoints::Window));
         let name = DatabaseName::new("app.db").unwrap();
         assert_eq!(config.sources, [Source::Path { path: "/data/app.db".into(), name }]);
     }

@@ -36,7 +36,7 @@ pub struct Limits {
 
 impl Limits {
     /// Of the product.
-    pub const USUAL: Limits = Limits { tick: Duration::from_secs(1), ticks: 60, ticks_with_writer_lock: 15 };
+    pub const USUAL: Limits = Limits { tick: Duration::from_secs(3), ticks: 20, ticks_with_writer_lock: 5 };
 }
 
 /// What one thread is at.

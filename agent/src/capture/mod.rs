@@ -74,7 +74,6 @@ pub use roll::HubPages;
 pub use segment::{SegmentMeta, Sink};
 pub use stage::{Pace, Parts, Walk};
 pub use staged::Staged;
-pub use tail::AT_HAND_BYTES;
 
 use crate::page_map::store::{Anchor, Store};
 use crate::page_map::{Change, PageMap, Room};

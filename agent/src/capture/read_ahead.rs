@@ -9,7 +9,7 @@ use walhub_common::wal::{FRAME_HEADER_BYTES, FrameHeader, FrameNo, Salts};
 use walhub_common::{Checksum, Pgno};
 
 /// A buffer larger than this is not kept for the next one.
-const SPARE_BYTES: usize = 512 * 1024;
+const SPARE_BYTES: usize = 768 * 1024;
 
 thread_local! {
     /// The buffer of the last [`ReadAhead`] that was forgotten, as most live for one window of a stream.

@@ -21,9 +21,9 @@ const HELD_BYTES: usize = 4 * 1024 * 1024;
 /// Log that is read at once. Below the size from which the allocator maps memory for each buffer anew.
 const READ_BYTES: usize = 120 * 1024;
 /// Log that becomes one segment at most.
-const JOINED_BYTES: usize = 512 * 1024;
-/// What is at hand ([`Capture::is_at_hand`]) is at most this much log.
-pub const AT_HAND_BYTES: u64 = 512 * 1024;
+const JOINED_BYTES: usize = 768 * 1024;
+/// What is at hand ([`Capture::at_hand`]) is at most this much log.
+const AT_HAND_BYTES: u64 = 768 * 1024;
 
 /// Beyond every page.
 const END: Pgno = Pgno::new(u32::MAX).expect("BUG: not zero");
@@ -55,16 +55,36 @@ impl Capture {
         self.settle(result)
     }
 
-    /// True when [`Capture::next`], called until it has nothing more, takes no longer than reading and encoding
-    /// [`AT_HAND_BYTES`] that were just written: no lock is taken, and nothing is written.
-    pub fn is_at_hand(&self) -> bool {
-        let Some(cursor) = self.cursor.filter(|_| self.kept.is_empty() && !self.yielded) else {
-            return false;
-        };
-        let Some(header) = self.files.header().verify() else { return false };
-        let at = cursor.wal.frame;
-        let ahead = header.last.end(cursor.page_size).saturating_sub(at.end(cursor.page_size));
-        cursor.anchored && header.salts == cursor.wal.salts && header.last >= at && ahead <= AT_HAND_BYTES
+    /// Bytes of log for [`Capture::next_at_hand`] to read, at most [`AT_HAND_BYTES`]; `None` when more is there, or more than
+    /// reading is needed.
+    pub fn at_hand(&self) -> Option<u64> {
+        let header = self.files.header().verify()?;
+        self.ahead_at_hand(&header).filter(|bytes| *bytes <= AT_HAND_BYTES)
+    }
+
+    /// As [`Capture::next`] or [`Capture::next_joined`], when that takes no longer than reading and encoding `most` bytes of log
+    /// that were just written: no lock is taken, and nothing is written. `None`: not now.
+    pub fn next_at_hand(
+        &mut self,
+        sink: &mut dyn Sink,
+        joined: bool,
+        most: u64,
+    ) -> Result<Option<Next>, CaptureError> {
+        let Some(header) = self.files.header().verify() else { return Ok(None) };
+        if self.ahead_at_hand(&header).is_none_or(|bytes| bytes > most) {
+            return Ok(None);
+        }
+        let take = if joined { Take::Joined } else { Take::One };
+        let result = self.must_own_lock().and_then(|()| self.next_until(&header, sink, take));
+        self.settle(result).map(Some)
+    }
+
+    /// Bytes from the cursor to the end of the log, when nothing but reading lies between.
+    fn ahead_at_hand(&self, header: &Header) -> Option<u64> {
+        let cursor = self.cursor.filter(|c| c.anchored && self.kept.is_empty() && !self.yielded)?;
+        let current = header.salts == cursor.wal.salts && header.last >= cursor.wal.frame;
+        let end = |frame: FrameNo| frame.end(cursor.page_size);
+        current.then(|| end(header.last) - end(cursor.wal.frame))
     }
 
     /// Squash mode: moves the page map over everything committed without handing it out. The frames count as captured,
@@ -106,14 +126,18 @@ impl Capture {
             return Ok(Next::Lost(self.standing));
         }
         let header = self.header()?;
-        match self.ahead(&header)? {
+        self.next_until(&header, sink, take)
+    }
+
+    fn next_until(&mut self, header: &Header, sink: &mut dyn Sink, take: Take) -> Result<Next, CaptureError> {
+        match self.ahead(header)? {
             Ahead::Nothing => {
                 self.seen = Some(header.words);
                 self.upkeep.read_to(header.last);
                 self.read_ahead.forget();
                 Ok(Next::UpToDate)
             }
-            Ahead::Transaction(cursor) => self.advance(&header, cursor, take, Some(sink)),
+            Ahead::Transaction(cursor) => self.advance(header, cursor, take, Some(sink)),
             Ahead::Lost => Ok(self.lost()),
         }
     }

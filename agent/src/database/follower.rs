@@ -3,7 +3,7 @@
 
 use super::report::Report;
 use super::sink::{Discard, GatherSink, LinkSink, Sent};
-use crate::capture::{AT_HAND_BYTES, Capture, CaptureError, Maintained, Next, SegmentMeta, Sink};
+use crate::capture::{Capture, CaptureError, Maintained, Next, SegmentMeta, Sink};
 use crate::ship::inbox::{Inbox, Patience};
 use crate::ship::link::{Link, MESSAGE_BYTES};
 use crate::ship::window::{Budget, Keep, Window};
@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use walhub_common::{Pos, Txid};
 use walhub_proto::v1::replicate_request::Message;
 
-/// Room on the link for what is at hand: LZ4 makes a page longer by a hundredth at worst, and every segment has a header
-/// and an index.
-const AT_HAND_ROOM: usize = 2 * AT_HAND_BYTES as usize + AT_HAND_BYTES as usize / 512 * MESSAGE_BYTES;
+/// Room on the link for a byte of log, as a fraction: LZ4 makes a page longer by a hundredth at worst, every segment has a header
+/// and an index, and is a message; the smallest page has 512 bytes.
+const ROOM: (usize, usize) = (2 * 512 + MESSAGE_BYTES, 512);
+/// What writers may add to the log between the look at it and the reading.
+const AT_HAND_MORE: usize = 32 * 1024;
 /// A hub that takes smaller chunks than this gets them one by one.
 const AT_HAND_CHUNK: usize = 16 * 1024;
 /// Reading at hand goes on for this long at most.
@@ -113,12 +115,15 @@ impl Follower {
         to: &Target,
         segments: Segments,
     ) -> Result<Option<Pumped>, CaptureError> {
-        if to.link.max_chunk < AT_HAND_CHUNK || !self.capture.is_at_hand() {
+        let Some(ahead) = self.capture.at_hand().filter(|_| to.link.max_chunk >= AT_HAND_CHUNK) else {
             return Ok(None);
-        }
-        let Some(slot) = to.link.try_slot(AT_HAND_ROOM) else { return Ok(None) };
+        };
+        // No more than is needed: databases that stream come here all at once.
+        let (room, per) = ROOM;
+        let room = (ahead as usize + AT_HAND_MORE) * room / per;
+        let Some(slot) = to.link.try_slot(room) else { return Ok(None) };
         let mut messages = Vec::new();
-        let pumped = self.gather(to, segments, &mut messages);
+        let pumped = self.gather(to, segments, room, &mut messages);
         // What was read before an error is in the window, and must be on the link as well.
         if !messages.is_empty() {
             slot.send(messages);
@@ -130,30 +135,34 @@ impl Follower {
         &mut self,
         to: &Target,
         segments: Segments,
+        mut room: usize,
         messages: &mut Vec<Message>,
     ) -> Result<Option<Pumped>, CaptureError> {
         let begun = Instant::now();
-        let mut bytes = 0;
+        let (bytes, per) = ROOM;
         loop {
             if !to.budget.has_room() {
                 return Ok(Some(Pumped::NoRoom));
             }
             let mut sink = GatherSink::new(to, messages);
-            match self.next(&mut sink, segments)? {
-                Next::Sent(meta) => {
+            let most = (room * per / bytes) as u64;
+            match self.capture.next_at_hand(&mut sink, segments == Segments::Joined, most)? {
+                Some(Next::Sent(meta)) => {
                     let entry = sink.entry(&meta);
-                    bytes += entry.total_bytes();
+                    room = room.saturating_sub(entry.total_bytes() as usize + MESSAGE_BYTES);
                     self.window.push(entry);
                 }
-                Next::UpToDate if self.capture.upkeep_is_due() => return Ok(None),
-                Next::UpToDate => return Ok(Some(Pumped::UpToDate)),
-                Next::Lost(_) => return Ok(Some(Pumped::Lost)),
+                Some(Next::UpToDate) if self.capture.upkeep_is_due() => return Ok(None),
+                Some(Next::UpToDate) => return Ok(Some(Pumped::UpToDate)),
+                Some(Next::Lost(_)) => return Ok(Some(Pumped::Lost)),
+                None => break,
             }
-            if bytes >= AT_HAND_BYTES / 2 || begun.elapsed() >= AT_HAND_TIME || !self.capture.is_at_hand() {
-                // Under writers that never pause the end is never reached, and a checkpoint must come all the same.
-                return Ok((!self.capture.upkeep_is_due()).then_some(Pumped::Slice));
+            if begun.elapsed() >= AT_HAND_TIME {
+                break;
             }
         }
+        // Under writers that never pause the end is never reached, and a checkpoint must come all the same.
+        Ok((!self.capture.upkeep_is_due()).then_some(Pumped::Slice))
     }
 
     fn next(&mut self, sink: &mut dyn Sink, segments: Segments) -> Result<Next, CaptureError> {
