@@ -235,6 +235,7 @@ impl Capture {
     ) -> Result<(), CaptureError> {
         let wal = cursor.anchored.then_some(cursor.wal);
         self.kept.clear();
+        self.pin = None;
         self.standing = Standing::Gap;
         let point = Point { position, wal, commit: map.commit() };
         let anchor = Anchor { lineage: self.lineage(), position: Some(position), wal };

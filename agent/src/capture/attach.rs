@@ -57,6 +57,7 @@ impl Capture {
             seen: None,
             upkeep: Upkeep::default(),
             yielded: false,
+            pin: None,
         };
         if let Some(map) = map {
             capture.take_up(map)?;

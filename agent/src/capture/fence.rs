@@ -29,7 +29,7 @@ const STEP: Duration = Duration::from_micros(100);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reach {
     /// Time to get the lock.
-    wait: Duration,
+    pub(super) wait: Duration,
     /// Log that is captured while it is held...
     bytes: u64,
     /// ...and for how long; what was captured until then is not lost.
@@ -49,6 +49,10 @@ impl Reach {
     /// It would pass its limit otherwise: writers wait for as long as it takes.
     pub(super) const LIMIT: Reach =
         Reach { wait: Duration::from_millis(500), bytes: u64::MAX, time: Duration::MAX, give_up: true };
+    /// A state of before is put in place: writers wait for that anyway.
+    pub(super) fn replacing(wait: Duration) -> Reach {
+        Reach { wait, bytes: 16 << 20, time: Duration::from_secs(1), give_up: false }
+    }
     /// A person waits for it.
     const ASKED: Reach =
         Reach { wait: Duration::from_secs(2), bytes: 16 << 20, time: Duration::from_secs(1), give_up: false };
@@ -147,38 +151,10 @@ impl Capture {
         reach: Reach,
         shrink: bool,
     ) -> Result<Result<(bool, bool), NoCheckpoint>, CaptureError> {
-        if let Some(behind) = self.behind()?.filter(|behind| *behind > reach.bytes) {
-            return Ok(Err(NoCheckpoint::Behind(behind)));
-        }
         // Nobody can change it while the lock is held.
         let header = self.header()?;
-        let begun = Instant::now();
-        loop {
-            let cursor = match self.ahead(&header)? {
-                Ahead::Nothing => break,
-                Ahead::Transaction(cursor) => cursor,
-                Ahead::Lost => {
-                    self.let_go();
-                    return Ok(Err(NoCheckpoint::Unaligned));
-                }
-            };
-            if reach.give_up {
-                if !matches!(self.advance(&header, cursor, Take::One, None)?, Next::Sent(_)) {
-                    return Ok(Err(NoCheckpoint::Unaligned));
-                }
-                continue;
-            }
-            if begun.elapsed() >= reach.time {
-                return Ok(Err(NoCheckpoint::Behind(self.behind()?.unwrap_or(0))));
-            }
-            let kept = Kept::collect(|sink| match self.advance(&header, cursor, Take::One, Some(sink))? {
-                Next::Sent(meta) => Ok(Some(meta)),
-                Next::UpToDate | Next::Lost(_) => Ok(None),
-            })?;
-            match kept {
-                Some(kept) => self.kept.push_back(kept),
-                None => return Ok(Err(NoCheckpoint::Unaligned)),
-            }
+        if let Err(refused) = self.take_rest(&header, reach)? {
+            return Ok(Err(refused));
         }
         if let Some(tracked) = &mut self.tracked {
             tracked.ledger.settle_all();
@@ -194,7 +170,47 @@ impl Capture {
         Ok(Ok((header.backfilled == header.last, false)))
     }
 
+    /// Under the writer lock: what was committed up to `header` and not read yet goes into memory.
+    pub(super) fn take_rest(
+        &mut self,
+        header: &Header,
+        reach: Reach,
+    ) -> Result<Result<(), NoCheckpoint>, CaptureError> {
+        if let Some(behind) = self.behind()?.filter(|behind| *behind > reach.bytes) {
+            return Ok(Err(NoCheckpoint::Behind(behind)));
+        }
+        let begun = Instant::now();
+        loop {
+            let cursor = match self.ahead(header)? {
+                Ahead::Nothing => return Ok(Ok(())),
+                Ahead::Transaction(cursor) => cursor,
+                Ahead::Lost => {
+                    self.let_go();
+                    return Ok(Err(NoCheckpoint::Unaligned));
+                }
+            };
+            if reach.give_up {
+                if !matches!(self.advance(header, cursor, Take::One, None)?, Next::Sent(_)) {
+                    return Ok(Err(NoCheckpoint::Unaligned));
+                }
+                continue;
+            }
+            if begun.elapsed() >= reach.time {
+                return Ok(Err(NoCheckpoint::Behind(self.behind()?.unwrap_or(0))));
+            }
+            let kept = Kept::collect(|sink| match self.advance(header, cursor, Take::One, Some(sink))? {
+                Next::Sent(meta) => Ok(Some(meta)),
+                Next::UpToDate | Next::Lost(_) => Ok(None),
+            })?;
+            match kept {
+                Some(kept) => self.kept.push_back(kept),
+                None => return Ok(Err(NoCheckpoint::Unaligned)),
+            }
+        }
+    }
+
     fn truncate(&mut self, before: &Header) -> Result<(bool, bool), CaptureError> {
+        self.pin = None;
         let done = self.files.truncate();
         let header = self.header()?;
         let Some(cursor) = &mut self.cursor else { unreachable!("BUG: a checkpoint without a place") };

@@ -63,6 +63,11 @@ impl<'a> Image<'a> {
         Ok(Image { files, page_size, commit, overlay })
     }
 
+    /// The file alone: the state of `commit` pages after which every frame was copied.
+    pub(super) fn of_file(files: &'a Files, page_size: PageSize, commit: u32) -> Image<'a> {
+        Image { files, page_size, commit, overlay: Vec::new() }
+    }
+
     /// Bytes per page.
     pub(super) fn page_size(&self) -> PageSize {
         self.page_size

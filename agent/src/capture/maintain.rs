@@ -188,6 +188,9 @@ impl Capture {
         if self.fence_comes_first(&header) {
             return self.fence_now(Reach::PRESSED);
         }
+        if self.is_pinned() {
+            return Ok(Maintained::Nothing);
+        }
         match self.upkeep.mark {
             Some(mark) => self.finish_backfill(mark),
             None if self.backfill_is_due(&header) => match self.mark()? {
@@ -304,7 +307,8 @@ impl Capture {
             None => self.backfill_is_due(header) || self.sync_is_due(header),
         };
         let overdue = || self.upkeep.complete_at.is_some_and(|at| header.last > at);
-        self.is_current(header) && (by_mark || overdue() || self.fence_comes_first(header))
+        let copies = || !self.is_pinned() && by_mark;
+        self.is_current(header) && (overdue() || self.fence_comes_first(header) || copies())
     }
 
     fn backfill_is_due(&self, header: &Header) -> bool {
@@ -408,6 +412,7 @@ impl Capture {
     /// Lets SQLite copy frames, as far as readers allow, and checks how far it went. R's mark or the writer lock must keep
     /// the log from restarting.
     pub(super) fn backfill(&mut self) -> Result<Header, CaptureError> {
+        self.pin = None;
         let copied = self.files.backfill();
         let header = self.header()?;
         self.backfilled_to(&header)?;

@@ -17,6 +17,7 @@
 //! | BACKFILL | + read mark on R | waits for acks, saves the page map, lets SQLite copy ([`Capture::maintain`]) | copied, or no acks in 5 s |
 //! | FENCE | + writer lock, for milliseconds | takes the last transactions into memory, saves, copies | done; refused when too much is unread |
 //! | SHRINK | + writer lock, for milliseconds | as FENCE, then TRUNCATE without patience ([`Capture::checkpoint`]) | done; a reader may keep the log |
+//! | REPLACE | + writer lock | as FENCE, then an older state becomes the newest transaction ([`Capture::replace`]) | committed, or rolled back |
 //! | YIELD | SHARED alone | nothing: the application checkpoints by itself ([`Capture::yield_lock`]) | [`Capture::reclaim`]: ALIGN |
 //! | DETACH | – | saves what is acked; the WAL stays ([`Capture::detach`]) | ABSENT |
 //!
@@ -56,24 +57,32 @@ mod holders;
 mod image;
 mod ledger;
 mod maintain;
+mod page_one;
 mod read_ahead;
+mod replace;
 mod roll;
 mod segment;
 mod stage;
 mod staged;
 mod stretch;
+mod survey;
 mod tail;
 mod vfs;
+mod wanted;
 mod yielding;
 
 pub use error::{Absent, AttachError, Broken, CaptureError, SqliteError};
 pub use fence::{Checkpointed, NoCheckpoint};
 pub use holders::Holders;
 pub use maintain::{HeldBy, Maintained};
+pub use page_one::Unfit;
+pub use replace::{NotReplaced, Replaced};
 pub use roll::HubPages;
 pub use segment::{SegmentMeta, Sink};
 pub use stage::{Pace, Parts, Walk};
 pub use staged::Staged;
+pub use survey::{NoSurvey, Surveyed};
+pub use wanted::{NotTaken, Wanted};
 
 use crate::page_map::store::{Anchor, Store};
 use crate::page_map::{Change, PageMap, Room};
@@ -162,6 +171,8 @@ pub struct Capture {
     upkeep: Upkeep,
     /// True while the checkpoint lock is given back (YIELD).
     yielded: bool,
+    /// The state that a replacement counts on.
+    pin: Option<survey::Pin>,
 }
 
 /// The page map and its books.
@@ -331,6 +342,7 @@ impl Capture {
     /// SQLite itself; a heal finds it there, and nobody loses it to a recovery. Best effort, as readers may hold it back:
     /// the heal then fails by the same violation and comes back here.
     fn rescue(&mut self) {
+        self.pin = None;
         if !self.yielded
             && let Err(e) = self.files.backfill()
         {
@@ -341,6 +353,7 @@ impl Capture {
     /// TAIL ends: the frames after the cursor cannot be had any more.
     fn let_go(&mut self) {
         self.cursor = None;
+        self.pin = None;
         self.kept.clear();
         self.read_ahead = read_ahead::ReadAhead::default();
         self.upkeep = Upkeep::default();

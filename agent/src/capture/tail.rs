@@ -295,6 +295,18 @@ impl Capture {
         Ok(Next::Sent(meta))
     }
 
+    /// The pages of the transaction after `cursor`, which is not handed out, and the size of the database after it.
+    pub(super) fn peek(
+        &mut self,
+        header: &Header,
+        cursor: Cursor,
+    ) -> Result<(Vec<Change>, u32), CaptureError> {
+        let read = self.read(header, &cursor, Take::One)?;
+        let Some(tracked) = &self.tracked else { unreachable!("BUG: a cursor without a page map") };
+        let (changes, _) = self.sources(header, tracked, &read, cursor.page_size)?;
+        Ok((changes, read.transaction.commit))
+    }
+
     /// The transaction after the cursor, or all that may be joined.
     fn read(&mut self, header: &Header, cursor: &Cursor, take: Take) -> Result<Read, CaptureError> {
         let mut reader = WalReader::resume(cursor.page_size, cursor.big_endian, cursor.wal);

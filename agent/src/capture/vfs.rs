@@ -3,7 +3,7 @@
 //! This is the only module of walhub with `unsafe`, and long because it is. Everything it offers is safe to call in any order.
 //!
 //! Two connections exist per database: **K** for as long as [`Files`] lives, **R** only while a read mark is needed (and a
-//! third for one look at the schema). All reading goes through the `xRead` of K's file objects, because a raw descriptor of
+//! third for one look at the schema, or for one write transaction). All reading goes through the `xRead` of K's file objects, because a raw descriptor of
 //! the database or of `-shm` opened and closed in this process would drop every POSIX lock SQLite holds on it
 //! (`fcntl` locks belong to process and inode, not to the descriptor).
 //!
@@ -517,6 +517,33 @@ impl Files {
         };
         // Refused, without effect, where the pages of the system are larger.
         let _ = done;
+    }
+
+    /// Works on a connection of its own, which is closed afterwards, and with it rolled back what it did not commit.
+    /// While this process owns the writer lock the connection may write, and nobody else.
+    pub(super) fn with_writer<T>(&self, work: impl FnOnce(&Connection) -> T) -> Result<T> {
+        let link = Link::open(&self.path, &self.owned)?;
+        let done = work(link.connection());
+        drop(link);
+        self.forget_index();
+        Ok(done)
+    }
+
+    /// Brings what lies in the WAL file to the disk, committed or not.
+    pub(super) fn sync_wal(&self) -> Result<()> {
+        crate::watchdog::beat();
+        // SAFETY: the file object belongs to K, which is open while `Files` lives; a WAL file object has methods once it was
+        // opened, which is looked at.
+        let code = unsafe {
+            let methods = (*self.wal.as_ptr()).pMethods;
+            if methods.is_null() {
+                return Ok(());
+            }
+            let sync = (*methods).xSync.expect("BUG: a file object without xSync");
+            sync(self.wal.as_ptr(), ffi::SQLITE_SYNC_NORMAL)
+        };
+        crate::watchdog::beat();
+        check("sync the wal", code)
     }
 
     /// Where the database is.

@@ -16,6 +16,7 @@ impl Capture {
         if self.yielded {
             return Ok(());
         }
+        self.pin = None;
         let saved = self.final_pass();
         self.settle(saved)?;
         self.files.unlock_checkpoint();

@@ -1,6 +1,6 @@
 //! Other processes: this test binary again, told what to do line by line.
 
-use crate::{agents, frozen, raw};
+use crate::{agents, frozen, raw, replace};
 use rusqlite::Connection;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -17,6 +17,8 @@ pub(crate) fn main() {
         Ok("writer") => writer(),
         Ok("agent") => agents::main(),
         Ok("guarded") => frozen::main(),
+        Ok("keeper") => replace::keeper(),
+        Ok("restless") => replace::restless(),
         _ => {}
     }
 }

@@ -200,7 +200,8 @@ impl Sink for Discard {
 
 /// A scratch folder with a database and a state folder.
 pub(crate) struct Place {
-    folder: tempfile::TempDir,
+    folder: std::path::PathBuf,
+    _own: Option<tempfile::TempDir>,
     pub(crate) frames: u32,
 }
 
@@ -211,19 +212,33 @@ impl Place {
 
     /// Checkpoints after this many frames.
     pub(crate) fn with_frames(frames: u32) -> Place {
-        Place { folder: tempfile::tempdir().unwrap(), frames }
+        let own = tempfile::tempdir().unwrap();
+        Place { folder: own.path().to_owned(), _own: Some(own), frames }
+    }
+
+    /// Somebody else's, in another process.
+    pub(crate) fn at(folder: &Path, frames: u32) -> Place {
+        Place { folder: folder.to_owned(), _own: None, frames }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.join(name)
     }
 
     pub(crate) fn db(&self) -> std::path::PathBuf {
-        self.folder.path().join("app.db")
+        self.folder.join("app.db")
     }
 
     pub(crate) fn wal_bytes(&self) -> u64 {
-        std::fs::metadata(self.folder.path().join("app.db-wal")).map_or(0, |m| m.len())
+        std::fs::metadata(self.folder.join("app.db-wal")).map_or(0, |m| m.len())
     }
 
     pub(crate) fn state(&self) -> std::path::PathBuf {
-        self.folder.path().join("state")
+        self.folder.join("state")
     }
 
     pub(crate) fn options(&self) -> Options {

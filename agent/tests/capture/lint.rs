@@ -25,6 +25,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("page_map/store", "the page map's own files in the state folder"),
     ("page_map/sums.rs", "a scratch file in the state folder"),
     ("capture/staged.rs", "a scratch file in the state folder"),
+    ("capture/wanted.rs", "a scratch file in the state folder"),
     ("capture/holders.rs", "the system's list of locks"),
     ("state_dir.rs", "lock, epoch and names in the state folder"),
     ("config.rs", "the configuration file"),

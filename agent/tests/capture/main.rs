@@ -17,6 +17,7 @@ mod operator;
 mod power;
 mod power_disk;
 mod raw;
+mod replace;
 mod scale;
 mod stage;
 mod upkeep;
