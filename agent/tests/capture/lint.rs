@@ -27,6 +27,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("capture/staged.rs", "a scratch file in the state folder"),
     ("capture/wanted.rs", "a scratch file in the state folder"),
     ("capture/holders.rs", "the system's list of locks"),
+    ("orders/ends.rs", "how orders ended, in the state folder"),
     ("state_dir.rs", "lock, epoch and names in the state folder"),
     ("config.rs", "the configuration file"),
     ("app.rs", "certificates and keys"),
