@@ -14,6 +14,7 @@ mod hubctl;
 mod identity;
 mod images;
 mod import;
+mod in_place;
 mod layering;
 mod local;
 mod packed;

@@ -50,6 +50,7 @@
 
 mod align;
 mod attach;
+mod checks;
 mod error;
 mod fence;
 mod header;
@@ -71,6 +72,7 @@ mod vfs;
 mod wanted;
 mod yielding;
 
+pub use checks::check;
 pub use error::{Absent, AttachError, Broken, CaptureError, SqliteError};
 pub use fence::{Checkpointed, NoCheckpoint};
 pub use holders::Holders;

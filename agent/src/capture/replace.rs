@@ -27,6 +27,8 @@ use super::wanted::Wanted;
 use super::{Capture, Standing};
 use crate::watchdog;
 use rusqlite::Connection;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 use walhub_common::{Checksum, PageSize, Pgno, Pos};
@@ -121,6 +123,39 @@ impl Capture {
     pub fn replace(&mut self, wanted: &Arc<Wanted>, wait: Duration) -> Outcome {
         let result = self.try_replace(wanted, wait);
         self.settle(result)
+    }
+
+    /// Writes the whole state that is wanted into `to`, an empty file, to be looked at before anything is changed. As for
+    /// [`Capture::replace`], it must have been surveyed, and fetched.
+    pub fn assemble(
+        &mut self,
+        wanted: &Arc<Wanted>,
+        to: &File,
+    ) -> Result<Result<(), NotReplaced>, CaptureError> {
+        let result = self.try_assemble(wanted, to);
+        let result = match result {
+            Ok(()) => Ok(Ok(())),
+            Err(Failed::Refused(refused)) => Ok(Err(refused)),
+            Err(Failed::Capture(error)) => Err(error),
+        };
+        self.settle(result)
+    }
+
+    fn try_assemble(&mut self, wanted: &Arc<Wanted>, to: &File) -> Result<(), Failed> {
+        self.must_own_lock()?;
+        let header = self.header()?;
+        let Some(pin) = self.pin.as_ref().filter(|pin| pin.is_for(wanted)) else {
+            return Err(NotReplaced::Overtaken.into());
+        };
+        let staged = |e| Failed::Capture(CaptureError::Staged(e));
+        let mut source = Source { capture: self, header: &header, pin, wanted, image: None };
+        let size = wanted.page_size();
+        let mut page = vec![0; size.bytes()];
+        for pgno in wanted.pages() {
+            source.read(pgno, &mut page)?;
+            to.write_all_at(&page, size.offset(pgno)).map_err(staged)?;
+        }
+        Ok(())
     }
 
     fn try_replace(&mut self, wanted: &Arc<Wanted>, wait: Duration) -> Outcome {

@@ -5,6 +5,8 @@ use super::databases::scan_config;
 use super::progress::Bar;
 use super::{ConfigArgs, Failure, output};
 use crate::config::{Certificates, Config};
+use crate::local::client::Client;
+use crate::local::protocol::{MAX_WAIT_MS, Request, Restored as InPlace};
 use crate::ship::connect::status_reason;
 use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
@@ -34,17 +36,23 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 The restored database appears under its name only when it is complete and its checksum equals the one taken at the
 source. Without -o it appears at PATH itself; stop the application and the agent first.
 
+With --in-place neither stops. The running agent fetches the pages that differ and writes them as one transaction: other
+connections see the old state, then the restored one, and go on. What is there before is a restore point of its own
+(\"safety_txid\"), so that it can be undone in the same way. The -wal file grows by the pages that differ.
+
 Exit codes: 0 restored, or nothing to do by --if-db-not-exists or --if-replica-exists; 1 failed; 2 wrong usage; 64 bad
 configuration; 130 interrupted.
 
 JSON: {\"database\", \"output\", \"txid\", \"checksum\", \"verdict\": \"verified\"|\"unproven\", \"time\", \"page_size\", \"pages\",
 \"bytes\", \"files\", \"received_bytes\", \"seconds\", \"mb_per_second\"}, or {\"database\", \"output\", \"skipped\"} when there was
-nothing to do.
+nothing to do. With --in-place: {\"database\", \"txid\", \"checksum\", \"time_ms\", \"new_txid\", \"safety_txid\", \"fetched_bytes\", \
+\"waited_ms\"}.
 
 Example:
   walhub-agent restore /srv/app.db -o /tmp/app.db
   walhub-agent restore /srv/app.db --if-db-not-exists --if-replica-exists
-  walhub-agent restore /srv/app.db --timestamp 2026-11-22T13:28:36Z -o before.db"
+  walhub-agent restore /srv/app.db --timestamp 2026-11-22T13:28:36Z -o before.db
+  walhub-agent restore /srv/app.db --timestamp 2026-11-22T13:28:36Z --in-place"
 )]
 pub(super) struct Args {
     /// The database file as the configuration names it, or its name
@@ -67,6 +75,12 @@ pub(super) struct Args {
     /// Replace an existing file
     #[arg(long, conflicts_with = "if_db_not_exists")]
     force: bool,
+    /// Bring the live database back through the running agent, as one transaction: applications go on
+    #[arg(long, conflicts_with_all = ["output", "force", "if_db_not_exists", "if_replica_exists"])]
+    in_place: bool,
+    /// With --in-place: an assertion that must hold of the restored database before anything is changed
+    #[arg(long = "check", value_name = "SQL = VALUE", requires = "in_place")]
+    checks: Vec<String>,
     /// Print JSON, see below
     #[arg(long)]
     json: bool,
@@ -127,6 +141,9 @@ impl From<anyhow::Error> for Stop {
 
 impl Args {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
+        if self.in_place {
+            return self.in_place();
+        }
         let config = self.config.read(Certificates::Check)?;
         let name = name_of(&config, &self.path)?;
         let out = match &self.output {
@@ -148,6 +165,38 @@ impl Args {
             };
             self.restore(&config, &name, &out, interrupted).await
         })
+    }
+
+    /// Asks the running agent, which alone may write beside applications.
+    fn in_place(&self) -> Result<ExitCode, Failure> {
+        let config = self.config.read(Certificates::Ignore)?;
+        let name = name_of(&config, &self.path)?;
+        let request = Request::Restore {
+            database: name.to_string(),
+            txid: self.txid.map(Txid::get),
+            timestamp_ms: self.timestamp,
+            checks: self.checks.clone(),
+            timeout_ms: MAX_WAIT_MS,
+        };
+        let done = Client::connect(&config.state_dir)?.ask::<InPlace>(&request)?;
+        if self.json {
+            return Ok(output::json(&done)?);
+        }
+        let what = match (done.new_txid, done.safety_txid) {
+            (Some(new), Some(safety)) => {
+                format!("is transaction {new} now; what was there before is transaction {safety}")
+            }
+            _ => "was there already: nothing was changed".to_owned(),
+        };
+        Ok(output::lines(&[format!(
+            "{}: the state of transaction {} of {} {what}; {} fetched, checksum {} verified, {}",
+            done.database,
+            done.txid,
+            clock::format_ms(done.time_ms),
+            output::bytes(done.fetched_bytes),
+            done.checksum,
+            output::millis(done.waited_ms),
+        )])?)
     }
 
     fn skipped(&self, name: &DatabaseName, out: &Path, why: &'static str) -> Result<ExitCode, Failure> {

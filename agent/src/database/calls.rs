@@ -4,6 +4,7 @@ use super::State;
 use super::desk::{Ask, Call, Done, Refused};
 use super::drive::{Driver, End, failed, sleep_until};
 use crate::capture::{AttachError, NoCheckpoint};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use tokio::time::Instant;
 use walhub_common::clock::now_ms;
@@ -12,16 +13,31 @@ impl Driver<'_> {
     /// Answers the calls that waited when the log was last read to its end, [`Driver::asked`].
     pub(super) async fn answer_calls(&mut self) -> Result<(), End> {
         while let Some(call) = self.asked.pop_front() {
-            let done = match call.ask {
+            let done = match &call.ask {
                 _ if call.is_dropped() => continue,
                 Ask::Sync => Ok(Done::Captured(self.home().capture.position().map(|p| p.txid))),
-                Ask::Checkpoint { shrink } => self.checkpoint(shrink).await?,
+                Ask::Checkpoint { shrink } => self.checkpoint(*shrink).await?,
                 Ask::Pause(_) => return self.pause(call).await,
                 Ask::Resume => Ok(Done::Resumed { was_paused: false }),
+                Ask::Survey(wanted) => self.survey(wanted).await?,
+                Ask::Assemble(wanted, to) => self.assemble(wanted, to).await?,
+                Ask::Replace(wanted, wait) => self.replace(wanted, *wait).await?,
             };
             call.answer(done);
         }
         Ok(())
+    }
+
+    /// As [`Driver::answer_calls`] under writers that never pause: what need not wait until the log was read to its end.
+    pub(super) async fn answer_restores(&mut self) -> Result<(), End> {
+        let waiting = std::mem::take(&mut self.asked);
+        let (mut now, later): (VecDeque<Call>, VecDeque<Call>) = waiting
+            .into_iter()
+            .partition(|call| matches!(call.ask, Ask::Survey(_) | Ask::Assemble(..) | Ask::Replace(..)));
+        std::mem::swap(&mut self.asked, &mut now);
+        let answered = self.answer_calls().await;
+        self.asked.extend(later);
+        answered
     }
 
     /// As [`Driver::answer_calls`] while the hub cannot be reached: what needs it is refused, or waits.
@@ -30,8 +46,13 @@ impl Driver<'_> {
         let mut waiting = std::mem::take(&mut self.asked);
         waiting.retain(|call| !call.is_dropped());
         while let Some(call) = waiting.pop_front() {
-            match call.ask {
+            match &call.ask {
                 Ask::Sync => self.asked.push_back(call),
+                Ask::Survey(_) | Ask::Assemble(..) | Ask::Replace(..) => call.answer(Err(Refused::new(
+                    "hub-away",
+                    "the hub takes nothing for now, and what is in the database must be at the hub first",
+                    "try again when `walhub-agent status` says following",
+                ))),
                 Ask::Checkpoint { .. } => call.answer(Err(Refused::new(
                     "hub-away",
                     "the hub takes nothing for now, so transactions wait in the -wal file",
@@ -102,7 +123,7 @@ impl Driver<'_> {
                 match call.ask {
                     Ask::Pause(length) => self.pause_for(length, call),
                     Ask::Resume => resumed.push(call),
-                    Ask::Sync | Ask::Checkpoint { .. } => call.answer(Err(Refused::new(
+                    Ask::Sync | Ask::Checkpoint { .. } | Ask::Survey(_) | Ask::Assemble(..) | Ask::Replace(..) => call.answer(Err(Refused::new(
                         "paused",
                         "the database is paused: nothing is captured, and the application checkpoints by itself",
                         "end the pause with `walhub-agent resume`",

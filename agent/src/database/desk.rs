@@ -2,9 +2,10 @@
 //! task. A call is answered once; a call whose asker went away is dropped.
 
 use super::report::Report;
-use crate::capture::Checkpointed;
+use crate::capture::{Checkpointed, NotReplaced, Replaced, Surveyed, Wanted};
 use crate::ship::inbox::Inbox;
 use std::collections::VecDeque;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use walhub_common::{DatabaseName, Txid};
 const MAX_CALLS: usize = 64;
 
 /// What is asked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Ask {
     /// Read everything that is committed now, and say up to which transaction that is.
     Sync,
@@ -28,10 +29,16 @@ pub enum Ask {
     Pause(Duration),
     /// Take them again.
     Resume,
+    /// Compare the live state with this one, and keep it readable until then.
+    Survey(Arc<Wanted>),
+    /// Write the whole of this state, which was compared, into this empty file.
+    Assemble(Arc<Wanted>, Arc<File>),
+    /// Make this state the newest transaction, if the writer lock can be had within the time.
+    Replace(Arc<Wanted>, Duration),
 }
 
 /// What came of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Done {
     /// Everything that was committed when it was asked is in the transactions up to here; `None`: there is none.
     Captured(Option<Txid>),
@@ -44,6 +51,12 @@ pub enum Done {
         /// False when it was not paused.
         was_paused: bool,
     },
+    /// How it differs.
+    Surveyed(Surveyed),
+    /// It is written, or why not.
+    Assembled(Result<(), NotReplaced>),
+    /// It is replaced, or why not.
+    Replaced(Result<Replaced, NotReplaced>),
 }
 
 /// Why nothing came of it.
@@ -89,6 +102,8 @@ impl Call {
 #[derive(Debug, Default)]
 pub struct Desk {
     calls: Mutex<VecDeque<Call>>,
+    /// Held by the one restore of this database that runs.
+    pub restoring: tokio::sync::Mutex<()>,
 }
 
 impl Desk {

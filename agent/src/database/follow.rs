@@ -53,7 +53,10 @@ impl Driver<'_> {
             self.account();
             match pumped {
                 Pumped::Lost => return Ok(()),
-                Pumped::Slice => self.look(&to.link)?,
+                Pumped::Slice => {
+                    self.look(&to.link)?;
+                    self.answer_restores().await?;
+                }
                 Pumped::NoRoom => {
                     if self.wait_for_room(to).await? {
                         return Ok(());

@@ -24,6 +24,7 @@ mod follow;
 mod follower;
 mod images;
 mod pace;
+mod replacing;
 mod report;
 mod rest;
 mod sink;

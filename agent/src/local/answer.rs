@@ -1,12 +1,16 @@
 //! From a request to its answer: finds the database, asks its task, waits as long as the asker wants to.
 
 use super::protocol::{
-    Answer, Checkpointed, MAX_PAUSE_MS, MAX_REQUEST_BYTES, Paused, Problem, Request, Resumed, Synced, TIMEOUT,
+    Answer, Checkpointed, MAX_PAUSE_MS, MAX_REQUEST_BYTES, Paused, Problem, Request, Restored, Resumed,
+    Synced, TIMEOUT,
 };
 use super::status::Facts;
 use crate::database::{Ask, Contact, Done, Level, Refused};
+use crate::restore::{self, Failure, Ground, Mode, Order, Point};
 use std::time::Duration;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use walhub_common::Txid;
 
 /// The answer to one line.
 pub(super) async fn answer(line: &[u8], facts: &Facts) -> Answer {
@@ -81,8 +85,72 @@ async fn answer_request(request: Request, facts: &Facts) -> Result<Answer, Probl
             };
             Answer::done(&Resumed { database: contact.name.to_string(), was_paused })
         }
+        Request::Restore { database, txid, timestamp_ms, checks, .. } => {
+            let point = match (txid, timestamp_ms) {
+                (None, None) => Point::Latest,
+                (Some(txid), None) => Point::Txid(txid),
+                (None, Some(ms)) => Point::Time(ms),
+                (Some(_), Some(_)) => {
+                    let message = "both a transaction and a time";
+                    return Err(Refused::new("bad-request", message, "give one of them").into());
+                }
+            };
+            let contact = facts.public.find(&database)?;
+            Box::pin(restore(&contact, point, checks, facts, deadline)).await?
+        }
     };
     Ok(answer)
+}
+
+/// Given up at the deadline; what is being applied by then comes to its end.
+async fn restore(
+    contact: &Contact,
+    point: Point,
+    checks: Vec<String>,
+    facts: &Facts,
+    deadline: Instant,
+) -> Result<Answer, Problem> {
+    let begun = Instant::now();
+    let ground = Ground { shared: facts.shared.clone(), public: facts.public.clone() };
+    let cancel = CancellationToken::new();
+    let restored = async {
+        let (until, time_ms) = restore::resolve(&ground, &contact.name, point).await?;
+        let order = Order {
+            id: "local".into(),
+            database: contact.name.clone(),
+            path: contact.path.clone(),
+            until,
+            mode: Mode::InPlace,
+            checks,
+            max_bytes_per_second: None,
+        };
+        Ok((restore::execute(&ground, &order, &|_, _, _| {}, &cancel).await?, time_ms))
+    };
+    tokio::pin!(restored);
+    let done = tokio::select! {
+        done = &mut restored => done,
+        () = tokio::time::sleep_until(deadline) => {
+            cancel.cancel();
+            restored.await
+        }
+    };
+    let (outcome, time_ms) = done.map_err(|failure| match failure {
+        Failure::Cancelled => {
+            let message = format!("{} was not brought back in time; it is as it was", contact.name);
+            Refused::new(TIMEOUT, message, "allow it more time")
+        }
+        Failure::Failed(message) => Refused { code: "failed", message, what_to_do: None },
+    })?;
+    Ok(Answer::done(&Restored {
+        database: contact.name.to_string(),
+        txid: outcome.reached.txid.get(),
+        checksum: outcome.reached.checksum.to_string(),
+        time_ms,
+        new_txid: outcome.new_txid.map(Txid::get),
+        safety_txid: outcome.safety_txid.map(Txid::get),
+        fetched_bytes: outcome.bytes,
+        waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+    }))
 }
 
 async fn ask(contact: &Contact, ask: Ask, deadline: Instant) -> Result<Done, Problem> {

@@ -71,10 +71,32 @@ pub enum Request {
         #[serde(default = "default_wait")]
         timeout_ms: u64,
     },
+    /// Bring a database back to a point of its history, as its newest transaction, while applications have it open:
+    /// [`Restored`].
+    Restore {
+        /// Name or path.
+        database: String,
+        /// Exactly after this transaction.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        txid: Option<u64>,
+        /// The newest transaction at or before this time, Unix milliseconds. Without both: the newest at the hub.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timestamp_ms: Option<i64>,
+        /// Assertions "SQL = value" that must hold of the restored database before the live one is changed.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        checks: Vec<String>,
+        /// It is given up after this time, unless the live database is being changed by then.
+        #[serde(default = "longest_wait")]
+        timeout_ms: u64,
+    },
 }
 
 fn default_wait() -> u64 {
     DEFAULT_WAIT_MS
+}
+
+fn longest_wait() -> u64 {
+    MAX_WAIT_MS
 }
 
 fn default_pause() -> u64 {
@@ -89,7 +111,8 @@ impl Request {
             Request::Sync { timeout_ms, .. }
             | Request::Checkpoint { timeout_ms, .. }
             | Request::Pause { timeout_ms, .. }
-            | Request::Resume { timeout_ms, .. } => (*timeout_ms).min(MAX_WAIT_MS),
+            | Request::Resume { timeout_ms, .. }
+            | Request::Restore { timeout_ms, .. } => (*timeout_ms).min(MAX_WAIT_MS),
         }
     }
 }
@@ -138,6 +161,27 @@ pub struct Resumed {
     pub database: String,
     /// False when there was no pause to end.
     pub was_paused: bool,
+}
+
+/// Answer to a restore.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Restored {
+    /// Name at the hub.
+    pub database: String,
+    /// The transaction whose state is the live one now.
+    pub txid: u64,
+    /// Its database checksum, which the restored state was proven by.
+    pub checksum: String,
+    /// Its time, Unix milliseconds.
+    pub time_ms: i64,
+    /// The transaction that brought it back; `null` when nothing differed.
+    pub new_txid: Option<u64>,
+    /// The restore point of what was there before.
+    pub safety_txid: Option<u64>,
+    /// Bytes fetched from the hub.
+    pub fetched_bytes: u64,
+    /// How long it took.
+    pub waited_ms: u64,
 }
 
 /// Why a request was not done.

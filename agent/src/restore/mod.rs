@@ -5,6 +5,9 @@
 //!
 //! Non-goals: where orders come from, and who hears of them ([`crate::orders`]).
 
+mod fetch;
+mod live;
+
 use crate::database::Shared;
 use crate::roster::Public;
 use std::num::NonZeroU64;
@@ -12,6 +15,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseName, Pos, Txid};
+use walhub_proto::pages;
+use walhub_proto::v1::restore_request::Target;
+use walhub_proto::v1::{DatabaseRef, RestoreRequest};
 
 /// What is needed beside the order.
 #[derive(Clone, Debug)]
@@ -86,6 +92,41 @@ pub enum Failure {
     Failed(String),
 }
 
+/// A point of a database's history, as people name it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Point {
+    /// The newest one at the hub.
+    Latest,
+    /// Exactly after this transaction.
+    Txid(u64),
+    /// The newest one at or before this time, Unix milliseconds.
+    Time(i64),
+}
+
+/// The position that the hub holds for a point, and its time, Unix milliseconds.
+pub async fn resolve(ground: &Ground, database: &DatabaseName, point: Point) -> Result<(Pos, i64), Failure> {
+    let link = ground.shared.board.link();
+    let link = link.ok_or_else(|| Failure::Failed("the hub cannot be reached; try again".into()))?;
+    let request = RestoreRequest {
+        database: Some(DatabaseRef { agent: ground.shared.agent.to_string(), name: database.to_string() }),
+        target: match point {
+            Point::Latest => None,
+            Point::Txid(txid) => Some(Target::Txid(txid)),
+            Point::Time(ms) => Some(Target::TimestampMs(ms)),
+        },
+        after_txid: 0,
+        source: String::new(),
+    };
+    let planned = pages::plan(link.channel.clone(), request).await;
+    let (plan, position) = planned.map_err(fetch::unavailable)?;
+    let position = position.ok_or_else(|| {
+        Failure::Failed(
+            "no checksum was taken at that point, as other software wrote it: restore it into a file with -o instead".into(),
+        )
+    })?;
+    Ok((position, plan.timestamp_ms))
+}
+
 /// Carries an order out. Ends soon after `cancel`, unless it is applying.
 pub async fn execute(
     ground: &Ground,
@@ -93,16 +134,11 @@ pub async fn execute(
     tell: Tell<'_>,
     cancel: &CancellationToken,
 ) -> Result<Outcome, Failure> {
-    let _ = (ground, tell);
-    if cancel.is_cancelled() {
-        return Err(Failure::Cancelled);
+    match order.mode {
+        Mode::InPlace => Box::pin(live::bring_back(ground, order, tell, cancel)).await,
+        Mode::Replace => Err(Failure::Failed(format!(
+            "this agent cannot put another file in place of {}; stop it and use `walhub-agent restore`",
+            order.database
+        ))),
     }
-    let how = match order.mode {
-        Mode::InPlace => "into live databases",
-        Mode::Replace => "in place of database files",
-    };
-    Err(Failure::Failed(format!(
-        "this agent cannot restore {how} yet; restore {} with hubctl",
-        order.database
-    )))
 }

@@ -21,6 +21,7 @@ const OPENERS: &[&str] = &[
 /// Who may, and what for.
 const ALLOWED: &[(&str, &str)] = &[
     ("disk.rs", "the one seam to the state folder"),
+    ("restore/live.rs", "a scratch file in the state folder"),
     ("spool/", "batches in the state folder"),
     ("page_map/store", "the page map's own files in the state folder"),
     ("page_map/sums.rs", "a scratch file in the state folder"),
