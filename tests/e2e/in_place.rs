@@ -189,7 +189,7 @@ fn what_cannot_be_done_in_place_says_why_and_changes_nothing() {
     cluster.start_agent("node");
     let (_, txid) = cluster.await_buffered("node", "app.db", &path);
     let text = path.display().to_string();
-    let in_place = |more: &[&str]| {
+    let in_place = |cluster: &Cluster, more: &[&str]| {
         let mut arguments = vec!["restore", &text, "--in-place"];
         arguments.extend(more);
         cluster.agent_command("node", &arguments)
@@ -202,15 +202,15 @@ fn what_cannot_be_done_in_place_says_why_and_changes_nothing() {
         (&["--txid", &txid.to_string(), "--check", "SELECT rows FROM total = 7"], "SELECT rows FROM total"),
         (&["--txid", &txid.to_string(), "--check", "SELECT * FROM nowhere = 7"], "nowhere"),
     ] {
-        let said = in_place(more);
+        let said = in_place(&cluster, more);
         assert_eq!(said.code, 1, "{more:?}: {}", said.stderr);
         assert!(said.stderr.contains(words), "{more:?}: {}", said.stderr);
         Image::live(&path).assert_same(&before, "a refused restore");
     }
-    let wrong = in_place(&["--force"]);
+    let wrong = in_place(&cluster, &["--force"]);
     assert_eq!(wrong.code, 2, "{}", wrong.stderr);
     // A check that holds.
-    in_place(&["--txid", &txid.to_string(), "--check", "SELECT rows FROM total = 0"]).success();
+    in_place(&cluster, &["--txid", &txid.to_string(), "--check", "SELECT rows FROM total = 0"]).success();
     let rows: i64 = app.query_row("SELECT rows FROM total", [], |row| row.get(0)).expect("rows");
     assert_eq!(rows, 0);
     // Another page size since.
@@ -221,13 +221,13 @@ fn what_cannot_be_done_in_place_says_why_and_changes_nothing() {
         .expect("another page size");
     cluster.start_agent("node");
     let (before, _) = cluster.await_buffered("node", "app.db", &path);
-    let said = in_place(&["--txid", &txid.to_string()]);
+    let said = in_place(&cluster, &["--txid", &txid.to_string()]);
     assert_eq!(said.code, 1);
     assert!(said.stderr.contains("1024") && said.stderr.contains("4096"), "{}", said.stderr);
     Image::live(&path).assert_same(&before, "a refused restore");
     // Nobody to ask.
     cluster.stop_agent("node");
-    let said = in_place(&[]);
+    let said = in_place(&cluster, &[]);
     assert_eq!(said.code, 1);
     assert!(said.stderr.contains("no agent runs"), "{}", said.stderr);
 }

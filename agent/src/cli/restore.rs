@@ -20,6 +20,8 @@ use walhub_common::restore::feed::{self, FeedClosed, Feeder};
 use walhub_common::restore::{Applier, Proof, Report, RestoreError};
 use walhub_common::{AgentName, DatabaseName, Txid, clock};
 use walhub_proto::convert;
+use walhub_proto::delta::{self, DeltaError};
+use walhub_proto::pages::PagesError;
 use walhub_proto::v1::restore_request::Target;
 use walhub_proto::v1::restore_response::Message;
 use walhub_proto::v1::restore_service_client::RestoreServiceClient;
@@ -35,6 +37,9 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(120);
     after_help = "\
 The restored database appears under its name only when it is complete and its checksum equals the one taken at the
 source. Without -o it appears at PATH itself; stop the application and the agent first.
+
+With --delta an existing file, older or damaged, is compared page by page, and what differs is fetched into a copy that \
+takes its name when it is proven. Without a file everything is fetched.
 
 With --in-place neither stops. The running agent fetches the pages that differ and writes them as one transaction: other
 connections see the old state, then the restored one, and go on. What is there before is a restore point of its own
@@ -52,6 +57,7 @@ Example:
   walhub-agent restore /srv/app.db -o /tmp/app.db
   walhub-agent restore /srv/app.db --if-db-not-exists --if-replica-exists
   walhub-agent restore /srv/app.db --timestamp 2026-11-22T13:28:36Z -o before.db
+  walhub-agent restore /srv/app.db --delta
   walhub-agent restore /srv/app.db --timestamp 2026-11-22T13:28:36Z --in-place"
 )]
 pub(super) struct Args {
@@ -75,6 +81,9 @@ pub(super) struct Args {
     /// Replace an existing file
     #[arg(long, conflicts_with = "if_db_not_exists")]
     force: bool,
+    /// Make the restored database out of the existing file: only the pages that differ are fetched
+    #[arg(long, conflicts_with_all = ["if_db_not_exists", "in_place"])]
+    delta: bool,
     /// Bring the live database back through the running agent, as one transaction: applications go on
     #[arg(long, conflicts_with_all = ["output", "force", "if_db_not_exists", "if_replica_exists"])]
     in_place: bool,
@@ -218,6 +227,26 @@ impl Args {
         let begun = Instant::now();
         let failure = format!("cannot restore {name} to {}", out.display());
         let identity = config.identity().map_err(anyhow::Error::msg)?;
+        if self.delta && out.exists() {
+            let request = self.request(&identity.agent, name);
+            let mut bar = Bar::new(name.as_str(), 0);
+            let mut before = 0;
+            let restored = async {
+                let channel = identity.hub.connect().await.map_err(|e| anyhow!("{e}"))?;
+                let progress = |come: u64, _| {
+                    bar.add(usize::try_from(come - before).unwrap_or(usize::MAX));
+                    before = come;
+                };
+                delta::restore(channel, request, out, progress).await.map_err(|e| anyhow!("{}", reason(&e)))
+            };
+            let (report, plan) = tokio::select! {
+                biased;
+                () = interrupted => return Err(Failure::Interrupted),
+                restored = restored => restored.context(failure)?,
+            };
+            let restored = restored_to(name, report, plan.timestamp_ms, begun.elapsed());
+            return Ok(if self.json { output::json(&restored)? } else { output::lines(&[line(&restored)])? });
+        }
         let (target, force) = (out.to_owned(), self.force);
         let applier = tokio::task::spawn_blocking(move || Applier::new(target, force)).await?;
         let applier = applier.map_err(|e| advised(e, &failure))?;
@@ -246,7 +275,7 @@ impl Args {
             }
             (Some(Ok(()) | Err(Stop::Applier)), Err(error)) => return Err(advised(error, &failure).into()),
         };
-        let restored = restored(name, report, time_ms, begun.elapsed());
+        let restored = restored_to(name, report, time_ms, begun.elapsed());
         Ok(if self.json { output::json(&restored)? } else { output::lines(&[line(&restored)])? })
     }
 
@@ -346,6 +375,13 @@ fn refused(status: Status) -> Stop {
     if status.code() == Code::NotFound { Stop::NoReplica(error) } else { Stop::Because(error) }
 }
 
+fn reason(error: &DeltaError) -> String {
+    match error {
+        DeltaError::Hub(PagesError::Status(status)) => status_reason(status),
+        other => other.to_string(),
+    }
+}
+
 fn stalled() -> anyhow::Error {
     anyhow!("the hub sent nothing for {} s; try again", STALL_TIMEOUT.as_secs())
 }
@@ -359,7 +395,7 @@ fn advised(error: RestoreError, failure: &str) -> anyhow::Error {
     anyhow!("{failure}: {error}{flag}")
 }
 
-fn restored(name: &DatabaseName, report: Report, time_ms: i64, took: Duration) -> Restored {
+fn restored_to(name: &DatabaseName, report: Report, time_ms: i64, took: Duration) -> Restored {
     let seconds = took.as_secs_f64();
     Restored {
         database: name.to_string(),

@@ -15,6 +15,9 @@
 //! Non-goals: which files to take is planned elsewhere; no network, no async.
 
 mod applier;
+mod delta;
+#[cfg(test)]
+mod delta_tests;
 mod error;
 pub mod feed;
 pub mod frames;
@@ -25,6 +28,7 @@ mod tests;
 mod writer;
 
 pub use applier::Applier;
+pub use delta::Delta;
 pub use error::RestoreError;
 
 use crate::{Checksum, PageSize, Pos, TxidRange};

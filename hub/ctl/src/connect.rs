@@ -143,6 +143,11 @@ impl Hub {
             .max_decoding_message_size(MAX_MESSAGE_BYTES.max(MAX_STATUS_BYTES))
     }
 
+    /// The connection.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// Histories of others.
     pub(crate) fn imports(&self) -> ImportServiceClient<Channel> {
         ImportServiceClient::new(self.channel.clone())

@@ -35,6 +35,9 @@ use walhub_common::{AgentName, DatabaseKey, Txid, clock};
 The restored database appears under its name only when it is complete and its checksum equals the one taken at the \
 source. Several databases are restored side by side; one that fails does not stop the others, and the exit code is 1.
 
+With --delta an existing file, older or damaged, is compared page by page, and what differs is fetched into a copy that \
+takes its name when it is proven; \"received_bytes\" counts the checksums as well. Without a file everything is fetched.
+
 JSON of one database: {\"database\", \"output\", \"txid\", \"checksum\", \"verdict\", \"time\", \"page_size\", \"pages\", \
 \"bytes\", \"files\", \"received_bytes\", \"seconds\", \"mb_per_second\"}. The verdict is \"verified\", or \"unproven\" when \
 the files are whole but no walhub wrote them, so that nobody took a checksum at the source.
@@ -49,6 +52,7 @@ JSON with --in-place: {\"job\", \"state\", \"reason\", \"asked\", \"operator\", 
 Example:
   hubctl restore pos-17/app.db -o app.db
   hubctl restore pos-17/app.db --timestamp 2026-11-22T13:28:36Z -o before.db
+  hubctl restore pos-17/app.db --delta -o app.db
   hubctl restore --agent pos-17 --to restored/
   hubctl restore --all --to restored/ --source offsite --parallelism 8
   hubctl restore pos-17/app.db --txid 1200 --dry-run
@@ -86,6 +90,9 @@ pub(crate) struct Args {
     /// Replace an existing file
     #[arg(long)]
     force: bool,
+    /// Make the restored database out of the existing file: only the pages that differ are fetched
+    #[arg(long, conflicts_with = "source")]
+    delta: bool,
     /// Only say what would be read
     #[arg(long)]
     dry_run: bool,
@@ -172,7 +179,7 @@ impl Args {
             }
         };
         let source = self.source.clone().unwrap_or_default();
-        Job { database, target: self.target(), source, out, force: self.force }
+        Job { database, target: self.target(), source, out, force: self.force, delta: self.delta }
     }
 
     async fn plan_one(&self, hub: &Hub, database: DatabaseKey) -> anyhow::Result<ExitCode> {

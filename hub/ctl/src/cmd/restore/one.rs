@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::target::Target;
 use crate::connect::Hub;
 use crate::fault::{Interrupted, sentence};
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,8 @@ use walhub_common::DatabaseKey;
 use walhub_common::restore::feed::{self, FeedClosed, Feeder};
 use walhub_common::restore::{Applier, RestoreError};
 use walhub_proto::convert;
+use walhub_proto::delta::{self, DeltaError};
+use walhub_proto::pages::PagesError;
 use walhub_proto::v1::restore_response::Message;
 use walhub_proto::v1::{self, RestoreResponse};
 
@@ -33,6 +35,8 @@ pub(super) struct Job {
     pub(super) source: String,
     pub(super) out: PathBuf,
     pub(super) force: bool,
+    /// Make it out of the file that is there, if there is one.
+    pub(super) delta: bool,
 }
 
 impl Job {
@@ -86,6 +90,13 @@ pub(super) async fn restore(
     cancel: &CancellationToken,
 ) -> anyhow::Result<Restored> {
     let began = Instant::now();
+    if job.delta && job.out.exists() {
+        return tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(Interrupted.into()),
+            done = from_copy(hub, job, progress) => done.with_context(|| job.failure()),
+        };
+    }
     let (out, force) = (job.out.clone(), job.force);
     let applier = tokio::task::spawn_blocking(move || Applier::new(out, force)).await?;
     let applier = applier.map_err(|e| advised(e, job))?;
@@ -104,6 +115,23 @@ pub(super) async fn restore(
         (Err(Stop::Because(error)), Err(_)) => Err(error.context(job.failure())),
         (Ok(()) | Err(Stop::Applier), Err(error)) => Err(advised(error, job)),
     }
+}
+
+/// The pages that differ from the file that is there.
+async fn from_copy(hub: &Hub, job: &Job, progress: &Progress) -> anyhow::Result<Restored> {
+    let began = Instant::now();
+    let bar = progress.bar(&job.database, 0);
+    let mut before = 0;
+    let told = |come: u64, _| {
+        bar.add(usize::try_from(come - before).unwrap_or(usize::MAX));
+        before = come;
+    };
+    let done = delta::restore(hub.channel(), job.request(), &job.out, told).await;
+    let (report, plan) = done.map_err(|error| match error {
+        DeltaError::Hub(PagesError::Status(status)) => anyhow!(sentence(&status)),
+        other => other.into(),
+    })?;
+    Ok(Restored::new(job.database.to_string(), report, plan.timestamp_ms, began.elapsed()))
 }
 
 fn advised(error: RestoreError, job: &Job) -> anyhow::Error {

@@ -85,6 +85,7 @@ async fn an_interruption_leaves_nothing() {
         source: String::new(),
         out: dir.join("app.db"),
         force: false,
+        delta: false,
     };
     let (cancel, progress) = (CancellationToken::new(), Progress::new());
     let interrupt = async {
