@@ -197,7 +197,7 @@ fn what_cannot_be_done_in_place_says_why_and_changes_nothing() {
     write(&app, 1);
     let (before, _) = cluster.await_buffered("node", "app.db", &path);
     for (more, words) in [
-        (&["--txid", "99999"][..], "99999"),
+        (&["--txid", "99999"][..], "1869f"),
         (&["--timestamp", "2001-01-01T00:00:00Z"], "2001"),
         (&["--txid", &txid.to_string(), "--check", "SELECT rows FROM total = 7"], "SELECT rows FROM total"),
         (&["--txid", &txid.to_string(), "--check", "SELECT * FROM nowhere = 7"], "nowhere"),
@@ -230,4 +230,69 @@ fn what_cannot_be_done_in_place_says_why_and_changes_nothing() {
     let said = in_place(&cluster, &[]);
     assert_eq!(said.code, 1);
     assert!(said.stderr.contains("no agent runs"), "{}", said.stderr);
+}
+
+/// What may happen while a restore is under way.
+fn disturb(cluster: &mut Cluster, what: u32) {
+    match what {
+        0 => cluster.kill_agent("node"),
+        1 => cluster.kill_hub(),
+        _ => {
+            cluster.kill_agent("node");
+            cluster.kill_hub();
+        }
+    }
+}
+
+#[test]
+fn whatever_dies_meanwhile_the_database_is_whole_and_the_hub_agrees() {
+    let mut cluster = Cluster::new("in-place-killed");
+    cluster.add_folder("near");
+    let path = cluster.path("data/app.db");
+    let app = open(&path);
+    app.execute_batch(SCHEMA).expect("the schema");
+    cluster.agent("node", &[("app.db", &path)]);
+    cluster.start_hub();
+    cluster.start_agent("node");
+    let mut marks = Vec::new();
+    for mark in 1..=2 {
+        (0..150).for_each(|n| write(&app, n + mark * 1000));
+        app.execute_batch(&format!("UPDATE total SET mark = {mark}")).expect("a mark");
+        marks.push(cluster.await_buffered("node", "app.db", &path).1);
+    }
+    let config = cluster.agent_config("node");
+    let mut done = 0;
+    for round in 0..8_u32 {
+        let mut command = std::process::Command::new(walhub_tests::binaries::program("walhub-agent"));
+        let txid = marks[round as usize % 2].to_string();
+        command.args(["restore", "app.db", "--in-place", "--txid", &txid, "--config"]).arg(&config);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut asking = command.spawn().expect("a restore");
+        // From before it has begun until after it is done, in uneven steps.
+        std::thread::sleep(Duration::from_millis(u64::from(round * round * 7 % 180)));
+        disturb(&mut cluster, round % 3);
+        // An agent whose hub is away waits for it, and its asker with it.
+        if round % 3 != 1 {
+            done += u32::from(asking.wait().expect("the end of a restore").success());
+        }
+        let whole: bool = app.query_row(WHOLE, [], |row| row.get(0)).expect("the totals");
+        assert!(whole, "round {round}: a mix");
+        let mark: i64 = app.query_row("SELECT mark FROM total", [], |row| row.get(0)).expect("a mark");
+        assert!(mark == 1 || mark == 2, "round {round}: mark {mark}");
+        if round % 3 != 0 {
+            cluster.start_hub();
+        }
+        if round % 3 != 1 {
+            cluster.start_agent("node");
+        } else {
+            // With the hub back it is done, or has failed and says so.
+            done += u32::from(asking.wait().expect("the end of a restore").success());
+        }
+        write(&app, i64::from(round));
+        cluster.await_buffered("node", "app.db", &path);
+    }
+    println!("{done} of 8 restores came to their end");
+    assert_eq!(oracle::integrity(&path), "ok");
+    let restored = cluster.restore("node/app.db", "end.db", &[]);
+    Image::live(&path).assert_same(&Image::restored(&restored), "the end");
 }

@@ -3,6 +3,7 @@
 mod company;
 mod config_faults;
 mod crash;
+mod delta;
 mod documents;
 mod fault_matrix;
 mod full_buffer;
