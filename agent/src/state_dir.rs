@@ -5,6 +5,7 @@
 //! epoch                 raised and synced by every start; proves that this is not an older image of the node
 //! agent.sock            where `walhub-agent status` asks
 //! databases/NAME/path   which file NAME stands for, so that names stay with their files
+//! databases/NAME/restore scratch files of a restore; removed by every start
 //! databases/NAME/…      the capture's own files
 //! ```
 
@@ -67,6 +68,7 @@ impl StateDir {
         let lock_path = path.join("agent.lock");
         let lock = FolderLock::take(&lock_path).map_err(io(&lock_path))?;
         let lock = lock.ok_or_else(|| StateDirError::Taken { path: path.to_owned() })?;
+        forget_restores(path);
         let epoch_path = path.join("epoch");
         let epoch = match fs::read_to_string(&epoch_path) {
             Ok(text) => {
@@ -143,6 +145,14 @@ pub fn recorded_path(state_dir: &Path, name: &DatabaseName) -> Option<PathBuf> {
 /// Where the agent of a state folder listens for `walhub-agent status`.
 pub fn socket_path(state_dir: &Path) -> PathBuf {
     state_dir.join("agent.sock")
+}
+
+/// What a restore of a killed agent left behind may be as large as a database.
+fn forget_restores(path: &Path) {
+    for folder in fs::read_dir(path.join("databases")).into_iter().flatten().flatten() {
+        // There is none nearly always.
+        let _ = fs::remove_dir_all(folder.path().join("restore"));
+    }
 }
 
 fn create_private(path: &Path) -> io::Result<()> {

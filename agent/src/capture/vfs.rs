@@ -529,23 +529,6 @@ impl Files {
         Ok(done)
     }
 
-    /// Brings what lies in the WAL file to the disk, committed or not.
-    pub(super) fn sync_wal(&self) -> Result<()> {
-        crate::watchdog::beat();
-        // SAFETY: the file object belongs to K, which is open while `Files` lives; a WAL file object has methods once it was
-        // opened, which is looked at.
-        let code = unsafe {
-            let methods = (*self.wal.as_ptr()).pMethods;
-            if methods.is_null() {
-                return Ok(());
-            }
-            let sync = (*methods).xSync.expect("BUG: a file object without xSync");
-            sync(self.wal.as_ptr(), ffi::SQLITE_SYNC_NORMAL)
-        };
-        crate::watchdog::beat();
-        check("sync the wal", code)
-    }
-
     /// Where the database is.
     pub(super) fn path(&self) -> &Path {
         &self.path

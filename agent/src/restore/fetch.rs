@@ -6,9 +6,10 @@ use super::Failure;
 use crate::capture::Wanted;
 use crate::page_map::{Builder, Room};
 use crate::ship::connect::status_reason;
+use std::io;
 use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::transport::Channel;
@@ -45,6 +46,11 @@ impl Fetcher {
 
     /// The state that is wanted; scratch files go into `folder`.
     pub(super) async fn wanted(&mut self, folder: PathBuf) -> Result<Arc<Wanted>, Failure> {
+        let made = tokio::task::spawn_blocking({
+            let folder = folder.clone();
+            move || std::fs::create_dir_all(&folder).map_err(|e| unwritable(&folder, &e))
+        });
+        made.await.map_err(bug)??;
         let table = Table::open(self.channel.clone(), self.database.clone(), self.until).await;
         let mut table = table.map_err(unavailable)?;
         let mut sums = Builder::new(table.page_size, table.commit, Room::beside(&folder));
@@ -56,9 +62,7 @@ impl Fetcher {
         let until = self.until;
         let made = tokio::task::spawn_blocking(move || {
             let sums = sums.finish(until.txid).map_err(|missing| Failure::Failed(missing.to_string()))?;
-            let made = Wanted::new(until, sums, &folder).map_err(|e| {
-                Failure::Failed(format!("{}: {e}; make room, or check its owner and mode", folder.display()))
-            })?;
+            let made = Wanted::new(until, sums, &folder).map_err(|e| unwritable(&folder, &e))?;
             made.ok_or_else(|| {
                 Failure::Failed(format!(
                     "the hub's page checksums do not add up to {until}; nothing was changed"
@@ -125,6 +129,10 @@ pub(super) fn unavailable(error: PagesError) -> Failure {
         other => other.to_string(),
     };
     Failure::Failed(format!("the hub did not give what is needed: {reason}; the database is as it was"))
+}
+
+fn unwritable(folder: &Path, error: &io::Error) -> Failure {
+    Failure::Failed(format!("{}: {error}; make room, or check its owner and mode", folder.display()))
 }
 
 pub(super) fn bug(died: tokio::task::JoinError) -> Failure {
