@@ -174,22 +174,23 @@ impl Capture {
         else {
             return Ok(Err(NotReplaced::WriterBusy));
         };
-        let (before, pages) = match done {
+        let (before, pages, committed) = match done {
             Ok(done) => done,
             Err(Failed::Refused(refused)) => return Ok(Err(refused)),
             Err(Failed::Capture(error)) => return Err(error),
         };
         // Nothing counts on the state of before any more.
         self.pin = None;
-        if pages == 0 {
+        let Some(committed) = committed else {
             return Ok(Ok(Replaced { before, after: None, pages, proven: true, held }));
-        }
-        let (after, proven) = self.confirm(wanted)?;
+        };
+        let (after, proven) = self.confirm(&committed, wanted)?;
         Ok(Ok(Replaced { before, after: Some(after), pages, proven, held }))
     }
 
-    /// Under the writer lock: the position before, and how many pages were written and committed.
-    fn replaced(&mut self, wanted: &Wanted, reach: Reach) -> Result<(Pos, u32), Failed> {
+    /// Under the writer lock: the position before, how many pages were written, and the header that published them; `None`
+    /// when there was nothing to write.
+    fn replaced(&mut self, wanted: &Wanted, reach: Reach) -> Result<(Pos, u32, Option<Header>), Failed> {
         // Nobody can change it while the lock is held.
         let header = self.header()?;
         self.take_rest(&header, reach)?.map_err(NotReplaced::from)?;
@@ -197,7 +198,7 @@ impl Capture {
         let plan = self.plan(&header, pin, wanted)?;
         let before = self.tracked.as_ref().map(|t| t.position).ok_or(NotReplaced::Unaligned)?;
         if plan.nothing {
-            return Ok((before, 0));
+            return Ok((before, 0, None));
         }
         let write = |connection: &Connection| {
             // The connection went by the path: it must lead to the file that is followed.
@@ -205,7 +206,9 @@ impl Capture {
             self.write(connection, &header, pin, wanted, &plan)
         };
         self.files.with_writer(write).map_err(NotReplaced::Sqlite)??;
-        Ok((before, u32::try_from(plan.pages.len()).unwrap_or(u32::MAX)))
+        let pages = u32::try_from(plan.pages.len()).unwrap_or(u32::MAX);
+        // While nobody writes it is whole; what it publishes stays in the log until it is copied.
+        Ok((before, pages, Some(self.header()?)))
     }
 
     /// What has to be written over the state of `header`, which is that of the page map, and the proof that it gives what is
@@ -298,12 +301,11 @@ impl Capture {
     }
 
     /// The transaction that was just committed, as the log has it.
-    fn confirm(&mut self, wanted: &Wanted) -> Result<(Pos, bool), CaptureError> {
-        let header = self.header()?;
-        let Ahead::Transaction(cursor) = self.ahead(&header)? else {
+    fn confirm(&mut self, header: &Header, wanted: &Wanted) -> Result<(Pos, bool), CaptureError> {
+        let Ahead::Transaction(cursor) = self.ahead(header)? else {
             return Err(CaptureError::NoPageMap);
         };
-        let (changes, commit) = self.peek(&header, cursor)?;
+        let (changes, commit) = self.peek(header, cursor)?;
         let Some(tracked) = &self.tracked else { return Err(CaptureError::NoPageMap) };
         let sum = tracked.map.preview(&changes, commit).map_err(CaptureError::Staged)?;
         let asked = wanted.sums().get(Pgno::FIRST).map_err(CaptureError::Staged)?;

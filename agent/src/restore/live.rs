@@ -28,6 +28,10 @@ const SYNC_PATIENCE: Duration = Duration::from_secs(300);
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// One try: between two, what is committed is read.
 const TRY: Duration = Duration::from_millis(500);
+/// Refusals of the database's task that pass by themselves, how long that may take, and the time between two tries.
+const PASSING: [&str; 3] = ["hub-away", "not-followed", "stopping"];
+const AGAIN_PATIENCE: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_millis(200);
 /// Surveys in a row that the application's writing made worthless.
 const ROUNDS: u32 = 6;
 /// The new transaction is waited for; it gets to the hub all the same.
@@ -132,11 +136,22 @@ impl Work<'_> {
         Ok((wanted, fetcher))
     }
 
+    /// Asks the database's task; again when it had to let go of the hub or of its place meanwhile, which passes by itself.
+    async fn ask(&self, what: impl Fn() -> Ask) -> Result<Done, Failure> {
+        let deadline = Instant::now() + AGAIN_PATIENCE;
+        loop {
+            match self.contact.ask(what()).await {
+                Err(passing) if PASSING.contains(&passing.code) && Instant::now() < deadline => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                answer => return answer.map_err(refused),
+            }
+        }
+    }
+
     /// One survey, and the pages that it misses.
     async fn fetch(&self, wanted: &Arc<Wanted>, fetcher: &mut Fetcher, round: u32) -> Result<(), Failure> {
-        let Done::Surveyed(surveyed) =
-            self.contact.ask(Ask::Survey(wanted.clone())).await.map_err(refused)?
-        else {
+        let Done::Surveyed(surveyed) = self.ask(|| Ask::Survey(wanted.clone())).await? else {
             return Err(odd());
         };
         let missing = surveyed.settled.pages() - surveyed.settled.len();
@@ -171,8 +186,9 @@ impl Work<'_> {
         let file = made.map_err(|e| {
             Failure::Failed(format!("{}: {e}; the database is as it was", self.trial.0.display()))
         })?;
-        let ask = Ask::Assemble(wanted.clone(), Arc::new(file));
-        let Done::Assembled(assembled) = self.contact.ask(ask).await.map_err(refused)? else {
+        let file = Arc::new(file);
+        let ask = || Ask::Assemble(wanted.clone(), file.clone());
+        let Done::Assembled(assembled) = self.ask(ask).await? else {
             return Err(odd());
         };
         match assembled {
@@ -197,8 +213,8 @@ impl Work<'_> {
         cancel: &CancellationToken,
     ) -> Result<Option<Replaced>, Failure> {
         loop {
-            let ask = Ask::Replace(wanted.clone(), TRY);
-            let Done::Replaced(done) = self.contact.ask(ask).await.map_err(refused)? else {
+            let ask = || Ask::Replace(wanted.clone(), TRY);
+            let Done::Replaced(done) = self.ask(ask).await? else {
                 return Err(odd());
             };
             let why = match done {
