@@ -6,6 +6,7 @@ mod crash;
 mod delta;
 mod documents;
 mod fault_matrix;
+mod fleet;
 mod full_buffer;
 mod heal;
 mod hostile_client;

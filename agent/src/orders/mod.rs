@@ -11,7 +11,7 @@ mod book;
 mod ends;
 
 use crate::disk::Disk;
-use crate::restore::{self, Failure, Ground, Mode, Order, Phase};
+use crate::restore::{self, Failure, Ground, Mode, Order, Outcome, Phase};
 use crate::state_dir::StateDir;
 use book::{Book, Ended};
 use std::collections::BTreeMap;
@@ -22,6 +22,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use walhub_common::DatabaseName;
+use walhub_common::backoff::Backoff;
 use walhub_common::limits::MAX_DATABASES_PER_AGENT;
 use walhub_common::task::TaskGroup;
 use walhub_proto::convert::position_from_wire;
@@ -36,6 +37,12 @@ const PROGRESS: Duration = Duration::from_millis(500);
 const MAX_ID_BYTES: usize = 64;
 /// Checks of one order.
 const MAX_CHECKS: usize = 64;
+/// The hub may go away so often while one order is carried out; between two tries passes so long, and until it is back.
+const TRIES: u32 = 20;
+/// A broken stream is noticed within this time.
+const NOTICED: Duration = Duration::from_millis(500);
+const AGAIN_MIN: Duration = Duration::from_millis(250);
+const AGAIN_MAX: Duration = Duration::from_secs(10);
 /// Cancelled work may take this long to put its scratch files away.
 const ENDING: Duration = Duration::from_secs(10);
 
@@ -162,7 +169,7 @@ impl Orders {
                     news.notify_one();
                 }
             };
-            let result = Box::pin(restore::execute(&ground, &order, &tell, &cancel)).await;
+            let result = carry_out(&ground, &order, &tell, &cancel).await;
             match &result {
                 Ok(outcome) => tracing::info!(
                     database = %order.database, order = order.id, new_txid = outcome.new_txid.map(|t| t.get()),
@@ -197,6 +204,41 @@ impl Orders {
                 lock(&self.book).not_said(&id);
                 return;
             }
+        }
+    }
+}
+
+/// Carries an order out, from the beginning again when the stream to the hub broke meanwhile: what failed then has changed
+/// nothing, and the reason is gone when the hub is back.
+async fn carry_out(
+    ground: &Ground,
+    order: &Order,
+    tell: restore::Tell<'_>,
+    cancel: &CancellationToken,
+) -> Result<Outcome, Failure> {
+    let mut backoff = Backoff::new(AGAIN_MIN, AGAIN_MAX);
+    let mut tries = 1;
+    loop {
+        let link = ground.shared.board.link();
+        let result = Box::pin(restore::execute(ground, order, tell, cancel)).await;
+        let Err(Failure::Failed(reason)) = &result else { return result };
+        let broke = match link {
+            // What was asked over it may fail a moment before it is known to be broken.
+            Some(link) => tokio::time::timeout(NOTICED, link.closed()).await.is_ok(),
+            None => true,
+        };
+        if !broke || tries >= TRIES {
+            return result;
+        }
+        tries += 1;
+        tracing::info!(database = %order.database, order = order.id, reason, "the hub went away; the order waits for it");
+        let back = async {
+            tokio::time::sleep(backoff.next_delay()).await;
+            ground.shared.board.linked().await;
+        };
+        tokio::select! {
+            () = cancel.cancelled() => return Err(Failure::Cancelled),
+            () = back => {}
         }
     }
 }

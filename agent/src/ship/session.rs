@@ -140,6 +140,12 @@ impl Switchboard {
         self.link.borrow().clone()
     }
 
+    /// Waits until there is a stream.
+    pub async fn linked(&self) {
+        // The sender lives as long as this does.
+        let _ = self.link.subscribe().wait_for(Option::is_some).await;
+    }
+
     /// How the link is doing.
     pub fn status(&self) -> LinkStatus {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
