@@ -40,7 +40,7 @@ enum Command {
     Snapshots(cmd::snapshots::Args),
     Wal(cmd::wal::Args),
     Reload(cmd::reload::Args),
-    Restore(cmd::restore::Args),
+    Restore(Box<cmd::restore::Args>),
     /// Restores of many databases on their nodes
     #[command(subcommand)]
     Jobs(cmd::jobs::Command),

@@ -192,8 +192,9 @@ impl Line {
         let Line { database, asked_txid, bytes, seconds, .. } = self;
         match (self.state, &self.error) {
             ("done", _) => {
-                let as_txid =
-                    self.new_txid.map_or("nothing differed".to_owned(), |txid| format!("as TXID {txid}"));
+                let as_txid = self
+                    .new_txid
+                    .map_or_else(|| "nothing differed".to_owned(), |txid| format!("as TXID {txid}"));
                 let safety = self.safety_txid.map(|t| format!(", before it TXID {t}")).unwrap_or_default();
                 let time = self.asked_time.as_deref().unwrap_or("?");
                 let checksum = self.checksum.as_deref().unwrap_or("?");
