@@ -3,6 +3,7 @@
 mod company;
 mod config_faults;
 mod crash;
+mod day;
 mod delta;
 mod documents;
 mod fault_matrix;
@@ -17,6 +18,7 @@ mod identity;
 mod images;
 mod import;
 mod in_place;
+mod large;
 mod layering;
 mod local;
 mod packed;

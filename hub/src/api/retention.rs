@@ -9,7 +9,7 @@ use std::pin::Pin;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use walhub_common::{DatabaseKey, DestinationName};
+use walhub_common::{DatabaseKey, DestinationName, clock};
 use walhub_proto::v1::retention_service_server::RetentionService;
 use walhub_proto::v1::{self, RetentionReport, RetentionVerdict};
 use walhub_store::destinations::Listed;
@@ -107,7 +107,9 @@ impl RetentionService for Service {
                     true
                 }
             };
-            if let Err(error) = retainer.now(destination.as_ref(), database.as_ref(), run, take).await {
+            if let Err(error) =
+                retainer.now(destination.as_ref(), database.as_ref(), run, clock::now_ms(), take).await
+            {
                 let _ = out.send(Err(status::invalid("destination", error))).await;
             }
         });

@@ -13,6 +13,8 @@
 //!
 //! Non-goals: no deletion (that is retention), no packing.
 
+#[cfg(any(test, feature = "testutil"))]
+mod by_hand;
 mod error;
 mod publish;
 mod report;
@@ -22,6 +24,8 @@ mod state;
 mod tests;
 mod work;
 
+#[cfg(any(test, feature = "testutil"))]
+pub use by_hand::ByHand;
 pub use report::{Newest, Report, Totals};
 
 use crate::buffer::WalBuffer;

@@ -105,7 +105,7 @@ impl Publisher {
     }
 
     /// Files that are not put everywhere yet.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testutil"))]
     pub(super) fn unfinished(&self) -> watch::Receiver<usize> {
         self.unfinished.subscribe()
     }

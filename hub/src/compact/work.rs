@@ -91,7 +91,7 @@ impl Worker {
         self.buffer.changed()
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testutil"))]
     pub(super) fn unfinished(&self) -> watch::Receiver<usize> {
         self.publisher.unfinished()
     }

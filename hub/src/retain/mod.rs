@@ -122,13 +122,14 @@ impl Retainer {
         self.shared.buffer.find(database).is_some()
     }
 
-    /// Judges one database or all, at one destination or all, one after the other, and deletes what may go if `apply`.
-    /// `take` gets each report as it is ready, and ends the work by answering false.
+    /// Judges one database or all, at one destination or all, one after the other, as of `now_ms`, and deletes what may go
+    /// if `apply`. `take` gets each report as it is ready, and ends the work by answering false.
     pub async fn now<F>(
         &self,
         destination: Option<&DestinationName>,
         database: Option<&DatabaseKey>,
         apply: bool,
+        now_ms: i64,
         mut take: impl FnMut(Report) -> F,
     ) -> Result<(), UnknownDestination>
     where
@@ -145,7 +146,7 @@ impl Retainer {
         for keeper in keepers {
             for found in keeper.databases() {
                 if database.is_none_or(|asked| *asked == found.key)
-                    && !take(keeper.look(&found, apply).await).await
+                    && !take(keeper.look(&found, apply, now_ms).await).await
                 {
                     return Ok(());
                 }

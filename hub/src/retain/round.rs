@@ -5,7 +5,7 @@ use crate::buffer::Registered;
 use crate::copies::Place;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::{HEADER_BYTES, Header};
-use walhub_common::{DatabaseKey, DestinationName, Txid, clock};
+use walhub_common::{DatabaseKey, DestinationName, Txid};
 use walhub_store::destinations::{FileKey, Listed};
 use walhub_store::restore::{DestinationSource, Source};
 use walhub_store::retention::{self, Plan, Policy, Shield};
@@ -30,12 +30,20 @@ pub struct Report {
     pub error: Option<String>,
 }
 
+/// What is asked of one look.
+pub(super) struct Asked<'a> {
+    pub(super) policy: &'a Policy,
+    /// The time it is.
+    pub(super) now_ms: i64,
+    /// Delete.
+    pub(super) apply: bool,
+}
+
 pub(super) async fn look(
     shared: &Shared,
     place: &Place,
-    policy: &Policy,
     database: &Registered,
-    apply: bool,
+    asked: &Asked<'_>,
     cancel: &CancellationToken,
 ) -> Report {
     let mut report = Report {
@@ -46,7 +54,7 @@ pub(super) async fn look(
         deleted: 0,
         error: None,
     };
-    if let Err(error) = judge(shared, place, policy, database, apply, cancel, &mut report).await {
+    if let Err(error) = judge(shared, place, database, asked, cancel, &mut report).await {
         report.error = Some(error);
     }
     report
@@ -55,9 +63,8 @@ pub(super) async fn look(
 async fn judge(
     shared: &Shared,
     place: &Place,
-    policy: &Policy,
     database: &Registered,
-    apply: bool,
+    asked: &Asked<'_>,
     cancel: &CancellationToken,
     report: &mut Report,
 ) -> Result<(), String> {
@@ -70,12 +77,12 @@ async fn judge(
         () if shared.pins.in_use(key) => Some(Shield::InUse),
         () => None,
     };
-    report.plan = retention::plan(&files, clock::now_ms(), policy, shield);
+    report.plan = retention::plan(&files, asked.now_ms, asked.policy, shield);
     if report.plan.delete.is_empty() {
         return Ok(());
     }
     ours(place, database, &files, cancel).await?;
-    if !apply {
+    if !asked.apply {
         return Ok(());
     }
     let keys: Vec<FileKey> = report

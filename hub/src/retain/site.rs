@@ -1,7 +1,7 @@
 //! The rounds of one destination.
 
 use super::Shared;
-use super::round::{self, Report};
+use super::round::{self, Asked, Report};
 use crate::buffer::{DatabaseId, Registered};
 use crate::copies::Place;
 use rand::Rng;
@@ -77,7 +77,7 @@ impl Keeper {
                 return;
             }
             if self.due(&database).await {
-                self.look(&database, true).await;
+                self.look(&database, true, clock::now_ms()).await;
             }
         }
     }
@@ -92,11 +92,12 @@ impl Keeper {
         moved_lately || !same || !seen.complete || seen.next_ms.is_some_and(|next| next <= now_ms)
     }
 
-    /// One look, and deletions if `apply`.
-    pub(super) async fn look(&self, database: &Registered, apply: bool) -> Report {
+    /// One look as of `now_ms`, and deletions if `apply`.
+    pub(super) async fn look(&self, database: &Registered, apply: bool, now_ms: i64) -> Report {
         let mut seen = self.seen.lock().await;
-        let report =
-            round::look(&self.shared, &self.place, &self.policy(database), database, apply, &self.stop).await;
+        let policy = self.policy(database);
+        let asked = Asked { policy: &policy, now_ms, apply };
+        let report = round::look(&self.shared, &self.place, database, &asked, &self.stop).await;
         let position = database.position.map(|position| position.txid);
         let left = report.plan.delete.len() - report.deleted;
         let complete = left == 0 && report.error.is_none() && report.reach == position;

@@ -121,7 +121,7 @@ impl Bench {
             reports.lock().unwrap().push(report);
             std::future::ready(true)
         };
-        self.retainer.now(None, None, apply, take).await.unwrap();
+        self.retainer.now(None, None, apply, clock::now_ms(), take).await.unwrap();
         let mut reports = reports.into_inner().unwrap();
         assert_eq!(reports.len(), 1);
         reports.remove(0)
@@ -221,7 +221,7 @@ async fn a_destination_that_is_away_and_files_of_a_stranger_are_left_alone() {
         }
         let registered = other.find(&key()).unwrap();
         let keeper = bench.retainer.keepers().values().next().unwrap().keeper.clone();
-        let report = keeper.look(&registered, true).await;
+        let report = keeper.look(&registered, true, clock::now_ms()).await;
         let error = report.error.unwrap();
         assert!(error.contains("nothing is deleted"), "{error}");
     }

@@ -1,5 +1,6 @@
 //! A decorator that makes any destination unreliable, the same way for the same seed: failures, delays, answers that
 //! lie (the put or the delete happened, the caller is told it did not), and a switch that takes it away. It counts every call.
+//! On request its server's clock is one of the caller's own, for tests that let days pass in seconds.
 
 use super::error::{Context, Operation, many};
 use super::{
@@ -13,8 +14,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, DestinationName, Level};
@@ -40,6 +41,7 @@ pub struct Faulty {
     inner: DynDestination,
     faults: Faults,
     down: AtomicBool,
+    clock: Option<Arc<AtomicI64>>,
     state: Mutex<State>,
 }
 
@@ -48,13 +50,24 @@ struct State {
     random: StdRng,
     calls: HashMap<Operation, u64>,
     failed: u64,
+    /// When files were put, by [`Faulty::with_clock`].
+    times: HashMap<FileKey, i64>,
 }
 
 impl Faulty {
     /// Wraps `inner`.
     pub fn new(inner: DynDestination, faults: Faults, seed: u64) -> Self {
-        let state = State { random: StdRng::seed_from_u64(seed), calls: HashMap::new(), failed: 0 };
-        Self { inner, faults, down: AtomicBool::new(false), state: Mutex::new(state) }
+        let random = StdRng::seed_from_u64(seed);
+        let state = State { random, calls: HashMap::new(), failed: 0, times: HashMap::new() };
+        Self { inner, faults, down: AtomicBool::new(false), clock: None, state: Mutex::new(state) }
+    }
+
+    /// Lists files with the times (Unix ms) that `clock` showed when they were put. Not for folders, whose times come with
+    /// the files.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<AtomicI64>) -> Self {
+        self.clock = Some(clock);
+        self
     }
 
     /// Takes the destination away, or brings it back: while it is down, every call fails at once.
@@ -148,6 +161,9 @@ impl Destination for Faulty {
         let context = self.context(Operation::Put, key);
         self.enter(&context, Operation::Put).await?;
         let put = self.inner.put(key, body, meta, cancel).await?;
+        if let Some(clock) = &self.clock {
+            self.state().times.entry(key.clone()).or_insert_with(|| clock.load(Ordering::SeqCst));
+        }
         self.answer(&context, put)
     }
 
@@ -158,7 +174,15 @@ impl Destination for Faulty {
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, DestinationError> {
         self.enter(&self.context(Operation::List, database), Operation::List).await?;
-        self.inner.list(database, level, cancel).await
+        let mut files = self.inner.list(database, level, cancel).await?;
+        if self.clock.is_some() {
+            let state = self.state();
+            for file in &mut files {
+                let key = FileKey { database: database.clone(), level, range: file.range };
+                file.time_ms = state.times.get(&key).copied().unwrap_or(file.time_ms);
+            }
+        }
+        Ok(files)
     }
 
     async fn read_start(
@@ -265,7 +289,6 @@ mod tests {
     use crate::destinations::config::FileConfig;
     use crate::destinations::file::FileDestination;
     use std::path::Path;
-    use std::sync::Arc;
     use walhub_common::TxidRange;
 
     fn faulty(path: &Path, faults: Faults, seed: u64) -> Faulty {
