@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::time::{Duration, Instant};
+use walhub_tests::cluster::PATIENCE;
 use walhub_tests::config::Destination;
 use walhub_tests::eventually::{ensure, eventually};
 use walhub_tests::fleet::Fleet;
@@ -72,6 +73,45 @@ fn what_lies_in_packs_restores_also_for_a_hub_that_lost_its_disk() {
     let arguments = ["restore", name, "-o", &out.display().to_string()];
     cluster.agent_command("node", &arguments).success();
     live.assert_same(&Image::restored(&out), "by the agent");
+    cluster.stop_agent("node");
+    cluster.stop_hub();
+}
+
+#[test]
+fn packs_are_not_left_behind_by_a_change_of_layout() {
+    let mut cluster = cluster("packed-back", "20");
+    all_restore(&cluster, "first");
+    let packed = cluster.destinations()[0].clone();
+    cluster.destinations()[0].keys.clear();
+    cluster.write_hub_config();
+    let refused = cluster.hubctl(&["reload"]);
+    assert!(refused.code == 1 && refused.stderr.contains("set layout: packed again"), "{refused:?}");
+    all_restore(&cluster, "refused");
+    cluster.stop_hub();
+    cluster.start_hub();
+    let near = |cluster: &Cluster| {
+        let status = cluster.client().status().map_err(|status| status.message().to_owned())?;
+        status.destinations.into_iter().find(|found| found.name == "near").ok_or("no near".to_owned())
+    };
+    eventually("the destination says why it is not used", PATIENCE, || {
+        let near = near(&cluster)?;
+        ensure(!near.healthy && near.last_error.contains("set layout: packed again"), || format!("{near:?}"))
+    });
+    assert!(!cluster.path("near/node").exists(), "nothing is put beside the packs");
+    cluster.stop_hub();
+    cluster.destinations()[0] = packed;
+    cluster.start_hub();
+    all_restore(&cluster, "again");
+    // Without packs the place is like any other, and is filled anew.
+    cluster.stop_hub();
+    fs::remove_dir_all(cluster.path("near/walhub")).expect("packs");
+    cluster.destinations()[0].keys.clear();
+    cluster.start_hub();
+    for name in DATABASES {
+        Writer::spawn(&cluster.path("data").join(name), &["--commits", "3"]).wait();
+    }
+    all_restore(&cluster, "without");
+    assert!(cluster.path("near/node").exists());
     cluster.stop_agent("node");
     cluster.stop_hub();
 }

@@ -13,7 +13,8 @@ use super::tray::{Sealed, Tray};
 use super::turn::{Progress, Turn};
 use super::{Trust, Venue};
 use crate::buffer::{DatabaseId, Registered};
-use crate::copies::Roster;
+use crate::config::Layout;
+use crate::copies::{Place, Roster};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -24,7 +25,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, DestinationName};
-use walhub_store::destinations::Put;
+use walhub_store::destinations::{DestinationError, Put};
+use walhub_store::pack;
 
 /// What has come to its end.
 enum Finished {
@@ -134,7 +136,7 @@ impl Lane {
         let mut pauses: Option<Pauses> = None;
         loop {
             let destination = &self.venue.place.destination;
-            let probe = destination.probe(&self.stop).await;
+            let probe = usable(&self.venue.place, &self.stop).await;
             let (name, location) = (self.name(), destination.location());
             let error = match probe {
                 Ok(()) => {
@@ -459,6 +461,15 @@ impl Lane {
         self.idle.values_mut().for_each(Progress::distrust);
         self.doubted.extend(self.away.iter().copied());
         self.schedule.news(Instant::now());
+    }
+}
+
+/// Its fence works, and it holds nothing that its layout does not see.
+async fn usable(place: &Place, stop: &CancellationToken) -> Result<(), DestinationError> {
+    place.destination.probe(stop).await?;
+    match place.entry.layout {
+        Layout::Litestream => pack::refuse(&place.destination, stop).await,
+        Layout::Packed => Ok(()),
     }
 }
 

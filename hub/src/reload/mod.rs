@@ -2,7 +2,8 @@
 //! is not concerned notices.
 //!
 //! # Invariants
-//! - A file with a fault, or with a destination that cannot even be made, changes nothing; all faults are reported.
+//! - A file with a fault, or with a destination that cannot even be made, changes nothing; all faults are reported. Nor does
+//!   one that would leave the packs of a place behind.
 //! - Lanes of destinations that stay as they are run on without a pause.
 //! - A place keeps its lane and its cursors through renames and changes; a new place is listed before anything counts.
 //! - One reload at a time, and none is left half done because whoever asked went away.
@@ -15,16 +16,18 @@ mod diff;
 
 pub use diff::{Diff, Fate, diff};
 
-use crate::config::{Config, DestinationEntry};
+use crate::config::{Config, DestinationEntry, Layout};
 use crate::copies::{Board, LaneId, Meters, Place, Roster, Rules};
 use crate::fanout::{Fanout, Trust};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
 use walhub_common::config::Faults;
 use walhub_common::task::TaskGroup;
 use walhub_store::destinations::limited::Limited;
 use walhub_store::destinations::{DestinationError, DynDestination};
+use walhub_store::pack;
 
 /// How long current puts of a lane that ends may take.
 const PUTS_DEADLINE: Duration = Duration::from_secs(5);
@@ -35,7 +38,7 @@ pub enum ReloadError {
     /// The file.
     #[error("{0}")]
     Faults(Faults),
-    /// A destination that cannot even be made.
+    /// A destination that cannot even be made, or whose packs its new layout does not see.
     #[error(transparent)]
     Destination(#[from] DestinationError),
     /// The hub is shutting down, or a bug.
@@ -168,11 +171,13 @@ impl Inner {
                 Fate::Added => next_lane += 1,
                 _ => closed.push(lane),
             }
-            let place = Arc::new(Place {
-                lane,
-                entry: entry.clone(),
-                destination: make(entry, self.board.meters()).await?,
-            });
+            let destination = make(entry, self.board.meters()).await?;
+            if let Some(old) = fate.old()
+                && (before.places()[old].entry.layout, entry.layout) == (Layout::Packed, Layout::Litestream)
+            {
+                pack::refuse(&destination, &CancellationToken::new()).await?;
+            }
+            let place = Arc::new(Place { lane, entry: entry.clone(), destination });
             opened.push((place.clone(), trust));
             places.push(place);
         }

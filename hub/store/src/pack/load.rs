@@ -33,6 +33,25 @@ fn seq_of(path: &ObjectPath) -> Option<u64> {
     (*path == self::path(seq)).then_some(seq)
 }
 
+/// Refuses a place that is to be used without packs while it holds some: what lies in them would not be seen, and would
+/// seem to be missing. One request where there is none.
+pub async fn refuse(place: &DynDestination, cancel: &CancellationToken) -> Result<(), DestinationError> {
+    let (folder, mut after) = (folder(), None);
+    loop {
+        let page = place.list_objects(&folder, after.as_ref(), cancel).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        if let Some(pack) = page.iter().find(|object| seq_of(&object.path).is_some()) {
+            let context = Context::new(place.name(), Operation::Probe, &pack.path);
+            return Err(context.error(Fault::Misconfigured(
+                "this place was used with layout: packed, and what lies in its packs is not seen by layout: litestream; \
+                 set layout: packed again, or give this layout a place of its own, which the hub fills by itself"
+                    .to_owned(),
+            )));
+        }
+        after = Some(last.path.clone());
+    }
+}
+
 /// What came of reading the index of a pack.
 #[derive(Debug)]
 pub(super) enum Index {

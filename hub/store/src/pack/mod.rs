@@ -15,6 +15,7 @@
 //! - A pack is complete or absent, and never changes. Numbers ascend; one number is one content for ever.
 //! - A pack that is damaged costs its own files and nothing else; it is named, never skipped silently.
 //! - A pack is deleted only when each of its files was asked to be deleted.
+//! - Whoever works with a place as if it had no packs makes sure that it has none ([`refuse`]).
 //!
 //! Non-goals: when to flush and what (the lane), when a file may go (retention).
 
@@ -24,4 +25,5 @@ mod load;
 pub mod packed;
 
 pub use format::{Entry, Footer, Full, Pack, PackError, Writer, parse_index};
+pub use load::refuse;
 pub use packed::PackedDestination;
