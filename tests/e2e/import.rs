@@ -3,9 +3,9 @@
 
 use std::path::Path;
 use walhub_tests::eventually::{ensure, eventually};
-use walhub_tests::litestream::Litestream;
+use walhub_tests::litestream::{Litestream, Replica};
 use walhub_tests::workload::Writer;
-use walhub_tests::{Cluster, Image};
+use walhub_tests::{Cluster, Image, services};
 
 /// Ends of the files of level 0.
 fn ends(replica: &Path) -> Vec<u64> {
@@ -116,4 +116,86 @@ fn a_history_with_a_hole_or_of_another_is_refused_and_nothing_is_registered() {
     assert!(cluster.database("node", "app.db").is_err(), "nothing was registered");
     std::fs::remove_file(&stranger).expect("gone");
     cluster.hubctl(&["import", &url, "node/app.db"]).success();
+}
+
+#[test]
+fn buckets_of_every_kind_become_histories_with_the_credentials_of_the_environment() {
+    let (Some(litestream), Some(s3)) = (Litestream::find(), services::s3()) else { return };
+    let (Some(azure), Some(gcs)) = (services::azure(), services::gcs()) else { return };
+    s3.make_bucket("import");
+    let mut cluster = Cluster::new("import-buckets");
+    cluster.add_folder("near");
+    let prefix = format!("import-{}/app.db", std::process::id());
+    let (azure_at, gcs_at) = (azure.endpoint.as_str(), gcs.endpoint.as_str());
+    let buckets = [
+        (
+            Replica::S3 { server: &s3, bucket: "import", prefix: &prefix },
+            format!("s3://import/{prefix}?endpoint={}&region={}", s3.endpoint, s3.region),
+        ),
+        (
+            Replica::Azure(&azure, &prefix),
+            format!("abs://{}@walhub/{prefix}?endpoint={azure_at}", azure.account),
+        ),
+        (Replica::Gcs(&gcs, &prefix), format!("gs://walhub/{prefix}?endpoint={gcs_at}")),
+    ];
+    let mut written = Vec::new();
+    for (nth, (replica, url)) in buckets.iter().enumerate() {
+        let database = cluster.path(format!("data/{nth}.db"));
+        let mut writer = Writer::spawn(&database, &["--rate", "50", "--churn"]);
+        writer.await_acked(5);
+        let log = cluster.path(format!("logs/litestream-{nth}.log"));
+        let mut stock = litestream.replicate_to(&database, replica, &log);
+        let out = cluster.path(format!("theirs-{nth}.db"));
+        eventually(
+            "litestream has a restore point behind the first",
+            walhub_tests::cluster::PATIENCE,
+            || {
+                stock.assert_running();
+                let _ = std::fs::remove_file(&out);
+                let said = litestream.restore_at(replica, &out, &["-txid", "0000000000000003"]);
+                ensure(said.code == 0, || format!("{said:?}"))
+            },
+        );
+        writer.stop();
+        let live = Image::live(&database);
+        eventually("litestream has the newest state", walhub_tests::cluster::PATIENCE, || {
+            let newest = cluster.path(format!("newest-{nth}.db"));
+            let _ = std::fs::remove_file(&newest);
+            let said = litestream.restore_at(replica, &newest, &[]);
+            ensure(said.code == 0 && Image::restored(&newest).checksum() == live.checksum(), || {
+                format!("{said:?}")
+            })
+        });
+        stock.terminate(std::time::Duration::from_secs(20));
+        written.push((url, live, Image::restored(&out)));
+    }
+
+    // Without credentials, and with wrong ones, nothing is taken and the reason is named.
+    let key = [("AWS_ACCESS_KEY_ID", s3.access_key.as_str()), ("AWS_SECRET_ACCESS_KEY", "another")];
+    cluster.hub_environment(&key);
+    cluster.start_hub();
+    let refused = cluster.hubctl(&["import", written[0].0, "node/0.db"]);
+    assert!(refused.code == 1 && refused.stderr.contains("access denied"), "{refused:?}");
+    cluster.stop_hub();
+    cluster.hub_environment(&[
+        ("AWS_ACCESS_KEY_ID", &s3.access_key),
+        ("AWS_SECRET_ACCESS_KEY", &s3.secret_key),
+        ("AZURE_STORAGE_ACCOUNT_KEY", &azure.key),
+        ("GOOGLE_SERVICE_ACCOUNT", &gcs.credentials),
+    ]);
+    cluster.start_hub();
+    for (nth, (url, live, third)) in written.iter().enumerate() {
+        let name = format!("node/{nth}.db");
+        let said = cluster.hubctl(&["import", url, &name, "--json"]).json();
+        assert_eq!(said["checksum"], format!("{:016x}", live.checksum().get()), "{url}: {said}");
+        let out = cluster.restore(&name, &format!("latest-{nth}.db"), &["--source", "near"]);
+        live.assert_same(&Image::restored(&out), url);
+        let out = cluster.restore(&name, &format!("third-{nth}.db"), &["--source", "near", "--txid", "3"]);
+        third.assert_same(&Image::restored(&out), &format!("{url}, transaction 3"));
+        let folder = cluster.path("near").join(&name);
+        let out = cluster.path(format!("stock-{nth}.db"));
+        litestream.restore_at(&Replica::File(&folder), &out, &[]).success();
+        live.assert_same(&Image::restored(&out), &format!("{url}, by stock Litestream"));
+    }
+    cluster.stop_hub();
 }

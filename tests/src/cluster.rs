@@ -30,6 +30,7 @@ pub struct Cluster {
     port: u16,
     destinations: Vec<Destination>,
     hub_extra: String,
+    hub_environment: Vec<(String, String)>,
     // Last, so that the folder outlives the processes.
     scratch: Scratch,
 }
@@ -65,6 +66,7 @@ impl Cluster {
             port,
             destinations: Vec::new(),
             hub_extra: String::new(),
+            hub_environment: Vec::new(),
             scratch,
         }
     }
@@ -90,6 +92,13 @@ impl Cluster {
     /// Lines for `hub.yml` beside the usual ones, for example a `policy:` block.
     pub fn hub_lines(&mut self, lines: &str) -> &mut Self {
         self.hub_extra = lines.to_owned();
+        self
+    }
+
+    /// Environment of the hub's process.
+    pub fn hub_environment(&mut self, variables: &[(&str, &str)]) -> &mut Self {
+        self.hub_environment =
+            variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         self
     }
 
@@ -181,6 +190,7 @@ impl Cluster {
         let config = self.write_hub_config();
         let mut command = Command::new(program("walhub-hub"));
         command.arg("run").arg("--config").arg(&config).arg("--ready-file").arg(&ready);
+        command.envs(self.hub_environment.iter().map(|(key, value)| (key, value)));
         self.hub = Some(Process::spawn("hub", command, &self.path("logs/hub.log")));
     }
 

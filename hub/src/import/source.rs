@@ -1,5 +1,5 @@
-//! A place where Litestream keeps one database, as a source of files: `file:///PATH` or
-//! `s3://BUCKET/PREFIX?endpoint=URL&region=NAME`, with the credentials of the hub's environment.
+//! A place where Litestream keeps one database, as a source of files: an address that [`url`] reads, with the credentials of
+//! the hub's environment.
 
 use super::ImportError;
 use async_trait::async_trait;
@@ -59,11 +59,12 @@ impl LitestreamSource {
 type Parsed = (DestinationConfig, fn(Level) -> String);
 
 fn parse(url: &str) -> Result<Parsed, String> {
-    match url::parse(url)? {
-        config @ DestinationConfig::File(_) => Ok((config, name::fs_dir)),
-        config @ DestinationConfig::S3(_) => Ok((config, name::s3_dir)),
-        _ => Err(format!("{url}: only folders and S3 buckets can be imported")),
-    }
+    let config = url::parse(url)?;
+    let folder = match config {
+        DestinationConfig::S3(_) => name::s3_dir,
+        _ => name::fs_dir,
+    };
+    Ok((config, folder))
 }
 
 #[async_trait]
@@ -118,8 +119,9 @@ mod tests {
     fn levels_lie_where_litestream_puts_them() {
         let (_, folder) = parse("s3://b/fleet/app").unwrap();
         assert_eq!(folder(Level::SNAPSHOT), "0009");
-        let (_, folder) = parse("file:///srv/app").unwrap();
-        assert_eq!(folder(Level::SNAPSHOT), "ltx/9");
-        assert!(parse("gs://b/p").unwrap_err().contains("only folders and S3"));
+        for url in ["file:///srv/app", "gs://b/app", "abs://me@box/app"] {
+            let (_, folder) = parse(url).unwrap();
+            assert_eq!(folder(Level::SNAPSHOT), "ltx/9");
+        }
     }
 }

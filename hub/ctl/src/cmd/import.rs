@@ -12,15 +12,18 @@ use walhub_proto::v1;
 /// Take over what Litestream 0.5 wrote
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The hub reads the folder or bucket itself: the path is one of its machine, and credentials come from its environment. Every \
+The hub reads the folder or bucket itself: the path is one of its machine, and credentials come from its environment \
+(AWS_ACCESS_KEY_ID and its like, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_KEY, or what the machine has). Every \
 file goes to the destinations that serve the database, under the same transactions. An agent that follows the database \
 then sends only what differs. A history with a hole is refused; an import that broke off may be repeated.
 
 Example:
   hubctl import file:///srv/litestream/app.db node-1/app.db
-  hubctl import 's3://backups/app.db?region=eu-central-1' node-1/app.db --json")]
+  hubctl import 's3://backups/app.db?region=eu-central-1' node-1/app.db --json
+  hubctl import gs://backups/app.db node-1/app.db
+  hubctl import abs://account@backups/app.db node-1/app.db")]
 pub(crate) struct Args {
-    /// file:///PATH or s3://BUCKET/PREFIX?endpoint=URL&region=NAME
+    /// file:///PATH, s3://BUCKET/PREFIX?endpoint=URL&region=NAME, gs://BUCKET/PREFIX or abs://ACCOUNT@CONTAINER/PREFIX
     #[arg(value_name = "URL")]
     url: String,
     /// The database it becomes, which the hub must not know
