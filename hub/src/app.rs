@@ -211,9 +211,7 @@ impl App {
         let fanout = Fanout::start(buffer.clone(), board.clone(), &config.data_dir.join(TMP))
             .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
         let fanout = Arc::new(fanout);
-        let folder = config.data_dir.join(COMPACTION);
-        let compactor = Compactor::start(buffer.clone(), board.clone(), config.levels.clone(), &folder)
-            .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
+        let (levels, for_compaction) = (config.levels.clone(), board.clone());
         let (data_dir, mirror_interval) = (config.data_dir.clone(), config.mirror_interval);
         let reloader = Reloader::new(config, board.clone(), fanout.clone());
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
@@ -241,6 +239,10 @@ impl App {
         ));
         let restores = Restores::new(buffer.clone(), in_service, sessions.token().clone());
         let pins = restores.pins().clone();
+        let folder = data_dir.join(COMPACTION);
+        let (held, read) = (holds.clone(), pins.clone());
+        let compactor = Compactor::start(buffer.clone(), for_compaction, levels, &folder, held, read)
+            .map_err(|source| AppError::Data { path: data_dir.clone(), source })?;
         let retainer = Retainer::start(buffer.clone(), for_retention, holds, pins, deletions.clone());
         let on_nodes = TaskGroup::new("jobs");
         let jobs = Jobs::start(journals, fleet.clone(), &on_nodes);

@@ -62,22 +62,34 @@ fn verify(path: &Path) -> Result<Header, String> {
 }
 
 /// The history in a database's folder: from TXID 1 without a hole and without a transaction twice, each file starting
-/// from the checksum the one before ended with. Gives the last TXID and checksum.
+/// from the checksum the one before ended with. Where the database rested, one transaction may lie alone in place of
+/// several, which are in compacted files then. Gives the last TXID and checksum.
 pub fn audit(folder: &Path) -> Result<(u64, Checksum), String> {
     let files = files(folder)?;
+    let compacted = files_of(folder, Level::all().filter(|level| *level != Level::RAW))?;
     let mut next = 1;
     let mut checksum = None;
     for file in &files {
-        contiguous(next, file.range)?;
+        let alone = file.range.count() == 1 && leads(&compacted, next, file.range.max().get());
+        if !alone {
+            contiguous(next, file.range)?;
+        }
         let provenance = file.header.provenance.as_ref();
         let provenance = provenance.ok_or_else(|| format!("{:?} carries no checksum of ours", file.range))?;
-        if provenance.pre != checksum {
+        if provenance.pre != checksum && !(alone && provenance.pre.is_none()) {
             return Err(format!("{:?} starts from {:?}, not {checksum:?}", file.range, provenance.pre));
         }
         checksum = Some(provenance.post);
         next = file.range.max().get() + 1;
     }
     checksum.map(|checksum| (next - 1, checksum)).ok_or_else(|| format!("no file in {}", folder.display()))
+}
+
+/// These files lead from `next` to exactly `end`.
+fn leads(files: &[ReplicaFile], next: u64, end: u64) -> bool {
+    let held = files.iter().map(|file| (file.range.min().get(), file.range.max().get()));
+    let within = held.filter(|(_, max)| *max <= end);
+    within.fold(next - 1, |held, (min, max)| if min <= held + 1 { held.max(max) } else { held }) == end
 }
 
 /// The history in a bucket by its keys: level 0 from TXID 1 without a hole and without a transaction twice. Gives the

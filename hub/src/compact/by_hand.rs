@@ -1,9 +1,11 @@
 //! Compaction at times of the caller's choice: for tests that let days pass in seconds.
 
 use super::prepare;
+use super::tail::Tails;
 use super::work::Worker;
 use crate::buffer::WalBuffer;
 use crate::copies::Board;
+use crate::retain::{Holds, Pins};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,10 +26,14 @@ impl ByHand {
         board: Arc<Board>,
         levels: Vec<Duration>,
         folder: &Path,
+        holds: Arc<Holds>,
+        pins: Pins,
     ) -> io::Result<ByHand> {
         let folder = prepare(folder)?;
         let tasks = TaskGroup::new("compaction");
-        let worker = Worker::new(buffer, board, levels, folder, tasks.clone(), CancellationToken::new());
+        let abort = CancellationToken::new();
+        let tails = Tails::new(holds, pins, folder.clone(), abort.clone());
+        let worker = Worker::new(buffer, board, levels, folder, tasks.clone(), tails, abort);
         Ok(ByHand { worker, tasks })
     }
 

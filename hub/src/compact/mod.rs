@@ -9,9 +9,10 @@
 //! - One file is made at a time, by one task; one destination that fails delays nobody else.
 //! - What is not on a destination is nowhere: after a crash everything is derived anew from listings, one look per database
 //!   at each destination, and only for databases that do something.
+//! - Where a database rests in a folder, its newest transaction lies alone in level 0 ([`tail`]).
 //! - A database without transactions costs nothing: no request, no wake.
 //!
-//! Non-goals: no deletion (that is retention), no packing.
+//! Non-goals: no deletion (that is retention) but of what [`tail`] replaces, no packing.
 
 #[cfg(any(test, feature = "testutil"))]
 mod by_hand;
@@ -20,6 +21,7 @@ mod publish;
 mod report;
 mod sources;
 mod state;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -31,10 +33,12 @@ pub use report::{Newest, Report, Totals};
 use crate::buffer::WalBuffer;
 use crate::config::Layout;
 use crate::copies::{Board, Place};
+use crate::retain::{Holds, Pins};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tail::Tails;
 use tokio_util::sync::CancellationToken;
 use walhub_common::task::TaskGroup;
 use walhub_common::{DatabaseKey, clock};
@@ -79,10 +83,13 @@ impl Compactor {
         board: Arc<Board>,
         levels: Vec<Duration>,
         folder: &Path,
+        holds: Arc<Holds>,
+        pins: Pins,
     ) -> io::Result<Compactor> {
-        prepare(folder)?;
+        let folder = prepare(folder)?;
         let (tasks, abort) = (TaskGroup::new("compaction"), CancellationToken::new());
-        let worker = Worker::new(buffer, board, levels, folder.to_path_buf(), tasks.clone(), abort.clone());
+        let tails = Tails::new(holds, pins, folder.clone(), abort.clone());
+        let worker = Worker::new(buffer, board, levels, folder, tasks.clone(), tails, abort.clone());
         tasks.spawn(run(worker, tasks.token().clone()));
         Ok(Compactor { tasks, abort })
     }

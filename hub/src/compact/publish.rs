@@ -5,6 +5,7 @@
 //! what does not fit is skipped there and told: the files of the level above, or the next snapshot, stand in for it.
 
 use super::report::Report;
+use super::tail::{TailError, Tails};
 use crate::buffer::DatabaseId;
 use crate::copies::{Board, LaneId};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -57,6 +58,7 @@ struct Queue {
 pub(super) struct Publisher {
     board: Arc<Board>,
     report: Arc<Report>,
+    tails: Arc<Tails>,
     tasks: TaskGroup,
     abort: CancellationToken,
     queues: HashMap<LaneId, Queue>,
@@ -67,10 +69,11 @@ impl Publisher {
     pub(super) fn new(
         board: Arc<Board>,
         report: Arc<Report>,
+        tails: Arc<Tails>,
         tasks: TaskGroup,
         abort: CancellationToken,
     ) -> Self {
-        Self { board, report, tasks, abort, queues: HashMap::new(), unfinished: watch::Sender::new(0) }
+        Self { board, report, tails, tasks, abort, queues: HashMap::new(), unfinished: watch::Sender::new(0) }
     }
 
     /// Puts `output` to the destination of `lane` as soon as that may have it; false when too much waits there.
@@ -83,6 +86,7 @@ impl Publisher {
                 lane,
                 board: self.board.clone(),
                 report: self.report.clone(),
+                tails: self.tails.clone(),
                 stop: self.tasks.token().clone(),
                 abort: self.abort.clone(),
                 waiting: waiting.clone(),
@@ -131,6 +135,7 @@ struct Task {
     lane: LaneId,
     board: Arc<Board>,
     report: Arc<Report>,
+    tails: Arc<Tails>,
     stop: CancellationToken,
     abort: CancellationToken,
     waiting: Arc<AtomicU64>,
@@ -195,7 +200,20 @@ impl Task {
                         totals.last_error.clear();
                     }
                 });
-                return Attempt::Done;
+                // Nothing newer is there: it may stay so for long, and somebody may want to go on from it.
+                let newest = key.range.max();
+                if row.held(self.lane) != Some(newest) {
+                    return Attempt::Done;
+                }
+                match self.tails.part(place, &key.database, newest).await {
+                    Ok(()) => return Attempt::Done,
+                    Err(TailError::Read) => return Attempt::Again,
+                    Err(TailError::Destination(error)) => error,
+                    Err(error) => {
+                        tracing::warn!(database = %key.database, %error, "stock Litestream cannot go on from here");
+                        return Attempt::Done;
+                    }
+                }
             }
             Err(error) => error,
         };

@@ -158,7 +158,7 @@ pub(super) async fn whole(
 }
 
 /// One file, read as the merge asks for it; a read that breaks goes on where it broke.
-fn streamed(
+pub(super) fn streamed(
     sources: Vec<DynSource>,
     key: &DatabaseKey,
     file: PlannedFile,

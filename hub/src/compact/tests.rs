@@ -1,5 +1,6 @@
 //! A day of hub time in seconds: what lies at the destinations afterwards, and what can be restored from it.
 
+use super::tail::Tails;
 use super::work::Worker;
 use super::*;
 use crate::buffer::memory::MemoryBuffer;
@@ -81,11 +82,16 @@ impl Bench {
 
     /// One transaction at a time; its segment goes to level 0 of the destinations `to`, as a lane would put it.
     async fn commit(&mut self, time_ms: i64, to: &[usize]) {
+        self.stream(time_ms, 1, to).await;
+    }
+
+    /// Several transactions as one segment.
+    async fn stream(&mut self, time_ms: i64, count: u64, to: &[usize]) {
         let segment = if self.image.txid() == 0 {
             self.image.first()
         } else {
             let page = (self.image.txid() % 24) as u32 + 1;
-            self.image.commit(&[page])
+            self.image.commit_run(count, &[page])
         };
         let Segment { range, pre, post, ltx, .. } = segment.clone();
         let meta = SegmentMeta { range, pre, post, time_ms, agent_time_ms: 0 };
@@ -156,8 +162,10 @@ fn worker(buffer: &Arc<MemoryBuffer>, board: &Arc<Board>, dir: &Path) -> (TaskGr
     let folder = prepare(&dir.join("tmp")).unwrap();
     let tasks = TaskGroup::new("compaction");
     let buffer: Arc<dyn WalBuffer> = buffer.clone();
-    let levels = DEFAULT_LEVELS.to_vec();
-    let worker = Worker::new(buffer, board.clone(), levels, folder, tasks.clone(), CancellationToken::new());
+    let (levels, abort) = (DEFAULT_LEVELS.to_vec(), CancellationToken::new());
+    let holds = Arc::new(Holds::open(dir).unwrap());
+    let tails = Tails::new(holds, Pins::default(), folder.clone(), abort.clone());
+    let worker = Worker::new(buffer, board.clone(), levels, folder, tasks.clone(), tails, abort);
     (tasks, worker)
 }
 
@@ -251,6 +259,44 @@ async fn a_destination_that_is_behind_gets_nothing_beyond_its_reach_and_delays_n
     bench.board.post_copy(1, bench.id, &key(), Txid::new(10));
     unfinished.wait_for(|count| *count == 0).await.unwrap();
     assert_eq!(bench.list(1, 1).await, bench.list(0, 1).await);
+    assert_eq!(bench.leftovers(), 0);
+}
+
+#[tokio::test]
+async fn where_a_stream_rests_its_last_transaction_lies_alone() {
+    let mut bench = Bench::new(&[24]).await;
+    bench.commit(START_MS, &[0]).await;
+    bench.stream(START_MS + 1_000, 7, &[0]).await;
+    bench.stream(START_MS + 2_000, 5, &[0]).await;
+    let ranges = |files: &[Listed]| -> Vec<(u64, u64)> {
+        files.iter().map(|file| (file.range.min().get(), file.range.max().get())).collect()
+    };
+    assert_eq!(ranges(&bench.list(0, 0).await), [(1, 1), (2, 8), (9, 13)]);
+    bench.pass(START_MS + 40_000).await;
+    assert_eq!(ranges(&bench.list(0, 1).await), [(2, 13)]);
+    assert_eq!(ranges(&bench.list(0, 0).await), [(1, 1), (2, 8), (13, 13)]);
+    assert!(bench.restores(0, &[0, 1], 13).await.unwrap() == bench.image.bytes());
+    assert!(
+        bench.restores(0, &[0], 13).await.is_none(),
+        "it follows a state that no file of level 0 leads to"
+    );
+    let folder = bench.dir.path().join("d0/node/app/ltx/0");
+    let alone = std::fs::read(folder.join("000000000000000d-000000000000000d.ltx")).unwrap();
+    let header = walhub_common::ltx::Header::decode(&alone).unwrap();
+    assert_eq!((header.wal_offset, header.node_id), (32, 9));
+    assert_eq!(header.provenance.map(|known| (known.pre, known.post)), Some((None, bench.image.checksum())));
+    // It goes on as if nothing had happened, and a crash in the middle is made up for.
+    bench.stream(START_MS + 50_000, 4, &[0]).await;
+    let file = folder.join("000000000000000e-0000000000000011.ltx");
+    let bytes = std::fs::read(&file).unwrap();
+    bench.pass(START_MS + 100_000).await;
+    assert!(!file.exists());
+    std::fs::write(&file, &bytes).unwrap();
+    bench.restart().await;
+    bench.pass(START_MS + 110_000).await;
+    assert!(!file.exists(), "what a crash left is removed");
+    assert_eq!(ranges(&bench.list(0, 0).await), [(1, 1), (2, 8), (13, 13), (17, 17)]);
+    assert!(bench.restores(0, &[0, 1], 17).await.unwrap() == bench.image.bytes());
     assert_eq!(bench.leftovers(), 0);
 }
 

@@ -6,9 +6,10 @@ use super::publish::{Output, Publisher};
 use super::report::Report;
 use super::sources;
 use super::state::{Known, State};
+use super::tail::Tails;
 use super::{jitter, millis, takes};
 use crate::buffer::{BufferError, DatabaseId, Registered, SegmentMeta, WalBuffer};
-use crate::copies::{Board, LaneId, Place};
+use crate::copies::{Board, LaneId, Place, Row};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,6 +54,7 @@ pub(super) struct Worker {
     levels: Vec<Duration>,
     folder: PathBuf,
     stop: CancellationToken,
+    tails: Arc<Tails>,
     publisher: Publisher,
     entries: HashMap<DatabaseId, Entry>,
     due: BTreeSet<(i64, DatabaseId)>,
@@ -68,10 +70,12 @@ impl Worker {
         levels: Vec<Duration>,
         folder: PathBuf,
         tasks: TaskGroup,
+        tails: Tails,
         abort: CancellationToken,
     ) -> Self {
         let (report, stop) = (board.compaction().clone(), tasks.token().clone());
-        let publisher = Publisher::new(board.clone(), report.clone(), tasks, abort);
+        let tails = Arc::new(tails);
+        let publisher = Publisher::new(board.clone(), report.clone(), tails.clone(), tasks, abort);
         Self {
             buffer,
             board,
@@ -79,6 +83,7 @@ impl Worker {
             levels,
             folder,
             stop,
+            tails,
             publisher,
             entries: HashMap::new(),
             due: BTreeSet::new(),
@@ -180,14 +185,26 @@ impl Worker {
         if !known && oldest.is_some_and(|oldest| born_here(&oldest.meta)) {
             return State::new(self.levels.len());
         }
-        let places = self.board.row(*id, key).terms.places.clone();
-        let state = State::load(self.levels.len(), key, &places, now_ms, &self.stop).await;
+        let row = self.board.row(*id, key);
+        let places = &row.terms.places;
+        let state = State::load(self.levels.len(), key, places, now_ms, &self.stop).await;
+        self.leave_alone(key, &row).await;
         for (lane, (snapshot, time_ms)) in &state.snapshots {
             if let Some(txid) = snapshot {
                 self.report.holds(*id, *lane, Level::SNAPSHOT, *txid, *time_ms);
             }
         }
         state
+    }
+
+    /// What a hub that was killed left undone.
+    async fn leave_alone(&self, key: &DatabaseKey, row: &Row) {
+        for place in &row.terms.places {
+            let Some(held) = row.held(place.lane) else { continue };
+            if let Err(error) = self.tails.part(place, key, held).await {
+                tracing::debug!(database = %key, %error, "the newest transaction does not lie alone yet");
+            }
+        }
     }
 
     fn failed(&mut self, database: &Registered, error: &WorkError, now_ms: i64) {

@@ -63,11 +63,13 @@ impl Day {
         let id = buffer.register(&key, Some(0xda1), "").await.expect("register").id;
         let as_buffer: Arc<dyn WalBuffer> = buffer.clone();
         let fanout = Fanout::start(as_buffer.clone(), board.clone(), &folder.join("tmp")).expect("lanes");
+        let (holds, pins) = (Arc::new(Holds::open(folder).expect("holds")), Pins::default());
+        let making = folder.join("compaction");
+        let levels = config.levels.clone();
         let compactor =
-            ByHand::new(as_buffer.clone(), board.clone(), config.levels.clone(), &folder.join("compaction"));
+            ByHand::new(as_buffer.clone(), board.clone(), levels, &making, holds.clone(), pins.clone());
         let deletions = TaskGroup::new("retention");
-        let holds = Arc::new(Holds::open(folder).expect("holds"));
-        let retainer = Retainer::start(as_buffer, board.clone(), holds, Pins::default(), deletions.clone());
+        let retainer = Retainer::start(as_buffer, board.clone(), holds, pins, deletions.clone());
         let (compactor, source) = (compactor.expect("compaction"), Source::new());
         let deleted = vec![0; destinations.len()];
         let points = Vec::new();
