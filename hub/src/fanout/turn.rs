@@ -3,7 +3,7 @@
 //!
 //! But a folder gets the last transaction of a flush as a file of its own, in the same turn. The newest file of level 0
 //! then holds one transaction, from which stock Litestream can go on when somebody leaves us. Only folders: a bucket
-//! counts requests. (Transactions that the agent sent as one segment stay one file.)
+//! counts requests. (What the agent sent as one segment is one file, until compaction has come to its end.)
 
 use super::build::{Built, Share, Wanted, build};
 use super::catchup::{self, Step};
