@@ -86,13 +86,13 @@ fn a_database_with_the_lock_page_restores_from_a_folder_and_a_bucket() {
         }
         told(what);
     };
-    judge("restored from the first snapshot and what followed it");
+    judge("restored");
     eventually("the hub made a snapshot of its own", LONG, || {
         let both = ["near", "far"].map(|source| snapshots(&cluster, source));
         ensure(both.iter().all(|found| found.contains(&txid)), || format!("{both:?}, not {txid}"))
     });
     told("the hub made a snapshot of its own");
-    judge("restored from the hub's snapshot");
+    judge("restored once more, from the hub's snapshot");
     cluster.stop_agent("node");
     cluster.stop_hub();
 }
