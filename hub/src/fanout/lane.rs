@@ -13,7 +13,6 @@ use super::tray::{Sealed, Tray};
 use super::turn::{Progress, Turn};
 use super::{Trust, Venue};
 use crate::buffer::{DatabaseId, Registered};
-use crate::config::Layout;
 use crate::copies::{Place, Roster};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -467,9 +466,9 @@ impl Lane {
 /// Its fence works, and it holds nothing that its layout does not see.
 async fn usable(place: &Place, stop: &CancellationToken) -> Result<(), DestinationError> {
     place.destination.probe(stop).await?;
-    match place.entry.layout {
-        Layout::Litestream => pack::refuse(&place.destination, stop).await,
-        Layout::Packed => Ok(()),
+    match place.destination.packs() {
+        None => pack::refuse(&place.destination, stop).await,
+        Some(_) => Ok(()),
     }
 }
 
