@@ -180,7 +180,7 @@ fn rename(input: Input, range: TxidRange, out: &Path) -> Result<Header, TailErro
     let provenance = was.provenance.map(|known| Provenance { pre: before(known), ..known });
     let header = Header { range, provenance, ..was };
     let mut encoder = Encoder::new(BufWriter::new(File::create(out)?), header)?;
-    encoder.spool_index(out.parent().unwrap_or(Path::new(".")));
+    encoder.spool_index(out.parent().unwrap_or_else(|| Path::new(".")));
     let mut page = Vec::new();
     while let Some(pgno) = decoder.next_page(&mut page)? {
         match decoder.block() {
