@@ -113,9 +113,9 @@ fn a_first_boot_restores_once_and_says_by_its_exit_code_what_it_did() {
     let text = path.display().to_string();
     cluster.agent("node", &[("app.db", &path)]);
     cluster.start_hub();
-    // The agent waits for the file, and its configuration is there.
+    // Its configuration is there, and nothing else; the agent may not even have begun.
     cluster.start_agent("node");
-    cluster.stop_agent("node");
+    cluster.kill_agent("node");
     let boot = ["restore", &text, "--if-db-not-exists", "--if-replica-exists", "--json"];
     // The very first node: nothing to restore is no failure, unless it is asked to be.
     let first = cluster.agent_command("node", &boot).json();
