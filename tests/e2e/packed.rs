@@ -91,7 +91,7 @@ fn packs_are_not_left_behind_by_a_change_of_layout() {
     cluster.start_hub();
     let near = |cluster: &Cluster| {
         let status = cluster.client().status().map_err(|status| status.message().to_owned())?;
-        status.destinations.into_iter().find(|found| found.name == "near").ok_or("no near".to_owned())
+        status.destinations.into_iter().find(|found| found.name == "near").ok_or_else(|| "no near".to_owned())
     };
     eventually("the destination says why it is not used", PATIENCE, || {
         let near = near(&cluster)?;
