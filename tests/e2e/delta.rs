@@ -93,7 +93,7 @@ fn one_page_in_a_hundred_changed_moves_little_more_than_that() {
     drop(oracle::observer(&path));
     for suffix in ["-wal", "-shm"] {
         // The last connection has brought everything into the file and taken them away, or leaves them empty.
-        let _ = std::fs::remove_file(cluster.path(&format!("data/app.db{suffix}")));
+        let _ = std::fs::remove_file(cluster.path(format!("data/app.db{suffix}")));
     }
     damage(&path);
     let text = path.display().to_string();

@@ -266,14 +266,14 @@ fn whatever_dies_meanwhile_the_database_is_whole_and_the_hub_agrees() {
         let mut command = std::process::Command::new(walhub_tests::binaries::program("walhub-agent"));
         let txid = marks[round as usize % 2].to_string();
         command.args(["restore", "app.db", "--in-place", "--txid", &txid, "--config"]).arg(&config);
-        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-        let mut asking = command.spawn().expect("a restore");
+        let log = cluster.path("logs/asking.log");
+        let mut asking = walhub_tests::process::Process::spawn("a restore", command, &log);
         // From before it has begun until after it is done, in uneven steps.
         std::thread::sleep(Duration::from_millis(u64::from(round * round * 7 % 180)));
         disturb(&mut cluster, round % 3);
         // An agent whose hub is away waits for it, and its asker with it.
         if round % 3 != 1 {
-            done += u32::from(asking.wait().expect("the end of a restore").success());
+            done += u32::from(asking.wait(Duration::from_secs(180)).success());
         }
         let whole: bool = app.query_row(WHOLE, [], |row| row.get(0)).expect("the totals");
         assert!(whole, "round {round}: a mix");
@@ -286,7 +286,7 @@ fn whatever_dies_meanwhile_the_database_is_whole_and_the_hub_agrees() {
             cluster.start_agent("node");
         } else {
             // With the hub back it is done, or has failed and says so.
-            done += u32::from(asking.wait().expect("the end of a restore").success());
+            done += u32::from(asking.wait(Duration::from_secs(180)).success());
         }
         write(&app, i64::from(round));
         cluster.await_buffered("node", "app.db", &path);
