@@ -234,8 +234,8 @@ fn a_hub_is_rebuilt_from_each_destination_and_nothing_is_sent_twice() {
     fs::rename(cluster.path("busy-image"), cluster.path("busy-state")).unwrap();
     cluster.start_agent("busy");
     eventually("the older image is refused", PATIENCE, || {
-        let log = cluster.hub().log();
-        ensure(log.contains("an older image of node busy"), || log)
+        let log = cluster.agent_process("busy").log();
+        ensure(log.contains("the hub refused this node: an older image of node busy"), || log)
     });
     cluster.kill_agent("busy");
     cluster.stop_hub();
