@@ -100,10 +100,10 @@ async fn a_folder_that_is_gone_is_not_made_again_by_a_put() {
     put(&destination, 1).await.unwrap();
     fs::remove_dir_all(&root).unwrap();
     let error = put(&destination, 2).await.unwrap_err();
-    assert!(matches!(error.fault, Fault::Unavailable(_)), "{error}");
+    assert!(matches!(error.fault, Fault::Gone(_)), "{error}");
     assert!(error.to_string().contains("is its disk mounted?"), "{error}");
     let error = destination.list(&key(1).database, Level::RAW, &CancellationToken::new()).await.unwrap_err();
-    assert!(matches!(error.fault, Fault::Unavailable(_)), "{error}");
+    assert!(matches!(error.fault, Fault::Gone(_)), "{error}");
     assert!(!root.exists());
 }
 
