@@ -41,6 +41,7 @@ enum Command {
     Wal(cmd::wal::Args),
     Reload(cmd::reload::Args),
     Restore(Box<cmd::restore::Args>),
+    Query(cmd::query::Args),
     /// Restores of many databases on their nodes
     #[command(subcommand)]
     Jobs(cmd::jobs::Command),
@@ -66,6 +67,7 @@ impl Cli {
             Command::Wal(args) => args.run().await,
             Command::Reload(args) => args.run().await,
             Command::Restore(args) => args.run().await,
+            Command::Query(args) => args.run().await,
             Command::Jobs(command) => command.run().await,
             Command::Retention(args) => args.run().await,
             Command::Import(args) => args.run().await,

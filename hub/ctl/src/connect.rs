@@ -85,6 +85,11 @@ impl ConnectArgs {
         Ok(Hub { channel })
     }
 
+    /// The address that was given; empty when none was.
+    pub(crate) fn address(&self) -> &str {
+        self.hub.as_deref().unwrap_or_default()
+    }
+
     fn missing(&self) -> String {
         let all = [
             ("--hub HOST:PORT (or WALHUB_HUB)", self.hub.is_none()),

@@ -17,6 +17,11 @@ pub(crate) fn lines(lines: &[String]) -> anyhow::Result<ExitCode> {
     write(&lines.iter().map(|line| clean(line) + "\n").collect::<String>())
 }
 
+/// Prints text as it is: for programs.
+pub(crate) fn text(text: &str) -> anyhow::Result<ExitCode> {
+    write(text)
+}
+
 fn write(text: &str) -> anyhow::Result<ExitCode> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;

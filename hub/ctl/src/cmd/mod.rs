@@ -9,6 +9,7 @@ pub(crate) mod destinations;
 pub(crate) mod hold;
 pub(crate) mod import;
 pub(crate) mod jobs;
+pub(crate) mod query;
 pub(crate) mod reload;
 pub(crate) mod restore;
 pub(crate) mod retention;

@@ -40,7 +40,7 @@ pub(super) async fn restore(
     let agent = args.agent.as_ref().map_or("", |name| name.as_str());
     let mut databases = unless(cancel, hub.status(agent, "")).await?.databases;
     if !args.selector.is_empty() {
-        let chosen = unless(cancel, onto::matching(args, hub)).await?;
+        let chosen = unless(cancel, onto::matching(onto::several(None, &args.selector), hub)).await?;
         databases.retain(|status| status.database.as_ref().is_some_and(|key| chosen.contains(key)));
     }
     let jobs = jobs(args, databases)?;

@@ -1,11 +1,11 @@
 //! `hubctl restore`: one database, the databases of one agent, or the whole fleet, streamed from the hub and proven.
 
 mod fleet;
-mod one;
-mod onto;
-mod outcome;
-mod progress;
-mod target;
+pub(crate) mod one;
+pub(crate) mod onto;
+pub(crate) mod outcome;
+pub(crate) mod progress;
+pub(crate) mod target;
 #[cfg(test)]
 mod tests;
 
@@ -189,7 +189,7 @@ impl Args {
 }
 
 /// For waits that have nothing to clean up: ends at once when we are interrupted.
-async fn unless<T>(
+pub(crate) async fn unless<T>(
     cancel: &CancellationToken,
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {

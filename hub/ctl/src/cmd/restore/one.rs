@@ -28,20 +28,20 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One database to restore.
 #[derive(Debug)]
-pub(super) struct Job {
-    pub(super) database: DatabaseKey,
-    pub(super) target: Target,
+pub(crate) struct Job {
+    pub(crate) database: DatabaseKey,
+    pub(crate) target: Target,
     /// Destination to read from; empty when the hub may choose.
-    pub(super) source: String,
-    pub(super) out: PathBuf,
-    pub(super) force: bool,
+    pub(crate) source: String,
+    pub(crate) out: PathBuf,
+    pub(crate) force: bool,
     /// Make it out of the file that is there, if there is one.
-    pub(super) delta: bool,
+    pub(crate) delta: bool,
 }
 
 impl Job {
     /// As the hub wants it.
-    pub(super) fn request(&self) -> v1::RestoreRequest {
+    pub(crate) fn request(&self) -> v1::RestoreRequest {
         v1::RestoreRequest {
             database: Some(v1::DatabaseRef {
                 agent: self.database.agent.to_string(),
@@ -54,7 +54,7 @@ impl Job {
     }
 
     /// Begin of the sentence that says why not.
-    pub(super) fn failure(&self) -> String {
+    pub(crate) fn failure(&self) -> String {
         match self.source.as_str() {
             "" => format!("cannot restore {} to {}", self.database, self.target),
             source => format!("cannot restore {} to {} from {source}", self.database, self.target),
@@ -83,7 +83,7 @@ impl From<anyhow::Error> for Stop {
 }
 
 /// Restores one database and proves it.
-pub(super) async fn restore(
+pub(crate) async fn restore(
     hub: &Hub,
     job: &Job,
     progress: &Progress,

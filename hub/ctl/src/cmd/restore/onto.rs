@@ -12,6 +12,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tonic::Status;
+use walhub_common::AgentName;
 use walhub_common::config::value;
 use walhub_proto::v1;
 use walhub_proto::v1::job_request::Point;
@@ -141,29 +142,40 @@ fn request(args: &Args) -> v1::JobRequest {
 }
 
 fn selectors(args: &Args) -> Vec<v1::Selector> {
-    let name = |text: String| v1::Selector { by: Some(By::Name(text)) };
-    if let Some(database) = &args.database {
-        return vec![name(database.to_string())];
+    match &args.database {
+        Some(database) => vec![named(database.to_string())],
+        None => several(args.agent.as_ref(), &args.selector),
     }
-    if let Some(agent) = &args.agent {
-        return vec![name(format!("{agent}/*"))];
-    }
-    if args.all {
-        return vec![name("*/*".to_owned())];
-    }
-    let selector = |text: &String| match text.contains('=') {
-        true => v1::Selector { by: Some(By::Labels(text.clone())) },
-        false => name(text.clone()),
-    };
-    args.selector.iter().map(selector).collect()
 }
 
-/// Databases that the selectors of the arguments name, as the hub knows them.
-pub(super) async fn matching(args: &Args, hub: &Hub) -> anyhow::Result<Vec<v1::DatabaseRef>> {
+fn named(text: String) -> v1::Selector {
+    v1::Selector { by: Some(By::Name(text)) }
+}
+
+/// What `--agent` or `--selector` choose; all databases when there is neither.
+pub(crate) fn several(agent: Option<&AgentName>, selector: &[String]) -> Vec<v1::Selector> {
+    if let Some(agent) = agent {
+        return vec![named(format!("{agent}/*"))];
+    }
+    if selector.is_empty() {
+        return vec![named("*/*".to_owned())];
+    }
+    let by = |text: &String| match text.contains('=') {
+        true => v1::Selector { by: Some(By::Labels(text.clone())) },
+        false => named(text.clone()),
+    };
+    selector.iter().map(by).collect()
+}
+
+/// Databases that selectors name, as the hub knows them.
+pub(crate) async fn matching(
+    selectors: Vec<v1::Selector>,
+    hub: &Hub,
+) -> anyhow::Result<Vec<v1::DatabaseRef>> {
     // Latest: whether the point exists is found out by each restore.
     let request = v1::JobRequest {
         request_id: String::new(),
-        selectors: selectors(args),
+        selectors,
         mode: v1::OrderMode::InPlace.into(),
         ..v1::JobRequest::default()
     };

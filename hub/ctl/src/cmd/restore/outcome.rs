@@ -9,28 +9,28 @@ use walhub_common::restore::{Proof, Report};
 
 /// A database that was restored.
 #[derive(Debug, Serialize)]
-pub(super) struct Restored {
+pub(crate) struct Restored {
     /// `agent/name`.
-    pub(super) database: String,
-    output: PathBuf,
-    txid: u64,
-    checksum: String,
+    pub(crate) database: String,
+    pub(crate) output: PathBuf,
+    pub(crate) txid: u64,
+    pub(crate) checksum: String,
     /// `verified`: equal to the checksum taken at the source. `unproven`: nobody took one.
-    verdict: &'static str,
+    pub(crate) verdict: &'static str,
     /// By the hub's clock.
-    time: String,
+    pub(crate) time: String,
     page_size: u32,
     pages: u32,
-    bytes: u64,
+    pub(crate) bytes: u64,
     files: u64,
-    received_bytes: u64,
+    pub(crate) received_bytes: u64,
     seconds: f64,
     mb_per_second: f64,
 }
 
 impl Restored {
     /// From the report of the applier; `timestamp_ms` is the hub's time of the point.
-    pub(super) fn new(database: String, report: Report, timestamp_ms: i64, took: Duration) -> Restored {
+    pub(crate) fn new(database: String, report: Report, timestamp_ms: i64, took: Duration) -> Restored {
         let seconds = took.as_secs_f64();
         Restored {
             database,
@@ -53,7 +53,7 @@ impl Restored {
     }
 
     /// One line with everything that matters.
-    pub(super) fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         format!(
             "{} restored to {}: TXID {} of {}, {} pages, {}, checksum {} {}, {:.2} s, {:.1} MB/s",
             self.database,

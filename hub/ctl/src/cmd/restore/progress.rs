@@ -11,7 +11,7 @@ const UNSIZED: &str = "{prefix} {spinner} {bytes} {bytes_per_sec}";
 
 /// All bars of this run.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     bars: MultiProgress,
     began: Instant,
     shown: AtomicBool,
@@ -19,20 +19,20 @@ pub(super) struct Progress {
 
 /// The bar of one database; gone when dropped.
 #[derive(Debug)]
-pub(super) struct Bar<'a> {
+pub(crate) struct Bar<'a> {
     progress: &'a Progress,
     bar: ProgressBar,
 }
 
 impl Progress {
     /// Nothing is shown yet.
-    pub(super) fn new() -> Progress {
+    pub(crate) fn new() -> Progress {
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
         Progress { bars, began: Instant::now(), shown: AtomicBool::new(false) }
     }
 
     /// A bar for a restore of `total` bytes; 0 when that is not known.
-    pub(super) fn bar(&self, database: &DatabaseKey, total: u64) -> Bar<'_> {
+    pub(crate) fn bar(&self, database: &DatabaseKey, total: u64) -> Bar<'_> {
         let (bar, template) = match total {
             0 => (ProgressBar::no_length(), UNSIZED),
             total => (ProgressBar::new(total), SIZED),
@@ -43,14 +43,14 @@ impl Progress {
     }
 
     /// Runs something that prints, between two drawings of the bars.
-    pub(super) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+    pub(crate) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         self.bars.suspend(print)
     }
 }
 
 impl Bar<'_> {
     /// More bytes have come.
-    pub(super) fn add(&self, bytes: usize) {
+    pub(crate) fn add(&self, bytes: usize) {
         self.bar.inc(bytes as u64);
         let progress = self.progress;
         if progress.began.elapsed() >= PATIENCE && !progress.shown.swap(true, Ordering::Relaxed) {

@@ -6,7 +6,7 @@ use walhub_proto::v1::restore_request;
 
 /// A point in a database's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Target {
+pub(crate) enum Target {
     /// The newest transaction.
     Latest,
     /// Exactly after this transaction.
@@ -17,7 +17,7 @@ pub(super) enum Target {
 
 impl Target {
     /// As the hub wants it.
-    pub(super) fn wire(self) -> Option<restore_request::Target> {
+    pub(crate) fn wire(self) -> Option<restore_request::Target> {
         match self {
             Target::Latest => None,
             Target::Txid(txid) => Some(restore_request::Target::Txid(txid.get())),
@@ -37,6 +37,6 @@ impl fmt::Display for Target {
 }
 
 /// A value parser for `--txid`.
-pub(super) fn parse_txid(text: &str) -> Result<Txid, String> {
+pub(crate) fn parse_txid(text: &str) -> Result<Txid, String> {
     Txid::parse(text).ok_or_else(|| "a TXID is a number from 1, or 16 hex digits".into())
 }
