@@ -74,7 +74,7 @@ ask "Stop the application and the agent, and replace $database by ${asked:-the n
 
 if [[ -n "$stop_app" ]]; then run "the application stops" "$stop_app"; else ask "Is the application stopped?"; fi
 # What the agent has seen committed shall be at the hub: it is what the restore begins with.
-"$agent" sync "$database" --wait buffered --timeout 10s --config "$config" >&2 || say "not all of it is at the hub; going on"
+"$agent" sync "$database" --wait buffered --timeout 30s --config "$config" >&2 || say "not all of it is at the hub; going on"
 run "the agent stops" "$stop_agent"
 stopped=$(now_ms)
 trap 'say "the application and the agent are stopped still; start them, or run this again"' EXIT

@@ -82,8 +82,10 @@ for database in "${paths[@]}"; do
     sound=$(still "$file" 'PRAGMA quick_check(1)') || sound="cannot be read"
     [[ "$sound" == ok ]] || die "$file is what the lost server had, and that is not sound: $sound; see database-corrupted.sh"
     loss=$((lost_ms - $(to_ms "$(field time "$answer")")))
+    ((loss >= 0)) || loss=0
     ((loss <= newest_loss)) || newest_loss=$loss
     say "$database: $file, transaction $(field txid "$answer") of $(field time "$answer"), checksum $(field verdict "$answer")"
+    say "$database: at most what was committed in the last $(seconds "$loss") s is missing (nothing, if it was idle)"
     followed+=("$database")
 done
 
@@ -100,4 +102,4 @@ until='the databases were there and the agent was started'
 [[ -z "$start_app" ]] || until='the application was started'
 printf 'RTO %s s: from the start of this script until %s; replicated again after %s s\n' "$(seconds $((served - began)))" \
     "$until" "$(seconds $((followed_again - began)))"
-printf 'RPO %s s: at most, from the newest transaction that came back to %s\n' "$(seconds "$newest_loss")" "$to"
+printf 'RPO %s s: at most, of the database that was idle for longest; from its newest transaction to %s\n' "$(seconds "$newest_loss")" "$to"

@@ -49,7 +49,7 @@ fn the_commands_of_the_readme_work_as_written() {
     let path = std::env::var("PATH").expect("PATH");
     let mut command = Command::new("timeout");
     command.args(["120", "bash", "-x", "readme.sh"]).current_dir(scratch.path());
-    command.env("PATH", format!("{}:{path}", folders.join(":")));
+    command.env("PATH", format!("{}:{path}", folders.join(":"))).env("XDG_CACHE_HOME", scratch.join("cache"));
     run(command).success();
 
     let live = Image::live(&scratch.join("app.db"));

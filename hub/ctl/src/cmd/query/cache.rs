@@ -255,7 +255,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path().to_owned(), 1 << 20).unwrap();
         let slot = cache.slot("[::1]:7443", &key("a")).await.unwrap();
-        let wait = tokio::time::timeout(Duration::from_millis(200), cache.slot("[::1]:7443", &key("a")));
+        let same = key("a");
+        let wait = tokio::time::timeout(Duration::from_millis(200), cache.slot("[::1]:7443", &same));
         assert!(wait.await.is_err(), "two have it");
         let other = cache.slot("other:7443", &key("a")).await.unwrap();
         assert_ne!(slot.copy(), other.copy());

@@ -11,7 +11,7 @@ use crate::cmd::restore::onto;
 use crate::cmd::restore::progress::Progress;
 use crate::cmd::restore::target::{Target, parse_txid};
 use crate::cmd::restore::unless;
-use crate::connect::{ConnectArgs, Hub};
+use crate::connect::ConnectArgs;
 use crate::fault::{Interrupted, Usage, clean};
 use crate::output;
 use anyhow::{Context, anyhow, bail};

@@ -70,7 +70,7 @@ impl Copy {
         if !statement.readonly() {
             bail!("a past state can only be read, and this statement would write");
         }
-        let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
         if columns.is_empty() {
             bail!("this statement gives no rows: write a SELECT");
         }
@@ -173,7 +173,7 @@ mod tests {
             (&format!("VACUUM INTO '{other}'"), "would write"),
             (&format!("ATTACH '{other}' AS o"), "no rows"),
             ("PRAGMA query_only = off", "no rows"),
-            ("BEGIN IMMEDIATE", "no rows"),
+            ("BEGIN IMMEDIATE", "would write"),
             ("SELECT 1; DELETE FROM t", "one statement"),
             ("SELECT 1; nonsense", "nonsense"),
             ("-- nothing", "no rows"),
