@@ -99,7 +99,10 @@ impl Site {
     }
 
     fn audit(&self) -> Audit {
-        ledger::audit_connection(&oracle::observer(&self.shop)).expect("a sound ledger")
+        let observer = oracle::observer(&self.shop);
+        // One state of it, while the application writes.
+        observer.execute_batch("BEGIN").expect("a read transaction");
+        ledger::audit_connection(&observer).expect("a sound ledger")
     }
 
     /// The application rests; page by page what it has is what the hub gives back.
