@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "hub/v1/mirror.proto",
         "hub/v1/retention.proto",
         "hub/v1/jobs.proto",
+        "hub/v1/drills.proto",
     ];
     let descriptors = protox::compile(files, ["."])?;
     // `bytes` fields become `Bytes`: a segment is sliced, never copied, on its way through the hub.

@@ -9,6 +9,7 @@ use crate::buffer::{BufferError, WalBuffer};
 use crate::compact::Compactor;
 use crate::config::{BufferConfig, Config};
 use crate::copies::{Board, InService, Meters};
+use crate::drills::{self, Drills};
 use crate::fanout::Fanout;
 use crate::fleet::{Epochs, Fleet, LabelBook, OrderDesk, Registry};
 use crate::import::Importer;
@@ -100,6 +101,7 @@ pub struct App {
     staging: Arc<Staging>,
     holds: Arc<Holds>,
     journals: Journals,
+    drilled: drills::Ledger,
     ledger: Ledger,
     listener: TcpListener,
     address: SocketAddr,
@@ -127,7 +129,7 @@ impl App {
         let path = config.data_dir.clone();
         let BufferConfig { max_bytes, when_full } = config.buffer;
         let merger = Arc::new(LtxMerger);
-        let (buffer, epochs, labels, staging, holds, journals, ledger) =
+        let (buffer, epochs, labels, staging, holds, journals, drilled, ledger) =
             tokio::task::spawn_blocking(move || {
                 let data = |source| AppError::Data { path: path.clone(), source };
                 let sealed = Arc::new(Sealed::open(&path).map_err(data)?);
@@ -142,6 +144,7 @@ impl App {
                 staging.reconcile(&buffer).map_err(data)?;
                 let holds = Holds::open(&path).map_err(data)?;
                 let journals = Journals::open(&path).map_err(data)?;
+                let drilled = drills::Ledger::open(&path).map_err(data)?;
                 let ledger = Ledger::open(&path).map_err(data)?;
                 Ok::<_, AppError>((
                     buffer,
@@ -150,6 +153,7 @@ impl App {
                     Arc::new(staging),
                     Arc::new(holds),
                     journals,
+                    drilled,
                     ledger,
                 ))
             })
@@ -170,6 +174,7 @@ impl App {
             staging,
             holds,
             journals,
+            drilled,
             ledger,
             listener,
             address,
@@ -199,6 +204,7 @@ impl App {
             staging,
             holds,
             journals,
+            drilled,
             ledger,
             listener,
             address,
@@ -213,6 +219,7 @@ impl App {
         let fanout = Arc::new(fanout);
         let (levels, for_compaction) = (config.levels.clone(), board.clone());
         let (data_dir, mirror_interval) = (config.data_dir.clone(), config.mirror_interval);
+        let rules = config.drills.clone();
         let reloader = Reloader::new(config, board.clone(), fanout.clone());
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
         let deletions = TaskGroup::new("retention");
@@ -241,9 +248,20 @@ impl App {
         let pins = restores.pins().clone();
         let folder = data_dir.join(COMPACTION);
         let (held, read) = (holds.clone(), pins.clone());
+        let held_for_drills = holds.clone();
         let compactor = Compactor::start(buffer.clone(), for_compaction, levels, &folder, held, read)
             .map_err(|source| AppError::Data { path: data_dir.clone(), source })?;
         let retainer = Retainer::start(buffer.clone(), for_retention, holds, pins, deletions.clone());
+        let drilling = TaskGroup::new("drills");
+        let parts = drills::Parts {
+            buffer: buffer.clone(),
+            board: fleet.board.clone(),
+            pins: restores.pins().clone(),
+            holds: held_for_drills,
+        };
+        let scratch = rules.scratch.clone().unwrap_or_else(|| data_dir.clone());
+        let drills = Drills::start(parts, drilled, rules, &data_dir, &drilling)
+            .map_err(|source| AppError::Data { path: scratch, source })?;
         let on_nodes = TaskGroup::new("jobs");
         let jobs = Jobs::start(journals, fleet.clone(), &on_nodes);
         let planner = Planner::new(buffer.clone(), fleet.clone(), restores.clone());
@@ -260,6 +278,7 @@ impl App {
             ),
             restores,
             retainer,
+            drills,
             jobs,
             planner,
             reloader: reloader.clone(),
@@ -304,7 +323,11 @@ impl App {
         // A snapshot that is being put together is given up: its parts stay, and the node asks for it again.
         seals.shutdown(SESSIONS_DEADLINE).await;
         tracing::info!(elapsed = ?started.elapsed(), "sessions ended");
-        tokio::join!(deletions.shutdown(SESSIONS_DEADLINE), mirrored.shutdown(SESSIONS_DEADLINE));
+        tokio::join!(
+            deletions.shutdown(SESSIONS_DEADLINE),
+            mirrored.shutdown(SESSIONS_DEADLINE),
+            drilling.shutdown(SESSIONS_DEADLINE)
+        );
         tokio::join!(fanout.shutdown(PUTS_DEADLINE), compactor.shutdown(PUTS_DEADLINE));
         tracing::info!(elapsed = ?started.elapsed(), "lanes ended");
         let closed = buffer.close().await;

@@ -6,6 +6,7 @@ mod crash;
 mod day;
 mod delta;
 mod documents;
+mod drills;
 mod fault_matrix;
 mod fleet;
 mod full_buffer;

@@ -161,6 +161,12 @@ impl S3 {
         self.curl("DELETE", bucket).success();
     }
 
+    /// Cuts an object to nothing, behind everybody's back.
+    #[track_caller]
+    pub fn damage(&self, bucket: &str, key: &str) {
+        self.curl("PUT", &format!("{bucket}/{key}")).success();
+    }
+
     /// Keys in a bucket that start with `prefix`, sorted, as the server itself lists them.
     #[track_caller]
     pub fn keys(&self, bucket: &str, prefix: &str) -> Vec<String> {

@@ -45,6 +45,10 @@ enum Command {
     /// Restores of many databases on their nodes
     #[command(subcommand)]
     Jobs(cmd::jobs::Command),
+    /// Restores that are tried before they are needed
+    #[command(subcommand)]
+    Drills(cmd::drills::Command),
+    Repair(cmd::drills::RepairArgs),
     Retention(cmd::retention::Args),
     Import(cmd::import::Args),
     /// Databases of which nothing is deleted
@@ -69,6 +73,8 @@ impl Cli {
             Command::Restore(args) => args.run().await,
             Command::Query(args) => args.run().await,
             Command::Jobs(command) => command.run().await,
+            Command::Drills(command) => command.run().await,
+            Command::Repair(args) => args.run().await,
             Command::Retention(args) => args.run().await,
             Command::Import(args) => args.run().await,
             Command::Hold(command) => command.run().await,

@@ -13,6 +13,7 @@ use walhub_common::tls::{self, Connector, TlsPaths};
 use walhub_proto::v1;
 use walhub_proto::v1::control_service_client::ControlServiceClient;
 use walhub_proto::v1::destinations_service_client::DestinationsServiceClient;
+use walhub_proto::v1::drill_service_client::DrillServiceClient;
 use walhub_proto::v1::fleet_service_client::FleetServiceClient;
 use walhub_proto::v1::import_service_client::ImportServiceClient;
 use walhub_proto::v1::job_service_client::JobServiceClient;
@@ -161,6 +162,11 @@ impl Hub {
     /// What destinations keep.
     pub(crate) fn retention(&self) -> RetentionServiceClient<Channel> {
         RetentionServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_STATUS_BYTES)
+    }
+
+    /// Restores that are tried.
+    pub(crate) fn drills(&self) -> DrillServiceClient<Channel> {
+        DrillServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_STATUS_BYTES)
     }
 
     /// Restores on nodes.

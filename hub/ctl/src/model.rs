@@ -123,6 +123,16 @@ pub(crate) struct CopyState {
     pub(crate) destination: String,
     pub(crate) txid: u64,
     pub(crate) lag_ms: u64,
+    /// The last restore that was tried from there.
+    pub(crate) drill: Option<DrillBrief>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct DrillBrief {
+    /// `passed`, `repaired`, `failed`, `undone`, `repairing`.
+    pub(crate) verdict: String,
+    pub(crate) age_ms: u64,
+    pub(crate) message: Option<String>,
 }
 
 /// `hubctl snapshots` and `hubctl wal`.
@@ -294,6 +304,11 @@ impl From<v1::DatabaseStatus> for Database {
             destination: copy.destination,
             txid: copy.txid,
             lag_ms: copy.lag_ms,
+            drill: copy.drill.map(|drill| DrillBrief {
+                verdict: drill.verdict,
+                age_ms: drill.age_ms,
+                message: some(drill.message),
+            }),
         };
         Database {
             database: key(wire.database),

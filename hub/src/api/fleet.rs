@@ -3,13 +3,15 @@
 use super::peer::Peer;
 use super::restore::info;
 use super::{Handles, status};
+use crate::drills::{Copy, Drills};
 use crate::fleet::status::{Scope, assemble};
 use tonic::{Request, Response, Status};
 use walhub_common::tls::Role;
-use walhub_common::{AgentName, DatabaseName};
+use walhub_common::{AgentName, DatabaseKey, DatabaseName, DestinationName, clock};
 use walhub_proto::v1::fleet_service_server::FleetService;
 use walhub_proto::v1::{
-    LabelAgentRequest, LabelAgentResponse, ListFilesRequest, ListFilesResponse, StatusRequest, StatusResponse,
+    DatabaseRef, DrillBrief, LabelAgentRequest, LabelAgentResponse, ListFilesRequest, ListFilesResponse,
+    StatusRequest, StatusResponse,
 };
 use walhub_store::restore::{PlannedFile, SourceName};
 
@@ -44,6 +46,9 @@ fn for_agent(mut picture: StatusResponse) -> StatusResponse {
     if let Some(hub) = &mut picture.hub {
         hub.id.clear();
     }
+    for copy in picture.databases.iter_mut().flat_map(|database| &mut database.copies) {
+        copy.drill = None;
+    }
     for destination in &mut picture.destinations {
         destination.location.clear();
         destination.last_error.clear();
@@ -53,16 +58,41 @@ fn for_agent(mut picture: StatusResponse) -> StatusResponse {
     picture
 }
 
+/// The last drill of every copy in the picture.
+fn with_drills(picture: &mut StatusResponse, drills: &Drills) {
+    let now_ms = clock::now_ms();
+    for database in &mut picture.databases {
+        let Some(DatabaseRef { agent, name }) = &database.database else { continue };
+        let (Ok(agent), Ok(name)) = (AgentName::new(agent.as_str()), DatabaseName::new(name.as_str())) else {
+            continue;
+        };
+        let key = DatabaseKey::new(agent, name);
+        for copy in &mut database.copies {
+            let Ok(destination) = DestinationName::new(copy.destination.as_str()) else { continue };
+            let last = drills.last(&Copy { database: key.clone(), destination });
+            copy.drill = last.map(|drill| DrillBrief {
+                age_ms: u64::try_from(now_ms - drill.began_ms).unwrap_or(0),
+                verdict: drill.verdict.as_str().to_owned(),
+                message: drill.message,
+            });
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl FleetService for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let peer = Peer::of(request.extensions())?;
         let scope = scope(peer, request.get_ref())?;
         let to_agent = peer.identity.role == Role::Agent;
-        let Handles { fleet, buffer, started_ms, .. } = self.handles.clone();
+        let Handles { fleet, buffer, drills, started_ms, .. } = self.handles.clone();
         // Every lag looks into the index, which may have to read from disk.
-        let picture =
-            tokio::task::spawn_blocking(move || assemble(&fleet, buffer.as_ref(), &scope, started_ms)).await;
+        let picture = tokio::task::spawn_blocking(move || {
+            let mut picture = assemble(&fleet, buffer.as_ref(), &scope, started_ms);
+            with_drills(&mut picture, &drills);
+            picture
+        })
+        .await;
         let picture = picture.map(|picture| if to_agent { for_agent(picture) } else { picture });
         picture.map(Response::new).map_err(|_| Status::internal("the status failed; see the hub's log"))
     }

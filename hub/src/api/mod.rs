@@ -3,6 +3,7 @@
 mod checksums;
 mod control;
 mod destinations;
+mod drills;
 mod fleet;
 mod images;
 mod import;
@@ -19,6 +20,7 @@ mod status;
 pub use listen::{Connection, Connections, MAX_CONNECTIONS, accept_loop};
 
 use crate::buffer::WalBuffer;
+use crate::drills::Drills;
 use crate::fleet::Fleet;
 use crate::import::Importer;
 use crate::ingest::Ingest;
@@ -34,6 +36,7 @@ use walhub_common::limits::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES};
 use walhub_common::task::TaskGroup;
 use walhub_proto::v1::control_service_server::ControlServiceServer;
 use walhub_proto::v1::destinations_service_server::DestinationsServiceServer;
+use walhub_proto::v1::drill_service_server::DrillServiceServer;
 use walhub_proto::v1::fleet_service_server::FleetServiceServer;
 use walhub_proto::v1::image_service_server::ImageServiceServer;
 use walhub_proto::v1::import_service_server::ImportServiceServer;
@@ -70,6 +73,8 @@ pub struct Handles {
     pub importer: Arc<Importer>,
     /// Deletes what is no longer kept.
     pub retainer: Retainer,
+    /// Tries restores.
+    pub drills: Drills,
     /// Restores on nodes.
     pub jobs: Jobs,
     /// Plans them.
@@ -98,6 +103,8 @@ pub fn router(handles: Handles) -> Router {
         .max_decoding_message_size(MAX_REQUEST_BYTES);
     let jobs = JobServiceServer::new(jobs::Service::new(handles.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let drills = DrillServiceServer::new(drills::Service::new(handles.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
     let fleet =
         FleetServiceServer::new(fleet::Service::new(handles)).max_decoding_message_size(MAX_REQUEST_BYTES);
     Server::builder()
@@ -115,4 +122,5 @@ pub fn router(handles: Handles) -> Router {
         .add_service(retention)
         .add_service(import)
         .add_service(jobs)
+        .add_service(drills)
 }

@@ -29,6 +29,7 @@ mod work;
 #[cfg(any(test, feature = "testutil"))]
 pub use by_hand::ByHand;
 pub use report::{Newest, Report, Totals};
+pub(crate) use sources::streamed;
 
 use crate::buffer::WalBuffer;
 use crate::config::Layout;

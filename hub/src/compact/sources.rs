@@ -158,7 +158,7 @@ pub(super) async fn whole(
 }
 
 /// One file, read as the merge asks for it; a read that breaks goes on where it broke.
-pub(super) fn streamed(
+pub(crate) fn streamed(
     sources: Vec<DynSource>,
     key: &DatabaseKey,
     file: PlannedFile,

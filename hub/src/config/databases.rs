@@ -69,7 +69,7 @@ fn entry(
     Some(selector)
 }
 
-fn pattern(text: &str) -> Result<Pattern, String> {
+pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
     let text = value::string(text)?;
     Pattern::new(&text)
         .map_err(|error| format!("{text:?} is not a pattern: {error}; `*` stands for any characters"))

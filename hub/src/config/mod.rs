@@ -6,6 +6,7 @@ mod buffer;
 mod compaction;
 mod databases;
 mod destination;
+mod drills;
 mod layout;
 mod limits;
 mod mirror;
@@ -22,6 +23,7 @@ pub use mirror::DEFAULT_MIRROR_INTERVAL;
 pub use retention::Retention;
 
 use crate::copies::{Policy, Selector};
+use crate::drills::Rules;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,6 +56,8 @@ pub struct Config {
     pub levels: Vec<Duration>,
     /// Least time between two mirrors of the hub at its destinations.
     pub mirror_interval: Duration,
+    /// What restores are tried for, and how often.
+    pub drills: Rules,
     /// What makes a transaction durable, where no selector says it.
     pub policy: Policy,
     /// What applies to some databases only; the first one that matches counts.
@@ -106,6 +110,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
     let buffer = buffer::parse(root.section("buffer"));
     let levels = compaction::levels(&mut root);
     let mirror_interval = mirror::interval(&mut root);
+    let drills = drills::parse(&mut root);
     let (log_level, log_format) = parts::log(root.section("log"));
     let destinations = destinations(&mut root, files);
     let policy = policy::parse(root.section("policy"), destinations.as_deref());
@@ -120,6 +125,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
         buffer,
         levels,
         mirror_interval,
+        drills,
         policy,
         databases,
         destinations: destinations?,

@@ -175,6 +175,7 @@ fn database_status(
         destination: place.name().to_string(),
         txid: row.held(place.lane).map_or(0, Txid::get),
         lag_ms: lag.unwrap_or(0),
+        drill: None,
     };
     let mut missing = database.position.map_or_else(String::new, |pos| row.missing(pos.txid));
     for place in &row.terms.places {

@@ -40,6 +40,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         path: _,
         skeleton: _,
         mirror_interval,
+        drills,
         listen,
         data_dir,
         tls,
@@ -59,6 +60,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ("buffer.when-full", buffer.when_full != old.buffer.when_full),
         ("levels", *levels != old.levels),
         ("mirror-interval", *mirror_interval != old.mirror_interval),
+        ("drills", *drills != old.drills),
         ("log", (log_level, log_format) != (&old.log_level, &old.log_format)),
     ];
     let fates: Vec<Fate> = destinations.iter().map(|entry| fate(&old.destinations, entry)).collect();
@@ -104,6 +106,7 @@ impl Diff {
             tls: old.tls.clone(),
             buffer: old.buffer,
             mirror_interval: old.mirror_interval,
+            drills: old.drills.clone(),
             log_level: old.log_level.clone(),
             log_format: old.log_format,
             ..new

@@ -6,6 +6,7 @@ pub(crate) mod cert;
 pub(crate) mod completions;
 pub(crate) mod databases;
 pub(crate) mod destinations;
+pub(crate) mod drills;
 pub(crate) mod hold;
 pub(crate) mod import;
 pub(crate) mod jobs;

@@ -160,7 +160,12 @@ mod tests {
                 buffered: Some(v1::Position { txid: 12, checksum: (1 << 63) | 5 }),
                 buffered_ms: 1_795_354_117_090,
                 durable_txid: 11,
-                copies: vec![v1::CopyStatus { destination: "disk".into(), txid: 11, lag_ms: 350 }],
+                copies: vec![v1::CopyStatus {
+                    destination: "disk".into(),
+                    txid: 11,
+                    lag_ms: 350,
+                    drill: None,
+                }],
                 open: true,
                 last_refusal: String::new(),
                 path: "/data/app.db".into(),
@@ -188,6 +193,21 @@ pos-17  connected          1  -          -     -        -
 DATABASE       TXID  BUFFERED AT              DURABLE  COPIES             STATE
 pos-17/app.db    12  2026-11-22T13:28:37.09Z       11  disk 11 (-350 ms)  policy lacks 1 more copy; 30 restore points of 3-40 given up"
         );
+    }
+
+    #[test]
+    fn a_drill_shows_when_it_was_and_a_failed_one_why() {
+        let shown = |verdict: &str, message: &str| {
+            let mut wire = wire();
+            let drill =
+                v1::DrillBrief { age_ms: 7_200_000, verdict: verdict.into(), message: message.into() };
+            wire.databases[0].copies[0].drill = Some(drill);
+            databases::table(&Status::from(wire).databases).lines().pop().unwrap()
+        };
+        let passed = shown("passed", "");
+        assert!(passed.contains("disk 11 (-350 ms, drilled 2 h 0 min ago)"), "{passed}");
+        let failed = shown("failed", "level 0 file x.ltx: corrupt");
+        assert!(failed.contains("drill at disk failed: level 0 file x.ltx: corrupt"), "{failed}");
     }
 
     #[test]
@@ -229,7 +249,7 @@ pos-17/app.db    12  2026-11-22T13:28:37.09Z       11  disk 11 (-350 ms)  policy
                 "buffered_checksum": "8000000000000005",
                 "buffered_at": "2026-11-22T13:28:37.09Z",
                 "durable_txid": 11,
-                "copies": [{"destination": "disk", "txid": 11, "lag_ms": 350}],
+                "copies": [{"destination": "disk", "txid": 11, "lag_ms": 350, "drill": null}],
                 "open": true,
                 "policy_missing": "1 more copy",
                 "given_up": {"restore_points": 30, "first_txid": 3, "last_txid": 40},

@@ -48,14 +48,24 @@ pub(crate) fn table(databases: &[Database]) -> Table {
 }
 
 fn copy(copy: &CopyState) -> String {
-    match copy.lag_ms {
-        0 => format!("{} {}", copy.destination, copy.txid),
-        lag => format!("{} {} (-{})", copy.destination, copy.txid, output::millis(lag)),
+    let lag = (copy.lag_ms > 0).then(|| format!("-{}", output::millis(copy.lag_ms)));
+    let proven = copy.drill.as_ref().filter(|drill| matches!(drill.verdict.as_str(), "passed" | "repaired"));
+    let proven = proven.map(|drill| format!("drilled {} ago", output::millis(drill.age_ms)));
+    let more: Vec<String> = lag.into_iter().chain(proven).collect();
+    match more.is_empty() {
+        true => format!("{} {}", copy.destination, copy.txid),
+        false => format!("{} {} ({})", copy.destination, copy.txid, more.join(", ")),
     }
 }
 
 fn state(database: &Database) -> String {
-    let state = copies(database);
+    let mut state = copies(database);
+    for copy in &database.copies {
+        if let Some(drill) = copy.drill.as_ref().filter(|drill| drill.verdict == "failed") {
+            let why = drill.message.as_deref().unwrap_or("see `hubctl drills show`");
+            state = format!("{state}; drill at {} failed: {why}", copy.destination);
+        }
+    }
     match &database.given_up {
         Some(GivenUp { restore_points, first_txid, last_txid }) => {
             format!("{state}; {restore_points} restore points of {first_txid}-{last_txid} given up")

@@ -1,0 +1,345 @@
+//! Drills: restores that are tried before they are needed, one copy after the other, and what they found.
+//!
+//! - [`rules`]: what is to be done; [`schedule`]: which copy is next, and when. Pure.
+//! - [`run`](self::run): one drill: everything is read from the one destination that is tried, applied into scratch space, held against the
+//!   checksum that the source took, and shown to SQLite. Where it does not hold, the objects used are read one by one, and
+//!   those to blame are named; [`crate::repair`] makes them anew.
+//! - [`ledger`]: results on disk.
+//!
+//! # Invariants
+//! - One drill at a time, in scratch space of its own which is emptied at start, within bounds of size, bandwidth and time.
+//! - Nothing of the database that is read is deleted meanwhile ([`crate::retain::Pins`]).
+//! - Every copy gets its turn; results and turns outlive the hub.
+//! - A drill that failed is an error in the log and stays in the status until one passes.
+//!
+//! Non-goals: restore points other than the newest; exporting metrics (the hub exports none).
+
+mod checks;
+mod ledger;
+mod measured;
+mod model;
+mod rules;
+mod run;
+mod schedule;
+
+#[cfg(test)]
+mod tests;
+
+pub use ledger::Ledger;
+pub use model::{Copy, Drill, Verdict};
+pub use rules::{Assertion, Assertions, Rules};
+pub use run::Asked;
+
+use crate::buffer::WalBuffer;
+use crate::copies::Board;
+use crate::repair::Repairer;
+use crate::retain::{Holds, Pins};
+use ledger::Book;
+use run::Runner;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use walhub_common::task::TaskGroup;
+use walhub_common::{DatabaseKey, DestinationName, clock};
+
+/// The folder of the scratch space: it is the hub's own, and emptied.
+const FOLDER: &str = "walhub-drills";
+/// How often it is looked whether a drill is due.
+const LOOK: Duration = Duration::from_secs(10);
+/// Drills that were asked for and wait.
+const MOST_WAITING: usize = 64;
+
+/// Why a drill was not made.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DrillError {
+    /// Too many wait.
+    #[error("{MOST_WAITING} drills wait already; try again later")]
+    Busy,
+    /// The hub is going down.
+    #[error("the hub is shutting down")]
+    Ended,
+}
+
+/// How drills stand.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outlook {
+    /// The configuration.
+    pub rules: Arc<Rules>,
+    /// Databases at destinations.
+    pub copies: usize,
+    /// What is tried right now, and since when, Unix ms.
+    pub running: Option<(Copy, i64)>,
+}
+
+struct Inner {
+    buffer: Arc<dyn WalBuffer>,
+    board: Arc<Board>,
+    book: Book,
+    rules: Arc<Rules>,
+    running: Mutex<Option<(Copy, i64)>>,
+}
+
+struct Order {
+    asked: Asked,
+    reply: oneshot::Sender<Drill>,
+}
+
+/// Handle on the drills of a hub.
+#[derive(Clone)]
+pub struct Drills {
+    inner: Arc<Inner>,
+    orders: mpsc::Sender<Order>,
+}
+
+/// What drills need of the hub.
+pub struct Parts {
+    /// Knows the databases, and their newest checksums.
+    pub buffer: Arc<dyn WalBuffer>,
+    /// Knows who holds what.
+    pub board: Arc<Board>,
+    /// Who reads what.
+    pub pins: Pins,
+    /// What must not be deleted.
+    pub holds: Arc<Holds>,
+}
+
+impl Drills {
+    /// Begins; ends with `tasks`. The scratch space is in `data_dir` unless the rules say otherwise. Blocking, shortly.
+    pub fn start(
+        parts: Parts,
+        ledger: Ledger,
+        rules: Rules,
+        data_dir: &Path,
+        tasks: &TaskGroup,
+    ) -> io::Result<Drills> {
+        let scratch = rules.scratch.as_deref().unwrap_or(data_dir).join(FOLDER);
+        if scratch.exists() {
+            std::fs::remove_dir_all(&scratch)?;
+        }
+        std::fs::create_dir_all(&scratch)?;
+        let Parts { buffer, board, pins, holds } = parts;
+        let rules = Arc::new(rules);
+        let repairer = Repairer::new(
+            buffer.clone(),
+            board.clone(),
+            holds,
+            pins.clone(),
+            &scratch,
+            tasks.token().clone(),
+        );
+        let book = Book::new(ledger);
+        let runner = Runner {
+            buffer: buffer.clone(),
+            board: board.clone(),
+            pins,
+            repairer,
+            rules: rules.clone(),
+            scratch,
+            book: book.clone(),
+        };
+        let inner = Arc::new(Inner { buffer, board, book, rules, running: Mutex::default() });
+        let (orders, queue) = mpsc::channel(MOST_WAITING);
+        let owner = Owner { inner: inner.clone(), runner, stop: tasks.token().clone() };
+        tasks.spawn(owner.run(queue));
+        Ok(Drills { inner, orders })
+    }
+
+    /// Tries a copy now, after those that others asked for. Dropping the future gives it up.
+    pub async fn run(&self, asked: Asked) -> Result<Drill, DrillError> {
+        let (reply, done) = oneshot::channel();
+        self.orders.try_send(Order { asked, reply }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => DrillError::Busy,
+            mpsc::error::TrySendError::Closed(_) => DrillError::Ended,
+        })?;
+        done.await.map_err(|_| DrillError::Ended)
+    }
+
+    /// The destinations that a database goes to; `None` when the hub does not know it.
+    pub fn copies_of(&self, database: &DatabaseKey) -> Option<Vec<Copy>> {
+        let known = self.inner.buffer.find(database)?;
+        let terms = self.inner.board.row(known.id, &known.key).terms;
+        let copy = |name: &DestinationName| Copy { database: known.key.clone(), destination: name.clone() };
+        Some(terms.places.iter().map(|place| copy(place.name())).collect())
+    }
+
+    /// The last drill of a copy.
+    pub fn last(&self, copy: &Copy) -> Option<Drill> {
+        self.inner.book.open().last(copy).cloned()
+    }
+
+    /// Drills by copy, newest first; only the last of each unless `history`.
+    pub fn list(
+        &self,
+        database: Option<&DatabaseKey>,
+        destination: Option<&DestinationName>,
+        history: bool,
+    ) -> Vec<Drill> {
+        let asked = |copy: &Copy| {
+            database.is_none_or(|asked| *asked == copy.database)
+                && destination.is_none_or(|asked| *asked == copy.destination)
+        };
+        let ledger = self.inner.book.open();
+        let of = ledger.all().filter(|(copy, _)| asked(copy));
+        let most = if history { usize::MAX } else { 1 };
+        of.flat_map(|(_, drills)| drills.iter().rev().take(most).cloned()).collect()
+    }
+
+    /// How drills stand.
+    pub fn outlook(&self) -> Outlook {
+        let running = self.inner.running().clone();
+        Outlook { rules: self.inner.rules.clone(), copies: self.inner.copies(false).len(), running }
+    }
+}
+
+impl Inner {
+    fn running(&self) -> MutexGuard<'_, Option<(Copy, i64)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every database at each of its destinations that is known to hold something; with `ready`, only those that answer.
+    fn copies(&self, ready: bool) -> Vec<Copy> {
+        let mut copies = Vec::new();
+        for database in self.buffer.databases() {
+            let row = self.board.row(database.id, &database.key);
+            for place in &row.terms.places {
+                if row.held(place.lane).is_some() && (!ready || self.board.health(place.lane).healthy) {
+                    let (database, destination) = (database.key.clone(), place.name().clone());
+                    copies.push(Copy { database, destination });
+                }
+            }
+        }
+        copies
+    }
+}
+
+struct Owner {
+    inner: Arc<Inner>,
+    runner: Runner,
+    stop: CancellationToken,
+}
+
+impl Owner {
+    async fn run(self, mut queue: mpsc::Receiver<Order>) {
+        let mut seed: u64 = rand::random();
+        let mut since = Instant::now();
+        // How long after `since`, given the interval of the moment.
+        let newest_ms = self.inner.book.open().newest_ms();
+        let started_ms = clock::now_ms();
+        let mut first = true;
+        loop {
+            let interval = self.inner.rules.every.map(|every| {
+                schedule::interval(every, self.inner.rules.sample, self.inner.copies(false).len())
+            });
+            let due = interval.map(|interval| {
+                since
+                    + match first {
+                        true => schedule::first(interval, newest_ms, started_ms),
+                        false => schedule::jittered(interval, seed),
+                    }
+            });
+            let now = Instant::now();
+            let wake = due.map(|due| due.clamp(now, now + LOOK));
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                order = queue.recv() => {
+                    let Some(Order { asked, mut reply }) = order else { return };
+                    let cancel = self.stop.child_token();
+                    let drill = {
+                        let drilling = self.drill(&asked, &cancel);
+                        tokio::pin!(drilling);
+                        tokio::select! {
+                            drill = &mut drilling => drill,
+                            () = reply.closed() => {
+                                cancel.cancel();
+                                drilling.await
+                            }
+                        }
+                    };
+                    let _ = reply.send(drill);
+                }
+                () = sleep_until(wake), if wake.is_some() => {
+                    if due.is_some_and(|due| due <= Instant::now()) && let Some(copy) = self.next(seed) {
+                        let repair = self.inner.rules.repair;
+                        let asked = Asked { copy, repair, every_file: false };
+                        since = Instant::now();
+                        self.drill(&asked, &self.stop.child_token()).await;
+                        (seed, first) = (seed.wrapping_add(1), false);
+                    }
+                }
+            }
+        }
+    }
+
+    fn next(&self, seed: u64) -> Option<Copy> {
+        let copies = self.inner.copies(true);
+        let ledger = self.inner.book.open();
+        schedule::next(&copies, |copy| ledger.known(copy), clock::now_ms(), seed).cloned()
+    }
+
+    /// A drill, recorded and told.
+    async fn drill(&self, asked: &Asked, cancel: &CancellationToken) -> Drill {
+        *self.inner.running() = Some((asked.copy.clone(), clock::now_ms()));
+        let (timeout, late) = (self.inner.rules.timeout, cancel.child_token());
+        let mut drill = {
+            let running = self.runner.run(asked, &late);
+            tokio::pin!(running);
+            tokio::select! {
+                drill = &mut running => drill,
+                () = tokio::time::sleep(timeout) => {
+                    late.cancel();
+                    let drill = running.await;
+                    match drill.verdict {
+                        Verdict::Undone => Drill { message: format!("it took longer than {timeout:?}"), ..drill },
+                        _ => drill,
+                    }
+                }
+            }
+        };
+        if drill.verdict == Verdict::Undone && self.stop.is_cancelled() {
+            // Its turn comes again.
+            drill.message = "the hub went down".to_owned();
+        }
+        tell(&drill);
+        self.inner.book.add(drill.clone()).await;
+        *self.inner.running() = None;
+        drill
+    }
+}
+
+fn tell(drill: &Drill) {
+    let Drill {
+        copy: Copy { database, destination },
+        verdict,
+        txid,
+        elapsed_ms,
+        bytes,
+        message,
+        repairs,
+        ..
+    } = drill;
+    let repairs = repairs.join("; ");
+    match verdict {
+        Verdict::Passed => {
+            tracing::info!(%database, %destination, txid, elapsed_ms, bytes, "drill passed");
+        }
+        Verdict::Repaired => {
+            tracing::warn!(%database, %destination, txid, elapsed_ms, message, repairs, "drill passed after a repair");
+        }
+        Verdict::Failed | Verdict::Repairing => {
+            tracing::error!(%database, %destination, message, repairs, "drill failed: this copy cannot be relied on");
+        }
+        Verdict::Undone => tracing::warn!(%database, %destination, message, "a drill could not be made"),
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,122 @@
+//! What a drill found, as a value.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use walhub_common::{DatabaseKey, DestinationName};
+
+/// A database at one destination: what a drill is of.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Copy {
+    /// Which database.
+    #[serde(with = "text")]
+    pub database: DatabaseKey,
+    /// Where.
+    #[serde(with = "text")]
+    pub destination: DestinationName,
+}
+
+impl fmt::Display for Copy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.database, self.destination)
+    }
+}
+
+/// What came of a drill.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// What was restored is what was captured, and every check holds.
+    Passed,
+    /// Objects were damaged or missing; they were made anew from other copies, and then it passed.
+    Repaired,
+    /// The copy cannot be relied on.
+    Failed,
+    /// Nothing was found out: the destination did not answer, no room, cancelled.
+    Undone,
+    /// An object is being replaced. A hub that ends there tries this copy first when it is back.
+    Repairing,
+}
+
+impl Verdict {
+    /// In lower case, for people and programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Passed => "passed",
+            Verdict::Repaired => "repaired",
+            Verdict::Failed => "failed",
+            Verdict::Undone => "undone",
+            Verdict::Repairing => "repairing",
+        }
+    }
+}
+
+/// One drill.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Drill {
+    /// Of what.
+    #[serde(flatten)]
+    pub copy: Copy,
+    /// When it began, Unix ms.
+    pub began_ms: i64,
+    /// How long it took, ms.
+    pub elapsed_ms: u64,
+    /// What came of it.
+    pub verdict: Verdict,
+    /// The transaction that was restored; 0 when it did not come so far.
+    #[serde(default)]
+    pub txid: u64,
+    /// The time of that, Unix ms; 0 when it did not come so far.
+    #[serde(default)]
+    pub point_ms: i64,
+    /// Size of the restored database.
+    #[serde(default)]
+    pub database_bytes: u64,
+    /// Bytes read from the destination.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Requests sent to the destination.
+    #[serde(default)]
+    pub requests: u64,
+    /// Why it did not pass; names the object. Empty when it passed.
+    #[serde(default)]
+    pub message: String,
+    /// What was done about damaged objects, one sentence each.
+    #[serde(default)]
+    pub repairs: Vec<String>,
+}
+
+impl Drill {
+    /// One that has just begun.
+    pub(super) fn begin(copy: Copy, began_ms: i64) -> Self {
+        Self {
+            copy,
+            began_ms,
+            elapsed_ms: 0,
+            verdict: Verdict::Undone,
+            txid: 0,
+            point_ms: 0,
+            database_bytes: 0,
+            bytes: 0,
+            requests: 0,
+            message: String::new(),
+            repairs: Vec::new(),
+        }
+    }
+}
+
+/// A name as text.
+mod text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    pub(super) fn serialize<T: Display, S: Serializer>(name: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(name)
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<T, D::Error> {
+        String::deserialize(from)?.parse().map_err(Error::custom)
+    }
+}

@@ -1,0 +1,211 @@
+//! Drills over real folders with a real history: what is wrong is found, named, and made good again.
+
+use super::{Asked, Copy, Drill, Drills, Ledger, Parts, Rules, Verdict};
+use crate::repair::bench::Fleet;
+use std::path::PathBuf;
+use std::time::Duration;
+use walhub_common::task::TaskGroup;
+
+struct Bench {
+    fleet: Fleet,
+    drills: Drills,
+    tasks: TaskGroup,
+}
+
+impl Bench {
+    async fn new(rules: Rules) -> Bench {
+        let fleet = Fleet::new(&["near", "far"]).await;
+        let (drills, tasks) = start(&fleet, rules);
+        Bench { fleet, drills, tasks }
+    }
+
+    async fn run(&self, destination: &str, repair: bool, every_file: bool) -> Drill {
+        let copy = Copy { database: self.fleet.key(), destination: destination.parse().unwrap() };
+        self.drills.run(Asked { copy, repair, every_file }).await.unwrap()
+    }
+
+    async fn end(self) {
+        assert!(self.tasks.shutdown(Duration::from_secs(60)).await);
+    }
+}
+
+fn start(fleet: &Fleet, rules: Rules) -> (Drills, TaskGroup) {
+    let parts = Parts {
+        buffer: fleet.buffer.clone(),
+        board: fleet.board.clone(),
+        pins: fleet.pins.clone(),
+        holds: fleet.holds.clone(),
+    };
+    let (dir, tasks) = (fleet.dir.path(), TaskGroup::new("drills"));
+    let drills = Drills::start(parts, Ledger::open(dir).unwrap(), rules, dir, &tasks).unwrap();
+    (drills, tasks)
+}
+
+/// The images of these tests are no SQLite databases.
+fn plain() -> Rules {
+    Rules { integrity: false, ..Rules::default() }
+}
+
+fn flip(path: &PathBuf) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_good_copy_passes_and_says_what_it_took() {
+    let bench = Bench::new(plain()).await;
+    let drill = bench.run("near", true, true).await;
+    assert_eq!((drill.verdict, drill.txid), (Verdict::Passed, bench.fleet.newest()), "{drill:?}");
+    assert_eq!(drill.database_bytes, bench.fleet.image().bytes().len() as u64);
+    assert!(drill.bytes > 0 && drill.requests > 10 && drill.message.is_empty(), "{drill:?}");
+    assert_eq!(bench.drills.last(&drill.copy), Some(drill.clone()));
+    let scratch = bench.fleet.dir.path().join("walhub-drills");
+    assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "nothing lies around");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_flipped_byte_is_found_named_and_left_when_asked_to() {
+    let bench = Bench::new(plain()).await;
+    let path = bench.fleet.file("far", 0, 3, 3);
+    flip(&path);
+    let before = std::fs::read(&path).unwrap();
+    let drill = bench.run("far", false, false).await;
+    assert_eq!(drill.verdict, Verdict::Failed);
+    assert!(
+        drill.message.contains("level 0 file 0000000000000003-0000000000000003.ltx: corrupt"),
+        "{drill:?}"
+    );
+    assert!(!drill.message.contains("0000000000000004"), "one file, not its neighbours: {drill:?}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    assert_eq!(bench.run("near", false, false).await.verdict, Verdict::Passed);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_missing_is_named() {
+    let bench = Bench::new(plain()).await;
+    std::fs::remove_file(bench.fleet.file("far", 0, 3, 3)).unwrap();
+    let drill = bench.run("far", false, false).await;
+    assert_eq!(drill.verdict, Verdict::Failed);
+    assert!(drill.message.contains("0000000000000003-0000000000000003.ltx: missing"), "{drill:?}");
+    let newest = bench.fleet.newest();
+    std::fs::remove_file(bench.fleet.file("near", 0, newest, newest)).unwrap();
+    let drill = bench.run("near", false, false).await;
+    assert!(drill.verdict == Verdict::Failed && drill.message.contains("missing"), "{drill:?}");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_tried_is_no_failure() {
+    let bench = Bench::new(Rules { scratch_max: 100, ..plain() }).await;
+    let drill = bench.run("near", true, false).await;
+    assert!(drill.verdict == Verdict::Undone && drill.message.contains("scratch-max is 100"), "{drill:?}");
+    bench.end().await;
+    let bench = Bench::new(plain()).await;
+    bench.fleet.set_down("far", true);
+    let drill = bench.run("far", true, false).await;
+    assert!(drill.verdict == Verdict::Undone && drill.message.contains("destination far"), "{drill:?}");
+    let copy = Copy { database: bench.fleet.key(), destination: "nowhere".parse().unwrap() };
+    let drill = bench.drills.run(Asked { copy, repair: true, every_file: false }).await.unwrap();
+    assert_eq!(drill.verdict, Verdict::Undone);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_copy_of_another_state_is_found_although_each_file_is_whole() {
+    let bench = Bench::new(plain()).await;
+    bench.fleet.forge("far", 3).await;
+    let drill = bench.run("far", true, false).await;
+    assert_eq!(drill.verdict, Verdict::Failed);
+    assert!(drill.message.contains("every file is whole by itself"), "{drill:?}");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_check_of_sqlite_that_fails_is_a_failure() {
+    // The image is no database at all: SQLite says so.
+    let bench = Bench::new(Rules { integrity: true, ..Rules::default() }).await;
+    let drill = bench.run("near", true, false).await;
+    assert!(drill.verdict == Verdict::Failed && drill.message.contains("restored database"), "{drill:?}");
+    assert_eq!(drill.txid, bench.fleet.newest());
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn the_schedule_tries_every_copy_and_goes_on_after_a_restart() {
+    let rules = Rules { every: Some(Duration::from_millis(40)), sample: 100_000, ..plain() };
+    let bench = Bench::new(rules.clone()).await;
+    let Bench { fleet, drills, tasks } = bench;
+    let tried = async |drills: &Drills| {
+        tokio::time::timeout(Duration::from_secs(60), async {
+            while drills.list(None, None, false).len() < 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("both copies are tried");
+    };
+    tried(&drills).await;
+    assert!(drills.list(None, None, true).iter().all(|drill| drill.verdict == Verdict::Passed));
+    assert!(tasks.shutdown(Duration::from_secs(60)).await);
+    let (drills, tasks) = start(&fleet, Rules { every: None, ..rules });
+    let all = drills.list(None, None, true);
+    assert!(all.len() >= 2 && drills.list(None, None, false).len() == 2, "{all:?}");
+    assert!(tasks.shutdown(Duration::from_secs(60)).await);
+}
+
+#[tokio::test]
+async fn a_drill_that_nobody_waits_for_is_given_up_and_a_slow_one_as_well() {
+    let slow = Rules { download_limit: Some(1024), timeout: Duration::from_millis(50), ..plain() };
+    let bench = Bench::new(slow.clone()).await;
+    let drill = bench.run("near", true, true).await;
+    assert!(drill.verdict == Verdict::Undone && drill.message.contains("longer than"), "{drill:?}");
+    bench.end().await;
+    let bench = Bench::new(Rules { timeout: Duration::from_secs(3600), ..slow }).await;
+    {
+        let running = bench.run("near", true, true);
+        tokio::pin!(running);
+        tokio::select! {
+            drill = &mut running => panic!("{drill:?}"),
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+        }
+    }
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while bench.drills.list(None, None, false).is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("it is given up");
+    assert_eq!(bench.drills.list(None, None, false)[0].verdict, Verdict::Undone);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_is_damaged_is_repaired_and_the_next_drill_is_green() {
+    let bench = Bench::new(plain()).await;
+    flip(&bench.fleet.file("far", 0, 3, 3));
+    std::fs::remove_file(bench.fleet.file("far", 0, 6, 6)).unwrap();
+    let drill = bench.run("far", true, false).await;
+    assert_eq!(drill.verdict, Verdict::Repaired, "{drill:?}");
+    assert_eq!(drill.repairs.len(), 2, "{drill:?}");
+    assert!(drill.repairs.iter().all(|done| done.contains("from near")), "{drill:?}");
+    let drill = bench.run("far", true, true).await;
+    assert_eq!((drill.verdict, drill.txid), (Verdict::Passed, bench.fleet.newest()), "{drill:?}");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_damaged_file_that_no_restore_takes_is_found_by_reading_every_file() {
+    let bench = Bench::new(plain()).await;
+    bench.fleet.put("far", 9, 1, 4).await;
+    flip(&bench.fleet.file("far", 0, 2, 2));
+    assert_eq!(bench.run("far", false, false).await.verdict, Verdict::Passed, "the snapshot is nearer");
+    let drill = bench.run("far", true, true).await;
+    assert!(drill.verdict == Verdict::Repaired && drill.repairs[0].contains("from near"), "{drill:?}");
+    assert_eq!(bench.run("far", false, true).await.verdict, Verdict::Passed);
+    bench.end().await;
+}

@@ -1,0 +1,263 @@
+//! Objects of a destination that are damaged or missing, made anew from other copies.
+//!
+//! - [`inspect`]: one object, read whole.
+//! - [`good`]: which files of the buffer, of siblings and of the destination itself give the same transactions, and what is
+//!   made of them. The choice is pure.
+//! - This module: putting it in the place of the bad one.
+//!
+//! # Invariants
+//! - Nothing is deleted before a good copy lies on the hub's disk: every file that went into it was read whole and its checksum
+//!   compared; one that begins the history gives the database checksum that its source took.
+//! - Puts stay create-only. An object is replaced by deleting it and putting the new one, while nobody reads the database; a
+//!   hub that ends in between finds the hole and fills it ([`crate::drills`] records that before).
+//! - Where nobody has exactly these transactions, a snapshot is put that the files behind the damage continue, and only then the
+//!   damaged object goes: the newest state can be restored from there again, restore points before the snapshot may be lost.
+//! - An object under a lock, or of a database on hold, is left where it is.
+//!
+//! Non-goals: noticing damage, a damaged live database.
+
+mod good;
+pub mod inspect;
+
+#[cfg(test)]
+pub(crate) mod bench;
+#[cfg(test)]
+mod tests;
+
+use crate::buffer::{Registered, WalBuffer};
+use crate::copies::{Board, Place};
+use crate::restore::BufferSource;
+use crate::retain::{Claim, Holds, Pins};
+use good::{Good, Wanted};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use walhub_common::backoff::{Backoff, Class};
+use walhub_common::{DatabaseKey, Level, TxidRange};
+use walhub_store::destinations::{Body, DestinationError, FileKey, PutMeta};
+use walhub_store::restore::{DestinationSource, DynSource};
+
+/// How long readers of the database are waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(250);
+/// Attempts to put what takes the place of an object that is gone.
+const PUTS: u32 = 8;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// An object that is not what it should be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Damage {
+    /// Which. Of a hole in the history: level 0 and the transactions that are missing.
+    pub object: FileKey,
+    /// It lies there, damaged; else it is missing.
+    pub there: bool,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl Damage {
+    /// Nothing leads through these transactions.
+    pub fn hole(object: FileKey) -> Self {
+        let range = object.range;
+        let reason = format!(
+            "missing: nothing leads from transaction {} to {}",
+            range.min().get() - 1,
+            range.max().get()
+        );
+        Self { object, there: false, reason }
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FileKey { level, range, .. } = &self.object;
+        write!(f, "level {level} file {range}.ltx: {}", self.reason)
+    }
+}
+
+/// Why an object was not made anew.
+#[derive(Debug, thiserror::Error)]
+pub enum RepairError {
+    /// Nobody has it.
+    #[error("no other copy gives transactions {first} to {last}: {reason}")]
+    NoCopy {
+        /// The first transaction of the object.
+        first: u64,
+        /// The last one.
+        last: u64,
+        /// What was found of them.
+        reason: String,
+    },
+    /// There is a hold on the database.
+    #[error("the database is on hold, so nothing of it is deleted; see `hubctl hold release`")]
+    OnHold,
+    /// Readers did not end.
+    #[error("the database was being read for {} s; it is tried again with the next drill", PATIENCE.as_secs())]
+    Read,
+    /// The destination refuses.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+    /// The damaged object is gone, and the new one is not there.
+    #[error(
+        "the damaged object was removed, and the new one could not be put yet: {0}; it is tried again with the next drill"
+    )]
+    Left(DestinationError),
+    /// The hub's disk.
+    #[error("the good copy cannot be made on the hub's disk: {0}")]
+    Disk(io::Error),
+    /// Stopped.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Makes objects anew.
+pub struct Repairer {
+    buffer: Arc<dyn WalBuffer>,
+    board: Arc<Board>,
+    holds: Arc<Holds>,
+    pins: Pins,
+    folder: PathBuf,
+    /// Ends changes at destinations: only when the hub does.
+    abort: CancellationToken,
+}
+
+impl Repairer {
+    /// Good copies in the making lie in `folder`.
+    pub fn new(
+        buffer: Arc<dyn WalBuffer>,
+        board: Arc<Board>,
+        holds: Arc<Holds>,
+        pins: Pins,
+        folder: &Path,
+        abort: CancellationToken,
+    ) -> Self {
+        Self { buffer, board, holds, pins, folder: folder.to_owned(), abort }
+    }
+
+    /// Makes one of the `damaged` objects of a database at `place` anew; what was done, in a sentence. `cancel` ends it before
+    /// anything was changed there.
+    pub async fn mend(
+        &self,
+        place: &Arc<Place>,
+        database: &Registered,
+        damage: &Damage,
+        damaged: &[Damage],
+        cancel: &CancellationToken,
+    ) -> Result<String, RepairError> {
+        let key = &database.key;
+        if damage.there && self.holds.is_held(key) {
+            return Err(RepairError::OnHold);
+        }
+        let held = self.board.row(database.id, key).held(place.lane);
+        // New files of level 0 lie in packs there.
+        let packed = damage.there && damage.object.level == Level::RAW && place.destination.packs().is_some();
+        let good = {
+            // Nobody deletes what it is made of.
+            let _pin = self.pins.pin(key).await;
+            let wanted = Wanted {
+                database,
+                place,
+                damage,
+                damaged,
+                reach: held.unwrap_or_else(|| damage.object.range.max()),
+                // A file in a pack cannot be replaced alone: a listing after a restart would show it again.
+                exact: !packed,
+            };
+            let sources = self.sources(place, key);
+            good::make(&sources, &wanted, &self.folder, cancel).await?
+        };
+        if cancel.is_cancelled() {
+            return Err(RepairError::Cancelled);
+        }
+        let old = damage.there.then_some(&damage.object);
+        match (old, good.key == damage.object) {
+            (Some(old), true) => {
+                let claim = self.claim(key, cancel).await?;
+                place.destination.delete(std::slice::from_ref(old), &self.abort).await?;
+                self.put(place, &good).await.map_err(RepairError::Left)?;
+                drop(claim);
+            }
+            (Some(old), false) => {
+                self.put(place, &good).await?;
+                let claim = self.claim(key, cancel).await?;
+                place.destination.delete(std::slice::from_ref(old), &self.abort).await?;
+                drop(claim);
+            }
+            (None, _) => self.put(place, &good).await?,
+        }
+        let FileKey { level, range, .. } = &damage.object;
+        let done = match (good.key == damage.object, damage.there) {
+            (true, true) => format!("level {level} file {range}.ltx repaired from {}", good.from),
+            (true, false) => format!("level {level} file {range}.ltx put again from {}", good.from),
+            (false, _) => format!(
+                "level {level} file {range}.ltx replaced by a snapshot of transaction {} from {}: restore points before it \
+                 may be lost there",
+                good.key.range.max().get(),
+                good.from
+            ),
+        };
+        tracing::warn!(database = %key, destination = %place.name(), "{done}");
+        Ok(done)
+    }
+
+    /// The buffer, then siblings, folders first, then the destination itself: its other levels may give it.
+    fn sources(&self, place: &Arc<Place>, key: &DatabaseKey) -> Vec<DynSource> {
+        let mut siblings = self.board.roster().terms(key).places.clone();
+        siblings.retain(|sibling| sibling.lane != place.lane);
+        siblings.sort_by_key(|sibling| sibling.destination.kind() != "file");
+        siblings.push(place.clone());
+        let destinations = siblings
+            .into_iter()
+            .map(|sibling| Arc::new(DestinationSource(sibling.destination.clone())) as DynSource);
+        let buffer = Arc::new(BufferSource::new(self.buffer.clone())) as DynSource;
+        std::iter::once(buffer).chain(destinations).collect()
+    }
+
+    /// Waits until nobody reads the database.
+    async fn claim(&self, key: &DatabaseKey, cancel: &CancellationToken) -> Result<Claim, RepairError> {
+        let patience = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            if let Some(claim) = self.pins.claim(key) {
+                return Ok(claim);
+            }
+            if tokio::time::Instant::now() >= patience {
+                return Err(RepairError::Read);
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return Err(RepairError::Cancelled),
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// Puts it, and tries again what may pass: something that was there may be gone.
+    async fn put(&self, place: &Place, good: &Good) -> Result<(), DestinationError> {
+        let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut attempts = 0;
+        loop {
+            let body = Body::File(good.temp.path().to_owned());
+            let meta = PutMeta { time_ms: good.time_ms, post: good.post };
+            let Err(error) = place.destination.put(&good.key, body, meta, &self.abort).await else {
+                return Ok(());
+            };
+            attempts += 1;
+            let passing = matches!(error.class(), Class::Transient | Class::Throttled | Class::Unknown);
+            if !passing || attempts >= PUTS {
+                return Err(error);
+            }
+            tokio::select! {
+                () = self.abort.cancelled() => return Err(error),
+                () = tokio::time::sleep(pauses.next_delay()) => {}
+            }
+        }
+    }
+}
+
+/// Where a hole of level 0 is filled.
+pub fn hole(database: &DatabaseKey, range: TxidRange) -> Damage {
+    Damage::hole(FileKey { database: database.clone(), level: Level::RAW, range })
+}

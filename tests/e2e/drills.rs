@@ -1,0 +1,200 @@
+//! Restores that are tried before they are needed: what is damaged at a destination is found, named, and made good from
+//! another copy.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use walhub_tests::cluster::PATIENCE;
+use walhub_tests::config::Destination;
+use walhub_tests::eventually::{ensure, eventually};
+use walhub_tests::litestream::Litestream;
+use walhub_tests::workload::Writer;
+use walhub_tests::{Cluster, Image, replica, services};
+
+const DATABASE: &str = "node/app.db";
+/// One file for each flush, so that each of them is needed.
+const LEVELS: &str = "levels: []";
+
+/// A node whose history lies in several files at each destination.
+fn history(cluster: &mut Cluster) -> (Image, u64) {
+    let database = cluster.path("data/app.db");
+    Writer::spawn(&database, &["--commits", "20"]).wait();
+    cluster.agent("node", &[("app.db", &database)]);
+    cluster.start_hub();
+    cluster.start_agent("node");
+    let mut state = settled(cluster, &database);
+    for _ in 0..4 {
+        Writer::spawn(&database, &["--commits", "30"]).wait();
+        state = settled(cluster, &database);
+    }
+    state
+}
+
+fn settled(cluster: &Cluster, database: &Path) -> (Image, u64) {
+    let (live, txid) = cluster.await_buffered("node", "app.db", database);
+    cluster.await_everywhere("node", "app.db", txid);
+    (live, txid)
+}
+
+/// A file of level 0 in the middle of what lies in a folder.
+fn victim(folder: &Path) -> PathBuf {
+    let files = replica::files(&folder.join(DATABASE)).expect("whole files");
+    assert!(files.len() >= 3, "{files:?}");
+    files[files.len() / 2].path.clone()
+}
+
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).expect("an object");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(path, bytes).expect("an object");
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().expect("a name").to_string_lossy().into_owned()
+}
+
+fn says(value: &Value, words: &str) -> bool {
+    value.as_str().is_some_and(|text| text.contains(words))
+}
+
+#[test]
+fn the_schedule_finds_a_flipped_byte_and_the_hub_repairs_it_from_the_sibling() {
+    let mut cluster = Cluster::new("drills");
+    let (_, far) = (cluster.add_folder("near"), cluster.add_folder("far"));
+    cluster.hub_lines(LEVELS);
+    history(&mut cluster);
+    // A hub that lost its disk has nothing of it in its buffer, and drills from the start.
+    cluster.stop_agent("node");
+    cluster.stop_hub();
+    std::fs::remove_dir_all(cluster.path("hub-data")).expect("the hub's disk");
+    let bad = victim(&far);
+    let before = std::fs::read(&bad).expect("an object");
+    flip(&bad);
+    cluster.hub_lines(&format!("{LEVELS}\ndrills: {{every: 2s, sample: 100%, scratch-max: 1GiB}}"));
+    cluster.start_hub();
+    cluster.start_agent("node");
+    let (live, txid) = settled(&cluster, &cluster.path("data/app.db"));
+
+    let shown = |destination: &str| {
+        cluster.hubctl(&["drills", "show", DATABASE, "--destination", destination, "--json"]).json()
+    };
+    let mut repaired = Value::Null;
+    eventually("the damage is found and repaired", PATIENCE, || {
+        let drills = shown("far");
+        let found = drills.as_array().expect("a list").iter().find(|drill| drill["verdict"] == "repaired");
+        repaired = found.cloned().unwrap_or_default();
+        ensure(found.is_some(), || drills.to_string())
+    });
+    assert!(says(&repaired["message"], &name(&bad)) && says(&repaired["message"], "corrupt"), "{repaired}");
+    assert!(says(&repaired["repairs"][0], "repaired from near"), "{repaired}");
+    assert_eq!(repaired["txid"], txid);
+    assert_ne!(std::fs::read(&bad).expect("an object").len(), 0);
+    assert_eq!(std::fs::read(&bad).expect("an object").len(), before.len());
+    for destination in ["far", "near"] {
+        eventually("the next drill is green", PATIENCE, || {
+            let last = shown(destination)[0].clone();
+            ensure(last["verdict"] == "passed" && last["bytes_read"] != 0, || last.to_string())
+        });
+    }
+    let listed = cluster.hubctl(&["drills", "list", "--json"]).json();
+    assert_eq!((&listed["outlook"]["every_ms"], &listed["outlook"]["copies"]), (&2000.into(), &2.into()));
+    assert_eq!(cluster.hubctl(&["drills", "list", "--failed"]).code, 0);
+    same(&cluster, &live, &far);
+    // Results outlive the hub.
+    cluster.stop_hub();
+    cluster.start_hub();
+    let drills = shown("far");
+    assert!(
+        drills.as_array().expect("a list").iter().any(|drill| drill["verdict"] == "repaired"),
+        "{drills}"
+    );
+}
+
+/// What comes back from the folder is what the application has, by walhub and by stock Litestream.
+fn same(cluster: &Cluster, live: &Image, folder: &Path) {
+    let source = folder.file_name().expect("a name").to_string_lossy().into_owned();
+    let out = cluster.restore(DATABASE, "out.db", &["--source", &source]);
+    live.assert_same(&Image::restored(&out), "after the repair");
+    let Some(litestream) = Litestream::find() else { return };
+    let out = cluster.path("by-litestream.db");
+    litestream.restore_file(&folder.join(DATABASE), &out, &[]).success();
+    live.assert_same(&Image::restored(&out), "by Litestream");
+}
+
+#[test]
+fn a_missing_object_fails_loudly_until_it_is_put_again() {
+    let mut cluster = Cluster::new("drills-missing");
+    let (_, far) = (cluster.add_folder("near"), cluster.add_folder("far"));
+    let drills = "drills:\n  every: 8760h\n  repair: false\n  sql:\n    - {match: 'node/*', check: 'SELECT count(*) > 0 \
+                  FROM sqlite_schema = 1'}";
+    cluster.hub_lines(&format!("{LEVELS}\n{drills}"));
+    let (live, txid) = history(&mut cluster);
+    let good = cluster.hubctl(&["drills", "run", DATABASE, "--every-file", "--json"]);
+    assert_eq!(good.code, 0, "{good:?}");
+    assert_eq!((&good.json()[0]["verdict"], &good.json()[1]["txid"]), (&"passed".into(), &txid.into()));
+
+    let gone = victim(&far);
+    std::fs::remove_file(&gone).expect("an object");
+    let run = cluster.hubctl(&["drills", "run", DATABASE, "--destination", "far", "--json"]);
+    assert_eq!(run.code, 1, "{run:?}");
+    let drill = &run.json()[0];
+    assert!(drill["verdict"] == "failed" && says(&drill["message"], &name(&gone)), "{drill}");
+    assert!(says(&drill["message"], "missing"), "{drill}");
+    let failed = cluster.hubctl(&["drills", "list", "--failed"]);
+    assert!(failed.code == 1 && failed.stdout.contains(&name(&gone)), "{failed:?}");
+    let databases = cluster.hubctl(&["databases", "list", "--json"]).json();
+    let copies = databases[0]["copies"].as_array().expect("copies").clone();
+    let verdict = |destination: &str| {
+        let copy = copies.iter().find(|copy| copy["destination"] == destination).expect("a copy");
+        copy["drill"]["verdict"].clone()
+    };
+    assert_eq!((verdict("near"), verdict("far")), ("passed".into(), "failed".into()));
+    assert!(!gone.exists(), "the configuration says: no repair");
+
+    let repair = cluster.hubctl(&["repair", DATABASE, "--destination", "far", "--json"]);
+    assert_eq!(repair.code, 0, "{repair:?}");
+    assert!(says(&repair.json()[0]["repairs"][0], "put again from"), "{repair:?}");
+    assert!(gone.exists());
+    assert_eq!(cluster.hubctl(&["drills", "run", DATABASE, "--every-file"]).code, 0);
+    same(&cluster, &live, &far);
+
+    let unknown = cluster.hubctl(&["drills", "run", "node/other.db"]);
+    assert!(unknown.code == 1 && unknown.stderr.contains("knows no database"), "{unknown:?}");
+    let nowhere = cluster.hubctl(&["repair", DATABASE, "--destination", "nowhere"]);
+    assert!(nowhere.code == 1 && nowhere.stderr.contains("it goes to near, far"), "{nowhere:?}");
+    let node = cluster.authority().issue(walhub_tests::certs::Who::Agent("other"));
+    let refused = cluster.hubctl_as(&node, &["drills", "run", DATABASE]);
+    assert!(refused.code == 1 && refused.stderr.contains("operator"), "{refused:?}");
+}
+
+#[test]
+fn an_object_of_a_bucket_is_replaced_too() {
+    let Some(server) = services::s3() else { return };
+    let mut cluster = Cluster::new("drills-s3");
+    cluster.add_folder("near");
+    let bucket = format!("drills-{}", std::process::id());
+    server.make_bucket(&bucket);
+    cluster.add(Destination::s3("far", &server, &bucket, "fleet"));
+    cluster.hub_lines(LEVELS);
+    let (live, _) = history(&mut cluster);
+    let keys = server.keys(&bucket, &format!("fleet/{DATABASE}/"));
+    let key = &keys[keys.len() / 2];
+    server.damage(&bucket, key);
+    let run = cluster.hubctl(&["drills", "run", DATABASE, "--destination", "far", "--json"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    let drill = &run.json()[0];
+    assert_eq!(drill["verdict"], "repaired", "{drill}");
+    let file = key.rsplit('/').next().expect("a name");
+    assert!(says(&drill["message"], file) && says(&drill["repairs"][0], file), "{drill}");
+    assert_eq!(server.keys(&bucket, &format!("fleet/{DATABASE}/")), keys);
+    let run = cluster.hubctl(&["drills", "run", DATABASE, "--every-file", "--json"]).json();
+    assert!(run.as_array().expect("drills").iter().all(|drill| drill["verdict"] == "passed"), "{run}");
+    if let Some(litestream) = Litestream::find() {
+        let out = cluster.path("by-litestream.db");
+        litestream.restore_s3(&server, &bucket, &format!("fleet/{DATABASE}"), &out, &[]).success();
+        live.assert_same(&Image::restored(&out), "by Litestream");
+    }
+    cluster.stop_agent("node");
+    cluster.stop_hub();
+    server.delete_bucket(&bucket);
+}
