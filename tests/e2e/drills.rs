@@ -53,6 +53,17 @@ fn name(path: &Path) -> String {
     path.file_name().expect("a name").to_string_lossy().into_owned()
 }
 
+fn shown(cluster: &Cluster, destination: &str) -> Value {
+    cluster.hubctl(&["drills", "show", DATABASE, "--destination", destination, "--json"]).json()
+}
+
+/// What `hubctl` gives and says with `--json`, whether the drill passed or not.
+fn drilled(cluster: &Cluster, arguments: &[&str]) -> (i32, Value) {
+    let output = cluster.hubctl(&[arguments, &["--json"]].concat());
+    let said = serde_json::from_str(&output.stdout);
+    (output.code, said.unwrap_or_else(|error| panic!("not JSON ({error}): {output:?}")))
+}
+
 fn says(value: &Value, words: &str) -> bool {
     value.as_str().is_some_and(|text| text.contains(words))
 }
@@ -75,12 +86,9 @@ fn the_schedule_finds_a_flipped_byte_and_the_hub_repairs_it_from_the_sibling() {
     cluster.start_agent("node");
     let (live, txid) = settled(&cluster, &cluster.path("data/app.db"));
 
-    let shown = |destination: &str| {
-        cluster.hubctl(&["drills", "show", DATABASE, "--destination", destination, "--json"]).json()
-    };
     let mut repaired = Value::Null;
     eventually("the damage is found and repaired", PATIENCE, || {
-        let drills = shown("far");
+        let drills = shown(&cluster, "far");
         let found = drills.as_array().expect("a list").iter().find(|drill| drill["verdict"] == "repaired");
         repaired = found.cloned().unwrap_or_default();
         ensure(found.is_some(), || drills.to_string())
@@ -92,7 +100,7 @@ fn the_schedule_finds_a_flipped_byte_and_the_hub_repairs_it_from_the_sibling() {
     assert_eq!(std::fs::read(&bad).expect("an object").len(), before.len());
     for destination in ["far", "near"] {
         eventually("the next drill is green", PATIENCE, || {
-            let last = shown(destination)[0].clone();
+            let last = shown(&cluster, destination)[0].clone();
             ensure(last["verdict"] == "passed" && last["bytes_read"] != 0, || last.to_string())
         });
     }
@@ -103,7 +111,7 @@ fn the_schedule_finds_a_flipped_byte_and_the_hub_repairs_it_from_the_sibling() {
     // Results outlive the hub.
     cluster.stop_hub();
     cluster.start_hub();
-    let drills = shown("far");
+    let drills = shown(&cluster, "far");
     assert!(
         drills.as_array().expect("a list").iter().any(|drill| drill["verdict"] == "repaired"),
         "{drills}"
@@ -129,15 +137,14 @@ fn a_missing_object_fails_loudly_until_it_is_put_again() {
                   FROM sqlite_schema = 1'}";
     cluster.hub_lines(&format!("{LEVELS}\n{drills}"));
     let (live, txid) = history(&mut cluster);
-    let good = cluster.hubctl(&["drills", "run", DATABASE, "--every-file", "--json"]);
-    assert_eq!(good.code, 0, "{good:?}");
-    assert_eq!((&good.json()[0]["verdict"], &good.json()[1]["txid"]), (&"passed".into(), &txid.into()));
+    let (code, good) = drilled(&cluster, &["drills", "run", DATABASE, "--every-file"]);
+    assert_eq!((code, &good[0]["verdict"], &good[1]["txid"]), (0, &"passed".into(), &txid.into()), "{good}");
 
     let gone = victim(&far);
     std::fs::remove_file(&gone).expect("an object");
-    let run = cluster.hubctl(&["drills", "run", DATABASE, "--destination", "far", "--json"]);
-    assert_eq!(run.code, 1, "{run:?}");
-    let drill = &run.json()[0];
+    let (code, run) = drilled(&cluster, &["drills", "run", DATABASE, "--destination", "far"]);
+    assert_eq!(code, 1, "{run}");
+    let drill = &run[0];
     assert!(drill["verdict"] == "failed" && says(&drill["message"], &name(&gone)), "{drill}");
     assert!(says(&drill["message"], "missing"), "{drill}");
     let failed = cluster.hubctl(&["drills", "list", "--failed"]);
@@ -151,9 +158,9 @@ fn a_missing_object_fails_loudly_until_it_is_put_again() {
     assert_eq!((verdict("near"), verdict("far")), ("passed".into(), "failed".into()));
     assert!(!gone.exists(), "the configuration says: no repair");
 
-    let repair = cluster.hubctl(&["repair", DATABASE, "--destination", "far", "--json"]);
-    assert_eq!(repair.code, 0, "{repair:?}");
-    assert!(says(&repair.json()[0]["repairs"][0], "put again from"), "{repair:?}");
+    let (code, repair) = drilled(&cluster, &["repair", DATABASE, "--destination", "far"]);
+    assert_eq!(code, 0, "{repair}");
+    assert!(says(&repair[0]["repairs"][0], "put again from"), "{repair}");
     assert!(gone.exists());
     assert_eq!(cluster.hubctl(&["drills", "run", DATABASE, "--every-file"]).code, 0);
     same(&cluster, &live, &far);
@@ -180,9 +187,9 @@ fn an_object_of_a_bucket_is_replaced_too() {
     let keys = server.keys(&bucket, &format!("fleet/{DATABASE}/"));
     let key = &keys[keys.len() / 2];
     server.damage(&bucket, key);
-    let run = cluster.hubctl(&["drills", "run", DATABASE, "--destination", "far", "--json"]);
-    assert_eq!(run.code, 0, "{run:?}");
-    let drill = &run.json()[0];
+    let (code, run) = drilled(&cluster, &["drills", "run", DATABASE, "--destination", "far"]);
+    assert_eq!(code, 0, "{run}");
+    let drill = &run[0];
     assert_eq!(drill["verdict"], "repaired", "{drill}");
     let file = key.rsplit('/').next().expect("a name");
     assert!(says(&drill["message"], file) && says(&drill["repairs"][0], file), "{drill}");
