@@ -12,7 +12,7 @@ use walhub_tests::{Cluster, Image, replica, services};
 
 const DATABASE: &str = "node/app.db";
 /// One file for each flush, so that each of them is needed.
-const LEVELS: &str = "levels: []";
+const LEVELS: &str = "levels: []\n";
 
 /// A node whose history lies in several files at each destination.
 fn history(cluster: &mut Cluster) -> (Image, u64) {
@@ -81,7 +81,7 @@ fn the_schedule_finds_a_flipped_byte_and_the_hub_repairs_it_from_the_sibling() {
     let bad = victim(&far);
     let before = std::fs::read(&bad).expect("an object");
     flip(&bad);
-    cluster.hub_lines(&format!("{LEVELS}\ndrills: {{every: 2s, sample: 100%, scratch-max: 1GiB}}"));
+    cluster.hub_lines(&format!("{LEVELS}drills: {{every: 2s, sample: 100%, scratch-max: 1GiB}}\n"));
     cluster.start_hub();
     cluster.start_agent("node");
     let (live, txid) = settled(&cluster, &cluster.path("data/app.db"));
@@ -134,8 +134,8 @@ fn a_missing_object_fails_loudly_until_it_is_put_again() {
     let mut cluster = Cluster::new("drills-missing");
     let (_, far) = (cluster.add_folder("near"), cluster.add_folder("far"));
     let drills = "drills:\n  every: 8760h\n  repair: false\n  sql:\n    - {match: 'node/*', check: 'SELECT count(*) > 0 \
-                  FROM sqlite_schema = 1'}";
-    cluster.hub_lines(&format!("{LEVELS}\n{drills}"));
+                  FROM sqlite_schema = 1'}\n";
+    cluster.hub_lines(&format!("{LEVELS}{drills}"));
     let (live, txid) = history(&mut cluster);
     let (code, good) = drilled(&cluster, &["drills", "run", DATABASE, "--every-file"]);
     assert_eq!((code, &good[0]["verdict"], &good[1]["txid"]), (0, &"passed".into(), &txid.into()), "{good}");

@@ -164,7 +164,9 @@ impl S3 {
     /// Cuts an object to nothing, behind everybody's back.
     #[track_caller]
     pub fn damage(&self, bucket: &str, key: &str) {
-        self.curl("PUT", &format!("{bucket}/{key}")).success();
+        let mut command = self.signed("PUT");
+        command.args(["-H", "Content-Length: 0"]).arg(format!("{}/{bucket}/{key}", self.endpoint));
+        run(command).success();
     }
 
     /// Keys in a bucket that start with `prefix`, sorted, as the server itself lists them.

@@ -74,7 +74,7 @@ fn assertions(mut item: Section<'_>) -> Assertions {
     if patterns.is_empty() {
         item.fault_at("match", "is missing; write a pattern over AGENT/NAME, such as `match: pos-*/app.db`");
     }
-    let checks = item.one_or_list("check", |text| value::parsed::<Assertion>(text));
+    let checks = item.one_or_list("check", value::parsed::<Assertion>);
     if checks.is_empty() {
         item.fault_at("check", "is missing; write `check: SELECT count(*) > 0 FROM users = 1`");
     }
