@@ -11,13 +11,13 @@
 #   --yes               do not ask
 #   -h, --help          this
 #
-# What it does: application and agent are stopped; the file gets a second name, FILE.corrupted-TIME, its -wal and -shm move there
-# as well, and nobody deletes them; the state of the hub is made out of it, page by page (only pages that differ travel), beside it,
-# and checked with SQLite's integrity_check. Where the corruption was committed, and so replicated, it goes back in time to
-# the last transaction before it: each step reads the whole file, so for a large one give --timestamp. The sound file takes the
-# name, agent and application are started, and the history goes on: what was undone can still be restored.
+# What it does: application and agent are stopped; the state of the hub is made out of the file, page by page (only pages that
+# differ travel), beside it, and checked with SQLite's integrity_check. Where the corruption was committed, and so replicated, it
+# goes back in time to the last transaction before it: each step reads the whole file, so for a large one give --timestamp. The
+# corrupted file is renamed to FILE.corrupted-TIME, its -wal and -shm with it, and nobody deletes them; the sound one takes the name,
+# agent and application are started, and the history goes on: what was undone can still be restored.
 #
-# Interrupted, run it again: the name holds the corrupted file or the sound one, never a mix. A file that is sound is left as
+# Interrupted, run it again: the name holds the corrupted file or the sound one (or none for a moment), never a mix. A file that is sound is left as
 # it is. Exit codes: 0 it is sound now, 1 failed (it says what), 2 wrong usage.
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -63,6 +63,7 @@ if [[ -e "$database" ]]; then
     [[ ! -e "$database-shm" && ! -s "$database-wal" ]] || mode=mode=ro
     found=$(verdict "$database" "$mode")
     say "$database: integrity_check: $found"
+    [[ "$found" != *"unable to open"* ]] || die "that says nothing about the file: may this user open it?"
     if [[ "$found" == ok && -z "$asked" && ! -e "$scratch" ]]; then
         say "it is sound: nothing to do (--timestamp goes back all the same; for lost rows see rows-deleted.sh)"
         exit 0
@@ -77,54 +78,67 @@ if [[ -n "$stop_app" ]]; then run "the application stops" "$stop_app"; else ask 
 "$agent" sync "$database" --wait buffered --timeout 30s --config "$config" >&2 || say "not all of it is at the hub; going on"
 run "the agent stops" "$stop_agent"
 stopped=$(now_ms)
-trap 'say "the application and the agent are stopped still; start them, or run this again"' EXIT
+stopped_still() {
+    # A second name of the file, for as long as nothing was made of it.
+    [[ ! "$scratch" -ef "$database" ]] || rm -f "$scratch"
+    say "the application and the agent are stopped still; start them, or run this again"
+}
+trap stopped_still EXIT
 if [[ -e "$database" ]]; then
     busy=$(holders "$database")
     [[ -z "$busy" ]] || die "process ${busy//$'\n'/, } has $database open; stop it and run this again"
-    ln "$database" "$aside" || cp -p --reflink=auto "$database" "$aside"
+    # What is compared with the hub: read, never written, and replaced by what comes of it.
     ln -f "$database" "$scratch" || cp -p --reflink=auto "$database" "$scratch"
-    say "the corrupted file is kept: $aside"
 fi
 
-# Makes the file beside it the newest state at a time (or the newest of all), and looks whether that is sound.
+# Makes the file beside it the newest state at a time (or the newest of all): 0 it is sound, 1 it is not, 2 there is none.
 probe() {
     local point=() answer
     [[ -z "${1:-}" ]] || point=(--timestamp "$(from_ms "$1")")
-    answer=$("$agent" restore "$database" -o "$scratch" --delta "${point[@]}" --json --config "$config") ||
-        die "no sound state was found; $aside is what was there, $database is unchanged"
+    answer=$("$agent" restore "$database" -o "$scratch" --delta "${point[@]}" --json --config "$config") || return 2
     at_txid=$(field txid "$answer") at_ms=$(to_ms "$(field time "$answer")")
     found=$(verdict "$scratch" immutable=1)
     say "transaction $at_txid of $(from_ms "$at_ms"): $(field received_bytes "$answer") bytes came, integrity_check: $found"
     [[ "$found" == ok ]]
 }
+none() { die "$1; $database is unchanged"; }
 
+result=0
+probe "${asked:+$asked_ms}" || result=$?
+((result != 2)) || none "that state was not restored (above)"
+newest=$at_ms
 if [[ -n "$asked" ]]; then
-    probe "$asked_ms" || die "that state is not sound either; give an earlier --timestamp, or none"
+    ((result == 0)) || none "that state is not sound either; give an earlier --timestamp, or none"
     newest=$stopped
-elif probe; then
-    newest=$at_ms
-else
-    newest=$at_ms bad=$at_ms step=1000
+elif ((result == 1)); then
     say "the corruption was committed: looking for the last transaction before it"
-    until probe $((bad - step)); do
-        bad=$((at_ms < bad ? at_ms : bad)) step=$((step * 4))
+    # The state at `bad` is not sound. At `low` there is the sound one of `good`, or none; the file beside is the one of `here`.
+    bad=$at_ms step=1000 low=$((at_ms - 1000)) good='' here=''
+    until result=0 && probe "$low" || { result=$?; ((result == 2)); }; do
+        bad=$((at_ms < bad ? at_ms : bad)) step=$((step * 4)) low=$((bad - step))
     done
-    # The state at `good` is sound, the one at `bad` is not.
-    good=$((bad - step)) now=$good
-    while ((bad - good > 1)); do
-        middle=$((good + (bad - good) / 2))
-        if probe "$middle"; then good=$middle now=$middle; else bad=$((at_ms > good ? at_ms : middle)) now=''; fi
+    ((result == 2)) || good=$low here=$low
+    while ((bad - low > 1)); do
+        middle=$((low + (bad - low) / 2)) result=0
+        probe "$middle" || result=$?
+        case $result in
+            0) low=$middle good=$middle here=$middle ;;
+            1) bad=$((at_ms > low ? at_ms : middle)) here='' ;;
+            *) low=$middle ;;
+        esac
     done
-    [[ "$now" == "$good" ]] || probe "$good" || die "the state of $(from_ms "$good") was sound a moment ago"
+    [[ -n "$good" ]] || none "no sound state was found"
+    [[ "$here" == "$good" ]] || probe "$good" || none "the state of $(from_ms "$good") was sound a moment ago"
 fi
 
-if [[ -e "$aside" ]]; then
-    chown --reference "$aside" "$scratch"
-    chmod --reference "$aside" "$scratch"
+if [[ -e "$database" ]]; then
+    chown --reference "$database" "$scratch"
+    chmod --reference "$database" "$scratch"
+    for suffix in -wal -shm ''; do
+        [[ ! -e "$database$suffix" ]] || mv -T "$database$suffix" "$aside$suffix"
+    done
+    say "the corrupted file is kept: $aside"
 fi
-for suffix in -wal -shm; do
-    [[ ! -e "$database$suffix" ]] || mv -T "$database$suffix" "$aside$suffix"
-done
 mv -T "$scratch" "$database"
 sync "$(dirname "$database")"
 say "$database is the state of transaction $at_txid, $(from_ms "$at_ms")"

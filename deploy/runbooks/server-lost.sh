@@ -10,8 +10,6 @@
 # Then: ./server-lost.sh
 #
 #   --config FILE       the agent's configuration [/etc/walhub/agent.yml]
-#   --path FILE         this one as well (again for each): a database of a `dir:` entry, which does not say its names;
-#                       `hubctl databases list` does
 #   --timestamp TIME    not the newest state, but the one at this time
 #   --lost-at TIME      when the server was lost; the RPO is counted to there
 #   --owner USER:GROUP  whom the restored files shall belong to
@@ -27,12 +25,11 @@ set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "$(realpath "$0")")/lib.sh"
 
-paths=() point=() lost_at='' owner=''
+point=() lost_at='' owner=''
 while (($# > 0)); do
     case "$1" in
-        --config | --path | --timestamp | --lost-at | --owner | --start-agent | --start-app) takes_value "$@" ;;&
+        --config | --timestamp | --lost-at | --owner | --start-agent | --start-app) takes_value "$@" ;;&
         --config) config=$2; shift ;;
-        --path) paths+=("$2"); shift ;;
         --timestamp) point=(--timestamp "$2"); shift ;;
         --lost-at) lost_at=$2; shift ;;
         --owner) owner=$2; shift ;;
@@ -55,39 +52,46 @@ say "the configuration $config"
     say "FAILED: mend the above; where a certificate is missing: hubctl cert issue --dir pki --agent NAME, where the authority lies"
     exit "$code"
 }
-listed=$("$agent" databases --json --config "$config")
-while IFS= read -r name; do
-    [[ -z "$name" ]] || paths+=("$name")
-done < <(sed -n '/"not_followed"/q; s/^ *"name": "\(.*\)",$/\1/p' <<<"$listed")
-((${#paths[@]} > 0)) || die "the configuration names no database; --path FILE for those of a \`dir:\` entry"
-ask "Is the old server off for good? Restore here, where there is no such file: ${paths[*]}"
+ask "Is the old server off for good? Restore here all that the hub has of this node, where there is no such file?"
 
 followed=() newest_loss=0
-for database in "${paths[@]}"; do
-    answer=$("$agent" restore "$database" "${point[@]}" --if-db-not-exists --if-replica-exists --json --config "$config") ||
-        die "$database was not restored (above); what was restored stays; run this again"
-    file=$(field output "$answer")
-    skipped=$(field skipped "$answer")
-    if [[ -n "$skipped" ]]; then
-        say "$database: nothing to do: $skipped"
+# What came of one database, as JSON.
+one() {
+    local database file folder sound loss left_out
+    database=$(field database "$1") file=$(field output "$1") left_out=$(field left_out "$1")
+    if [[ -n "$left_out" ]]; then
+        say "ATTENTION: $left_out"
+    elif [[ -n "$(field skipped "$1")" ]]; then
+        say "$database: nothing to do: $(field skipped "$1")"
         [[ ! -e "$file" ]] || followed+=("$database")
-        continue
+    elif [[ -z "$(field error "$1")" ]]; then
+        if [[ -n "$owner" ]]; then
+            folder=$(dirname "$file")
+            # A folder that was made for this file: the application must write its -wal there.
+            (($(find "$folder" -mindepth 1 -maxdepth 1 | wc -l) > 1)) || chown "$owner" "$folder"
+            chown "$owner" "$file"
+        fi
+        say "$database: $file, transaction $(field txid "$1") of $(field time "$1"), checksum $(field verdict "$1")"
+        sound=$(still "$file" 'PRAGMA quick_check(1)') || sound="cannot be read"
+        [[ "$sound" == ok ]] || say "ATTENTION: that is what the lost server had, and it is not sound: $sound; see database-corrupted.sh"
+        loss=$((lost_ms - $(to_ms "$(field time "$1")")))
+        ((loss >= 0)) || loss=0
+        ((loss <= newest_loss)) || newest_loss=$loss
+        say "$database: at most what was committed in the last $(seconds "$loss") s is missing (nothing, if it was idle)"
+        followed+=("$database")
     fi
-    if [[ -n "$owner" ]]; then
-        folder=$(dirname "$file")
-        # A folder that was made for this file: the application must write its -wal there.
-        (($(find "$folder" -mindepth 1 -maxdepth 1 | wc -l) > 1)) || chown "$owner" "$folder"
-        chown "$owner" "$file"
-    fi
-    sound=$(still "$file" 'PRAGMA quick_check(1)') || sound="cannot be read"
-    [[ "$sound" == ok ]] || die "$file is what the lost server had, and that is not sound: $sound; see database-corrupted.sh"
-    loss=$((lost_ms - $(to_ms "$(field time "$answer")")))
-    ((loss >= 0)) || loss=0
-    ((loss <= newest_loss)) || newest_loss=$loss
-    say "$database: $file, transaction $(field txid "$answer") of $(field time "$answer"), checksum $(field verdict "$answer")"
-    say "$database: at most what was committed in the last $(seconds "$loss") s is missing (nothing, if it was idle)"
-    followed+=("$database")
-done
+}
+failed=0
+answer=$("$agent" restore --all "${point[@]}" --if-db-not-exists --json --config "$config") || failed=1
+object=''
+while IFS= read -r line; do
+    case "$line" in
+        '  {') object='' ;;
+        '  }' | '  },') one "$object" ;;
+        *) object+=$line$'\n' ;;
+    esac
+done <<<"$answer"
+((failed == 0)) || die "not all of it came back (above); what came stays; mend that and run this again"
 
 run "the agent starts" "$start_agent"
 [[ -z "$start_app" ]] || run "the application starts" "$start_app"

@@ -135,11 +135,29 @@ fn a_first_boot_restores_once_and_says_by_its_exit_code_what_it_did() {
     let done = cluster.agent_command("node", &boot).json();
     assert_eq!(done["verdict"], "verified", "{done}");
     image.assert_same(&Image::restored(&path), "the restored file");
+    // The same for all databases of the node; for one that the configuration does not name there is no place.
+    std::fs::remove_file(&path).expect("lost again");
+    let all = ["restore", "--all", "--if-db-not-exists", "--if-replica-exists", "--json"];
+    let done = cluster.agent_command("node", &all).json();
+    assert_eq!((&done[0]["database"], &done[0]["verdict"]), (&"app.db".into(), &"verified".into()), "{done}");
+    image.assert_same(&Image::restored(&path), "the restored file, by --all");
+    let done = cluster.agent_command("node", &all).json();
+    assert_eq!(done[0]["skipped"], "the file exists", "{done}");
+    let written = std::fs::read_to_string(cluster.agent_config("node")).expect("agent.yml");
+    let other = written.replace("name: app.db", "name: other.db");
+    std::fs::write(cluster.agent_config("node"), other).expect("agent.yml");
+    let left = cluster.agent_command("node", &all).json();
+    assert!(left[0]["left_out"].as_str().is_some_and(|why| why.contains("does not name")), "{left}");
+    std::fs::write(cluster.agent_config("node"), written).expect("agent.yml");
     // An unreachable hub is a failure: the application must not begin with an empty database.
     std::fs::remove_file(&path).expect("lost again");
     cluster.stop_hub();
     let said = cluster.agent_command("node", &boot);
     assert_eq!(said.code, 1, "{}", said.stdout);
+    assert_eq!(cluster.agent_command("node", &all).code, 1);
     assert!(!path.exists());
+    // Wrong usage, and a configuration that cannot work.
     assert_eq!(cluster.agent_command("node", &["restore"]).code, 2);
+    std::fs::write(cluster.agent_config("node"), "hub: nowhere\n").expect("agent.yml");
+    assert_eq!(cluster.agent_command("node", &boot).code, 64);
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use walhub_tests::binaries::{program, source_root};
 use walhub_tests::certs::{Authority, Who};
+use walhub_tests::cluster::Cluster;
 use walhub_tests::config::free_port;
 use walhub_tests::oracle::Image;
 use walhub_tests::process::run;
@@ -152,7 +153,7 @@ fn the_example_configurations_are_good() {
 #[test]
 fn the_units_are_understood_by_systemd() {
     let scratch = Scratch::new("units");
-    for unit in ["walhub-hub.service", "walhub-agent.service"] {
+    for unit in ["walhub-hub.service", "walhub-agent.service", "walhub-first-boot.service"] {
         let text = std::fs::read_to_string(source_root().join("deploy/systemd").join(unit)).expect("a unit");
         // The programs are not installed where the unit expects them.
         let text =
@@ -166,4 +167,52 @@ fn the_units_are_understood_by_systemd() {
         let about: Vec<&str> = said.stderr.lines().filter(|line| line.contains("walhub")).collect();
         assert!(said.code == 0 && about.is_empty(), "{unit}: {}", said.stderr);
     }
+}
+
+#[test]
+fn the_examples_of_a_first_boot_bring_the_database_back() {
+    let mut cluster = Cluster::new("first-boot");
+    cluster.add_folder("near");
+    let path = cluster.path("data/app.db");
+    cluster.agent("node-1", &[("app", &path)]);
+    cluster.start_hub();
+    let app = Connection::open(&path).expect("app.db");
+    app.pragma_update(None, "journal_mode", "wal").expect("WAL mode");
+    app.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES (1)").expect("rows");
+    cluster.start_agent("node-1");
+    let (image, _) = cluster.await_buffered("node-1", "app", &path);
+    drop(app);
+    cluster.stop_agent("node-1");
+    let read = |name: &str| std::fs::read_to_string(source_root().join("deploy").join(name)).expect(name);
+    let (unit, compose) = (read("systemd/walhub-first-boot.service"), read("compose.yml"));
+    let state = cluster.path("node-1-state").display().to_string();
+    let from_unit: Vec<String> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("ExecStart="))
+        .map(|line| line.replace("/usr/bin/", "").replace("/var/lib/walhub-agent", &state))
+        .collect();
+    assert_eq!(from_unit.len(), 2, "{from_unit:?}");
+    let line = compose.lines().find_map(|line| line.trim().strip_prefix("command: [walhub-agent, restore, "));
+    let words = line
+        .and_then(|line| line.strip_suffix(']'))
+        .expect("the command of the init step")
+        .replace(", ", " ");
+    let from_compose = format!("walhub-agent restore {words}")
+        .replace("/data", &path.parent().expect("data").display().to_string());
+    let programs = program("hubctl").parent().expect("a folder").display().to_string();
+    let search = format!("{programs}:{}", std::env::var("PATH").expect("PATH"));
+    for (what, commands) in [("unit", from_unit), ("compose", vec![from_compose])] {
+        std::fs::remove_dir_all(cluster.path("data")).expect("a new disk");
+        // The second boot changes nothing.
+        for _ in 0..2 {
+            for command in &commands {
+                let config = cluster.agent_config("node-1").display().to_string();
+                let mut bash = Command::new("bash");
+                bash.args(["-c", &command.replace("/etc/walhub/agent.yml", &config)]).env("PATH", &search);
+                run(bash).success();
+            }
+            image.assert_same(&Image::restored(&path), what);
+        }
+    }
+    assert!(cluster.path("node-1-state/first-boot-done").exists());
 }

@@ -1,207 +1,51 @@
 //! The runbooks for a bad night, run as they are: a real hub, an agent and an application that writes, then the disaster, then
 //! the script of `deploy/runbooks`, with the commands of a service manager. What it says of time and loss is reported.
 
-use rusqlite::Connection;
+mod site;
+
+use site::{NODE, Site, all_stock, moment, open, rows, stock, told};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use walhub_common::clock;
-use walhub_tests::binaries::{program, source_root};
+use walhub_tests::binaries::source_root;
 use walhub_tests::certs::Who;
 use walhub_tests::cluster::PATIENCE;
 use walhub_tests::eventually::{ensure, eventually};
-use walhub_tests::ledger::{self, Audit};
-use walhub_tests::process::{Output, run};
+use walhub_tests::process::run;
 use walhub_tests::report::report;
 use walhub_tests::workload::Writer;
-use walhub_tests::{Cluster, Image, oracle};
-
-const NODE: &str = "pos-1";
-
-/// What a service manager does for the scripts: `start NAME COMMAND` when it does not run, `stop NAME`.
-const SERVICE: &str = r#"#!/usr/bin/env bash
-set -euo pipefail
-cd "$(dirname "$0")"
-alive() { { [[ -s $1.pid ]] && read -r _ _ state _ <"/proc/$(<"$1.pid")/stat"; } 2>/dev/null && [[ $state != Z ]]; }
-case $1 in
-    start) alive "$2" || { setsid bash -c "$3" >>"$2.log" 2>&1 </dev/null & echo $! >"$2.pid"; } ;;
-    stop) ! alive "$2" || { kill -TERM -- "-$(<"$2.pid")"; while alive "$2"; do sleep 0.05; done; } ;;
-esac
-"#;
-
-/// A node and its hub. The database `shop` has stock that rests, and a ledger that the application writes.
-struct Site {
-    services: PathBuf,
-    shop: PathBuf,
-    // Last: its folder outlives what runs there.
-    cluster: Cluster,
-}
-
-impl Site {
-    fn new(name: &str) -> Site {
-        let mut cluster = Cluster::new(name);
-        cluster.add_folder("near");
-        let (services, shop) = (cluster.path("services"), cluster.path("data/shop.db"));
-        std::fs::create_dir(&services).expect("folder");
-        let script = services.join("service");
-        std::fs::write(&script, SERVICE).expect("service");
-        std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).expect("mode");
-        stock(&shop, 600);
-        cluster.agent(NODE, &[("shop", &shop)]);
-        cluster.start_hub();
-        Site { services, shop, cluster }
-    }
-
-    fn service(&self, words: &str) -> String {
-        format!("{} {words}", self.services.join("service").display())
-    }
-
-    fn start_agent(&self) -> String {
-        let config = self.cluster.agent_config(NODE);
-        self.service(&format!("start agent 'exec walhub-agent run --config {}'", config.display()))
-    }
-
-    fn start_app(&self, life: u32, rate: u32) -> String {
-        let shop = self.shop.display();
-        self.service(&format!(
-            "start app 'exec walhub-test-writer {shop} --rate {rate} --life {life} < <(exec tail -f /dev/null)'"
-        ))
-    }
-
-    fn shell(&self, command: &str) {
-        let mut bash = Command::new("bash");
-        bash.args(["-c", command]).env("PATH", search_path());
-        run(bash).success();
-    }
-
-    /// A script of `deploy/runbooks`.
-    fn runbook(&self, name: &str, arguments: &[&str]) -> Output {
-        let mut words = vec!["300", name];
-        words.extend(arguments);
-        let mut command = Command::new("timeout");
-        command.args(words).env("PATH", search_path()).current_dir(source_root().join("deploy/runbooks"));
-        let hubctl = self.cluster.hubctl_command(&[]);
-        command.envs(hubctl.get_envs().filter_map(|(key, value)| Some((key, value?))));
-        run(command)
-    }
-
-    fn acked(&self) -> u64 {
-        let log = std::fs::read_to_string(self.services.join("app.log")).unwrap_or_default();
-        log.lines().rev().find_map(|line| line.strip_prefix("acked ")?.parse().ok()).unwrap_or(0)
-    }
-
-    fn await_acked(&self, seq: u64) {
-        eventually(&format!("the application commits transfer {seq}"), PATIENCE, || {
-            ensure(self.acked() >= seq, || format!("it is at {}", self.acked()))
-        });
-    }
-
-    fn audit(&self) -> Audit {
-        let observer = oracle::observer(&self.shop);
-        // One state of it, while the application writes.
-        observer.execute_batch("BEGIN").expect("a read transaction");
-        ledger::audit_connection(&observer).expect("a sound ledger")
-    }
-
-    /// The application rests; page by page what it has is what the hub gives back.
-    fn proven(&self, what: &str) -> Image {
-        self.shell(&self.service("stop app"));
-        let (image, txid) = self.cluster.await_buffered(NODE, "shop", &self.shop);
-        let name = format!("proof-{}.db", what.replace(' ', "-"));
-        let restored = self.cluster.restore(&format!("{NODE}/shop"), &name, &["--txid", &txid.to_string()]);
-        image.assert_same(&Image::restored(&restored), what);
-        image
-    }
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        for service in ["app", "agent"] {
-            if let Ok(id) = std::fs::read_to_string(self.services.join(format!("{service}.pid"))) {
-                let _ = Command::new("kill").args(["-9", "--", &format!("-{}", id.trim())]).status();
-            }
-        }
-    }
-}
-
-fn search_path() -> String {
-    let programs = program("hubctl").parent().expect("a folder").display().to_string();
-    format!("{programs}:{}", std::env::var("PATH").expect("PATH"))
-}
-
-/// The numbers that a runbook ends with.
-#[track_caller]
-fn told(title: &str, output: Output) -> (f64, f64) {
-    let text = output.stderr.clone();
-    let said = output.success();
-    let number = |word: &str| {
-        let line = said.lines().find_map(|line| line.strip_prefix(word)?.split_once(" s: "));
-        line.and_then(|(number, _)| number.parse::<f64>().ok())
-            .unwrap_or_else(|| panic!("no {word}in {said}\n{text}"))
-    };
-    report(title, &said);
-    (number("RTO "), number("RPO "))
-}
-
-fn open(path: &Path) -> Connection {
-    let connection = Connection::open(path).expect("open");
-    connection.busy_timeout(PATIENCE).expect("busy timeout");
-    connection.pragma_update(None, "journal_mode", "wal").expect("WAL mode");
-    connection.pragma_update(None, "foreign_keys", true).expect("foreign keys");
-    connection
-}
-
-fn stock(path: &Path, rows: u32) {
-    open(path)
-        .execute_batch(&format!(
-            "CREATE TABLE stock(id INTEGER PRIMARY KEY, body BLOB);
-             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
-             INSERT INTO stock(body) SELECT randomblob(3000) FROM n;"
-        ))
-        .expect("stock");
-}
-
-/// Every row of a query as text.
-fn rows(path: &Path, sql: &str) -> Vec<String> {
-    let connection = oracle::observer(path);
-    let mut select = connection.prepare(sql).expect("a query");
-    let found = select.query_map([], |row| row.get::<_, String>(0)).expect("rows");
-    found.map(|row| row.expect("a row")).collect()
-}
-
-fn all_stock(path: &Path) -> Vec<String> {
-    rows(path, "SELECT id || ' ' || hex(body) FROM stock ORDER BY id")
-}
-
-/// A moment, in the text that people write, that lies between what was at the hub before and what comes after.
-fn moment() -> String {
-    let now = clock::now_ms();
-    eventually("the clock to move on", PATIENCE, || {
-        ensure(clock::now_ms() > now + 5, || "it stands still".to_owned())
-    });
-    clock::format_ms(now + 2)
-}
+use walhub_tests::{Image, oracle};
 
 #[test]
 fn a_lost_server_comes_back_on_a_new_machine() {
     let mut site = Site::new("runbook-server-lost");
-    let quiet = site.cluster.path("data/quiet.db");
+    // One of a `dir:` entry: on the new machine only the hub knows its name.
+    let quiet = site.cluster.path("data/tenants/quiet db.db");
+    std::fs::create_dir(quiet.parent().expect("a folder")).expect("folder");
     stock(&quiet, 1000);
     let shop = site.shop.clone();
     let first = site.cluster.authority().issue(Who::Agent(NODE));
-    site.cluster.agent(NODE, &[("shop", &shop), ("quiet", &quiet)]);
+    site.cluster.agent(NODE, &[("shop", &shop)]);
     site.cluster.agent_certificate(NODE, first.clone());
     site.cluster.start_agent(NODE);
-    let (quiet_image, _) = site.cluster.await_buffered(NODE, "quiet", &quiet);
+    site.cluster.kill_agent(NODE);
+    let tenants = format!(
+        "  - dir: {}\n    pattern: '*.db'\n    prefix: t-\n",
+        site.cluster.path("data/tenants").display()
+    );
+    let written = std::fs::read_to_string(site.cluster.agent_config(NODE)).expect("agent.yml") + &tenants;
+    std::fs::write(site.cluster.agent_config(NODE), &written).expect("agent.yml");
+    site.shell(&site.start_agent());
+    let (quiet_image, _) = site.cluster.await_buffered(NODE, "t-quiet_db.db", &quiet);
     let stock_before = all_stock(&shop);
     let mut writer = Writer::spawn(&shop, &["--rate", "200", "--note", "300"]);
     writer.await_acked(300);
     let promised = site.cluster.buffered(NODE, "shop").expect("buffered").0;
 
     // The server, with all it had.
-    site.cluster.kill_agent(NODE);
+    site.kill("agent");
     let lost_at = clock::format_ms(clock::now_ms());
     let acked = writer.kill9();
     for folder in ["data", "pos-1-state"] {
@@ -219,7 +63,7 @@ fn a_lost_server_comes_back_on_a_new_machine() {
     let refused = site.runbook("./server-lost.sh", &given);
     assert!(refused.code == 64 && refused.stderr.contains("hubctl cert issue --agent"), "{refused:?}");
     site.cluster.authority().issue(Who::Agent(NODE));
-    let unanswered = site.runbook("./server-lost.sh", &given[..8]);
+    let unanswered = site.runbook("./server-lost.sh", &given[..given.len() - 1]);
     assert!(unanswered.code == 1 && unanswered.stderr.contains("nothing was changed"), "{unanswered:?}");
     assert!(!shop.exists() && !site.cluster.path("pos-1-state").exists());
 
@@ -240,7 +84,7 @@ fn a_lost_server_comes_back_on_a_new_machine() {
     let status = site.cluster.agent_command(NODE, &["status", "--json"]).json();
     for database in status["databases"].as_array().expect("databases") {
         let sent = database["bytes_sent"].as_u64().expect("bytes");
-        let limit = if database["name"] == "quiet" { 100_000 } else { quiet_image.len() as u64 / 2 };
+        let limit = if database["name"] == "t-quiet_db.db" { 100_000 } else { quiet_image.len() as u64 / 2 };
         assert!(sent < limit, "{database}");
     }
     // Again: there is nothing to do, and nothing is done.
@@ -349,6 +193,37 @@ fn a_corrupted_file_is_put_aside_and_the_newest_sound_state_takes_its_place() {
     );
     site.proven("after corruption");
     assert_eq!(oracle::integrity(&site.shop), "ok");
+}
+
+#[test]
+fn corruption_right_after_the_first_transaction_is_undone() {
+    let mut site = Site::new("runbook-corrupted-early");
+    site.cluster.start_agent(NODE);
+    let (sound, txid) = site.cluster.await_buffered(NODE, "shop", &site.shop);
+    // At a time of its own.
+    moment();
+    open(&site.shop)
+        .execute("UPDATE sqlite_dbpage SET data = randomblob(4096) WHERE pgno = 2", [])
+        .expect("committed corruption");
+    site.cluster.await_buffered(NODE, "shop", &site.shop);
+    site.cluster.stop_agent(NODE);
+    let (shop, config) =
+        (site.shop.display().to_string(), site.cluster.agent_config(NODE).display().to_string());
+    let agent = site.start_agent();
+    let words = [&shop[..], "--config", &config, "--stop-agent", "true", "--stop-app", "true", "--yes"];
+    let words = [&words[..], &["--start-agent", &agent]].concat();
+    // A state that is not sound is not taken when it was asked for, and everything stays as it is.
+    let now = moment();
+    let refused = site.runbook("./database-corrupted.sh", &[&words[..], &["--timestamp", &now]].concat());
+    assert!(refused.code == 1 && refused.stderr.contains("is unchanged"), "{refused:?}");
+    assert_ne!(oracle::integrity(&site.shop), "ok");
+    told(
+        "file corrupted, right after the first transaction",
+        site.runbook("./database-corrupted.sh", &words),
+    );
+    site.cluster.await_buffered(NODE, "shop", &site.shop);
+    sound.assert_same(&Image::live(&site.shop), "the only sound state");
+    assert!(site.cluster.buffered(NODE, "shop").expect("buffered").0 > txid, "one history goes on");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod output;
 mod pause;
 mod progress;
 mod restore;
+mod restore_all;
 mod run;
 mod status;
 mod sync;

@@ -3,7 +3,7 @@
 
 use super::databases::scan_config;
 use super::progress::Bar;
-use super::{ConfigArgs, Failure, output};
+use super::{ConfigArgs, Failure, output, restore_all};
 use crate::config::{Certificates, Config};
 use crate::local::client::Client;
 use crate::local::protocol::{MAX_WAIT_MS, Request, Restored as InPlace};
@@ -51,18 +51,24 @@ configuration; 130 interrupted.
 JSON: {\"database\", \"output\", \"txid\", \"checksum\", \"verdict\": \"verified\"|\"unproven\", \"time\", \"page_size\", \"pages\",
 \"bytes\", \"files\", \"received_bytes\", \"seconds\", \"mb_per_second\"}, or {\"database\", \"output\", \"skipped\"} when there was
 nothing to do. With --in-place: {\"database\", \"txid\", \"checksum\", \"time_ms\", \"new_txid\", \"safety_txid\", \"fetched_bytes\", \
-\"waited_ms\"}.
+\"waited_ms\"}. With --all a list of such objects, or {\"database\", \"error\"}, or {\"database\", \"left_out\"} for what \
+the configuration does not name any more.
 
 Example:
   walhub-agent restore /srv/app.db -o /tmp/app.db
   walhub-agent restore /srv/app.db --if-db-not-exists --if-replica-exists
+  walhub-agent restore --all --if-db-not-exists --if-replica-exists
   walhub-agent restore /srv/app.db --timestamp 2026-11-22T13:28:36Z -o before.db
   walhub-agent restore /srv/app.db --delta
   walhub-agent restore /srv/app.db --timestamp 2026-11-22T13:28:36Z --in-place"
 )]
 pub(super) struct Args {
     /// The database file as the configuration names it, or its name
-    path: PathBuf,
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    path: Option<PathBuf>,
+    /// Every database of this node that the hub knows, each to where the configuration has it
+    #[arg(long, conflicts_with_all = ["output", "txid", "in_place"])]
+    all: bool,
     /// The file to write [default: PATH]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -74,10 +80,10 @@ pub(super) struct Args {
     txid: Option<Txid>,
     /// Do nothing, successfully, when the file to write exists
     #[arg(long)]
-    if_db_not_exists: bool,
+    pub(super) if_db_not_exists: bool,
     /// Do nothing, successfully, when the hub holds nothing of this database
     #[arg(long)]
-    if_replica_exists: bool,
+    pub(super) if_replica_exists: bool,
     /// Replace an existing file
     #[arg(long, conflicts_with = "if_db_not_exists")]
     force: bool,
@@ -92,7 +98,7 @@ pub(super) struct Args {
     checks: Vec<String>,
     /// Print JSON, see below
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -102,8 +108,18 @@ fn parse_txid(text: &str) -> Result<Txid, String> {
         .ok_or_else(|| format!("{text:?} is not a TXID; write a number from 1, or 16 hex digits"))
 }
 
+/// What came of one database.
 #[derive(Debug, Serialize)]
-struct Restored {
+#[serde(untagged)]
+pub(super) enum Outcome {
+    /// It is there, and proven.
+    Restored(Restored),
+    /// There was nothing to do.
+    Skipped(Skipped),
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Restored {
     database: String,
     output: PathBuf,
     txid: u64,
@@ -120,10 +136,31 @@ struct Restored {
 }
 
 #[derive(Debug, Serialize)]
-struct Skipped {
+pub(super) struct Skipped {
     database: String,
     output: PathBuf,
     skipped: &'static str,
+}
+
+impl Skipped {
+    /// By `--if-db-not-exists`.
+    pub(super) fn existing(name: &DatabaseName, out: &Path) -> Skipped {
+        Skipped { database: name.to_string(), output: out.to_owned(), skipped: "the file exists" }
+    }
+}
+
+impl Outcome {
+    /// For people.
+    pub(super) fn print(&self) -> anyhow::Result<()> {
+        match self {
+            Outcome::Restored(restored) => output::lines(&[line(restored)]).map(drop),
+            Outcome::Skipped(skipped) => {
+                let out = skipped.output.display();
+                eprintln!("walhub-agent: nothing restored to {out}: {}", skipped.skipped);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Why no more bytes came.
@@ -154,13 +191,16 @@ impl Args {
             return self.in_place();
         }
         let config = self.config.read(Certificates::Check)?;
-        let name = name_of(&config, &self.path)?;
-        let out = match &self.output {
-            Some(out) => out.clone(),
-            None => path_of(&config, &name).unwrap_or_else(|| self.path.clone()),
+        let one = match &self.path {
+            None => None,
+            Some(path) => {
+                let name = name_of(&config, path)?;
+                let out = self.output.clone().or_else(|| path_of(&config, &name));
+                Some((name, out.unwrap_or_else(|| path.clone())))
+            }
         };
-        if self.if_db_not_exists && out.exists() {
-            return self.skipped(&name, &out, "the file exists");
+        if let Some((name, out)) = one.as_ref().filter(|(_, out)| self.if_db_not_exists && out.exists()) {
+            return self.told(&Outcome::Skipped(Skipped::existing(name, out)));
         }
         let runtime = tokio::runtime::Runtime::new()?;
         runtime.block_on(async {
@@ -172,14 +212,17 @@ impl Args {
                     _ = terminate.recv() => {}
                 }
             };
-            self.restore(&config, &name, &out, interrupted).await
+            match one {
+                Some((name, out)) => self.told(&self.restore(&config, &name, &out, interrupted).await?),
+                None => restore_all::restore(&self, &config, interrupted).await,
+            }
         })
     }
 
     /// Asks the running agent, which alone may write beside applications.
     fn in_place(&self) -> Result<ExitCode, Failure> {
         let config = self.config.read(Certificates::Ignore)?;
-        let name = name_of(&config, &self.path)?;
+        let name = name_of(&config, self.path.as_deref().unwrap_or_else(|| Path::new("")))?;
         let request = Request::Restore {
             database: name.to_string(),
             txid: self.txid.map(Txid::get),
@@ -208,22 +251,22 @@ impl Args {
         )])?)
     }
 
-    fn skipped(&self, name: &DatabaseName, out: &Path, why: &'static str) -> Result<ExitCode, Failure> {
+    fn told(&self, outcome: &Outcome) -> Result<ExitCode, Failure> {
         if self.json {
-            let skipped = Skipped { database: name.to_string(), output: out.to_owned(), skipped: why };
-            return Ok(output::json(&skipped)?);
+            return Ok(output::json(outcome)?);
         }
-        eprintln!("walhub-agent: nothing restored to {}: {why}", out.display());
+        outcome.print()?;
         Ok(ExitCode::SUCCESS)
     }
 
-    async fn restore(
+    /// Restores one database to `out`.
+    pub(super) async fn restore(
         &self,
         config: &Config,
         name: &DatabaseName,
         out: &Path,
         interrupted: impl Future<Output = ()>,
-    ) -> Result<ExitCode, Failure> {
+    ) -> Result<Outcome, Failure> {
         let begun = Instant::now();
         let failure = format!("cannot restore {name} to {}", out.display());
         let identity = config.identity().map_err(anyhow::Error::msg)?;
@@ -244,8 +287,7 @@ impl Args {
                 () = interrupted => return Err(Failure::Interrupted),
                 restored = restored => restored.context(failure)?,
             };
-            let restored = restored_to(name, report, plan.timestamp_ms, begun.elapsed());
-            return Ok(if self.json { output::json(&restored)? } else { output::lines(&[line(&restored)])? });
+            return Ok(Outcome::Restored(restored_to(name, report, plan.timestamp_ms, begun.elapsed())));
         }
         let (target, force) = (out.to_owned(), self.force);
         let applier = tokio::task::spawn_blocking(move || Applier::new(target, force)).await?;
@@ -268,15 +310,16 @@ impl Args {
             (_, Ok(report)) => report,
             (None, Err(_)) => return Err(Failure::Interrupted),
             (Some(Err(Stop::NoReplica(_))), Err(_)) if self.if_replica_exists => {
-                return self.skipped(name, out, "the hub holds nothing of this database");
+                let skipped = "the hub holds nothing of this database";
+                let (database, output) = (name.to_string(), out.to_owned());
+                return Ok(Outcome::Skipped(Skipped { database, output, skipped }));
             }
             (Some(Err(Stop::Because(error) | Stop::NoReplica(error))), Err(_)) => {
                 return Err(error.context(failure).into());
             }
             (Some(Ok(()) | Err(Stop::Applier)), Err(error)) => return Err(advised(error, &failure).into()),
         };
-        let restored = restored_to(name, report, time_ms, begun.elapsed());
-        Ok(if self.json { output::json(&restored)? } else { output::lines(&[line(&restored)])? })
+        Ok(Outcome::Restored(restored_to(name, report, time_ms, begun.elapsed())))
     }
 
     fn request(&self, agent: &AgentName, name: &DatabaseName) -> RestoreRequest {
