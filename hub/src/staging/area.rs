@@ -13,8 +13,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 use walhub_common::{Checksum, Pgno};
 
-/// Name of the catalog.
-pub(super) const CATALOG: &str = "catalog";
 const PART: &str = "part-";
 /// There when pages of another database are among them.
 const ADOPTED: &str = "adopted";
@@ -66,12 +64,10 @@ impl Area {
 
     fn load(&mut self, newest: u32) -> Result<(), StagingError> {
         let contents = part::contents(&File::open(self.part(newest))?)?;
-        let catalog = Catalog::open(&self.dir.join(CATALOG))?;
+        let catalog = Catalog::open(&self.dir)?;
         let catalog = match catalog {
             Some(catalog) if catalog.page_size() == contents.header.page_size => catalog,
-            None if newest == FIRST_PART => {
-                Catalog::create(&self.dir.join(CATALOG), contents.header.page_size)?
-            }
+            None if newest == FIRST_PART => Catalog::create(&self.dir, contents.header.page_size)?,
             _ => return Err(StagingError::Corrupt("the catalog is missing or of another database".into())),
         };
         // The crash may have come before the newest part was entered.
@@ -119,8 +115,7 @@ impl Area {
     ) -> Result<Option<Area>, StagingError> {
         fs::create_dir_all(dir)?;
         File::create(dir.join(ADOPTED))?.sync_all()?;
-        let linked = link_parts(image, dir).and_then(|_| fs::copy(image.join(CATALOG), dir.join(CATALOG)));
-        match linked {
+        match link_parts(image, dir).and_then(|_| Catalog::adopt(dir, image)) {
             // Dropped meanwhile to make room for another.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 fs::remove_dir_all(dir)?;
@@ -128,7 +123,6 @@ impl Area {
             }
             linked => linked?,
         };
-        File::open(dir.join(CATALOG))?.sync_all()?;
         File::open(dir)?.sync_all()?;
         Area::open(dir, used)
     }
@@ -158,7 +152,7 @@ impl Area {
         self.parts.insert(number, Kept { bytes, newest: pages.len() as u32 });
         let catalog = match self.catalog.take() {
             Some(catalog) => catalog,
-            None => Catalog::create(&self.dir.join(CATALOG), header.page_size)?,
+            None => Catalog::create(&self.dir, header.page_size)?,
         };
         let parts = &mut self.parts;
         catalog.write(&numbered(pages, number), |old| {
@@ -201,10 +195,7 @@ impl Area {
     /// Removes every part. The catalog goes first: without it, parts are nothing.
     fn clear(&mut self) -> Result<(), StagingError> {
         self.catalog = None;
-        match fs::remove_file(self.dir.join(CATALOG)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
-            _ => {}
-        }
+        Catalog::remove(&self.dir)?;
         for (number, part) in std::mem::take(&mut self.parts) {
             fs::remove_file(self.part(number))?;
             self.used.fetch_sub(part.bytes, Ordering::Relaxed);

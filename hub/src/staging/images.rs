@@ -15,7 +15,7 @@
 //! Non-goals: an image that is lost or damaged is no loss, its pages are sent.
 
 use super::StagingError;
-use super::area::{CATALOG, link_parts};
+use super::area::link_parts;
 use super::catalog::Catalog;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -132,8 +132,9 @@ impl Images {
         let (making, name) = (self.root.join(format!("making-{number}")), self.root.join(number.to_string()));
         fs::create_dir(&making)?;
         let bytes = link_parts(dir, &making)?;
-        fs::copy(dir.join(CATALOG), making.join(CATALOG))?;
-        File::open(making.join(CATALOG))?.sync_all()?;
+        Catalog::open(dir)?
+            .ok_or_else(|| StagingError::Corrupt("the catalog is missing".into()))?
+            .copy(&making)?;
         let mut file = File::create(making.join(STRETCHES))?;
         file.write_all(&encode(page_size, commit, &hashes))?;
         file.sync_all()?;
@@ -200,7 +201,7 @@ fn load(dir: &Path) -> io::Result<Option<Image>> {
         |bytes: &[u8]| PageSize::new(u32::from_be_bytes(bytes[8..12].try_into().expect("BUG: 4 bytes")));
     let Some(page_size) = whole.then(|| size(bytes)).flatten() else { return Ok(None) };
     let (hashes, rest) = bytes[HEAD..].as_chunks::<32>();
-    let catalog = Catalog::open(&dir.join(CATALOG))?;
+    let catalog = Catalog::open(dir)?;
     if !rest.is_empty() || catalog.is_none_or(|catalog| catalog.page_size() != page_size) {
         return Ok(None);
     }
@@ -224,7 +225,7 @@ mod tests {
         let parts = dir.join("parts");
         if !parts.exists() {
             fs::create_dir(&parts).unwrap();
-            Catalog::create(&parts.join(CATALOG), size()).unwrap();
+            Catalog::create(&parts, size()).unwrap();
             fs::write(parts.join("part-2"), [7; 1000]).unwrap();
         }
         parts

@@ -253,7 +253,7 @@ impl Staging {
         let none = || StagingError::Corrupt("there are no parts".into());
         let parts = area.as_ref().ok_or_else(none)?;
         let last = part::contents(&File::open(parts.part(seal.last_part))?)?.header;
-        let catalog = Catalog::open(&slot.dir.join(area::CATALOG))?.ok_or_else(none)?;
+        let catalog = Catalog::open(&slot.dir)?.ok_or_else(none)?;
         let page_size = catalog.page_size();
         let (bytes, hashes) = Snapshot::open(&slot.dir, catalog, seal, last.commit)?.verify(stop)?;
         // It spares others bytes; this snapshot does not need it.

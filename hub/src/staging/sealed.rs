@@ -12,7 +12,7 @@
 //! - A folder goes when every lane has taken the snapshot, never under a reader.
 
 use super::StagingError;
-use super::area::{CATALOG, sweep};
+use super::area::sweep;
 use super::catalog::Catalog;
 use super::seal::{Seal, Snapshot};
 use crate::buffer::{DatabaseId, Payloads};
@@ -191,7 +191,7 @@ impl Payloads for Sealed {
     fn open(&self, database: DatabaseId, range: TxidRange) -> io::Result<Option<Box<dyn Read + Send>>> {
         let Some((entry, seal)) = self.entry(database, range) else { return Ok(None) };
         let corrupt = || io::Error::other(StagingError::Corrupt("the catalog is damaged".into()));
-        let catalog = Catalog::open(&entry.dir.join(CATALOG))?.ok_or_else(corrupt)?;
+        let catalog = Catalog::open(&entry.dir)?.ok_or_else(corrupt)?;
         let snapshot =
             Snapshot::open(&entry.dir, catalog, &seal, entry.facts.commit).map_err(io::Error::other)?;
         Ok(Some(Box::new(Reader { snapshot, _entry: entry })))
