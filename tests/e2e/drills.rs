@@ -11,8 +11,8 @@ use walhub_tests::workload::Writer;
 use walhub_tests::{Cluster, Image, replica, services};
 
 const DATABASE: &str = "node/app.db";
-/// One file for each flush, so that each of them is needed.
-const LEVELS: &str = "levels: []\n";
+/// Nothing is compacted before the day is over: one file for each flush, and each of them is needed.
+const LEVELS: &str = "levels: [24h]\n";
 
 /// A node whose history lies in several files at each destination.
 fn history(cluster: &mut Cluster) -> (Image, u64) {
@@ -204,4 +204,40 @@ fn an_object_of_a_bucket_is_replaced_too() {
     cluster.stop_agent("node");
     cluster.stop_hub();
     server.delete_bucket(&bucket);
+}
+
+#[test]
+fn a_snapshot_stands_in_for_a_damaged_pack() {
+    let mut cluster = Cluster::new("drills-packed");
+    let far = cluster.path("far");
+    cluster.add_folder("near");
+    cluster.add(Destination::file("far", &far).with("layout: packed"));
+    cluster.hub_lines(LEVELS);
+    let (live, _) = history(&mut cluster);
+    let mut packs: Vec<PathBuf> = std::fs::read_dir(far.join("walhub/packs"))
+        .expect("packs")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    packs.sort();
+    assert!(packs.len() >= 3, "{packs:?}");
+    // In the first half of a pack lie the files, at its end the index of them.
+    let bad = &packs[packs.len() / 2];
+    let mut bytes = std::fs::read(bad).expect("a pack");
+    let at = bytes.len() / 3;
+    bytes[at] ^= 0x10;
+    std::fs::write(bad, bytes).expect("a pack");
+    let (code, run) = drilled(&cluster, &["drills", "run", DATABASE, "--destination", "far"]);
+    assert_eq!((code, &run[0]["verdict"]), (0, &"repaired".into()), "{run}");
+    assert!(says(&run[0]["message"], "corrupt") && says(&run[0]["repairs"][0], "snapshot"), "{run}");
+    let restored = |out: &str| Image::restored(&cluster.restore(DATABASE, out, &["--source", "far"]));
+    live.assert_same(&restored("out.db"), "after the repair");
+    assert_eq!(drilled(&cluster, &["drills", "run", DATABASE, "--destination", "far"]).0, 0);
+    // Also for a hub that reads the packs anew.
+    cluster.stop_hub();
+    cluster.start_hub();
+    let (live, _) = settled(&cluster, &cluster.path("data/app.db"));
+    let (code, run) = drilled(&cluster, &["drills", "run", DATABASE, "--destination", "far"]);
+    assert_eq!(code, 0, "{run}");
+    let restored = Image::restored(&cluster.restore(DATABASE, "again.db", &["--source", "far"]));
+    live.assert_same(&restored, "after a restart");
 }

@@ -88,8 +88,12 @@ impl Ledger {
         }
         let kept = (MOST / self.drills.len().max(1)).clamp(1, KEPT);
         let drills = self.drills.entry(drill.copy.clone()).or_default();
-        // The end of a repair takes the place of its beginning.
         if drills.back().is_some_and(|last| last.verdict == Verdict::Repairing) {
+            // Nobody knows what became of it: it is still to be settled.
+            if drill.verdict == Verdict::Undone {
+                return;
+            }
+            // The end of a repair takes the place of its beginning.
             drills.pop_back();
             self.count -= 1;
         }
@@ -125,6 +129,13 @@ impl Ledger {
     /// When the newest drill of all began.
     pub(super) fn newest_ms(&self) -> Option<i64> {
         self.drills.values().filter_map(|drills| drills.back()).map(|drill| drill.began_ms).max()
+    }
+
+    /// Copies of which a repair was broken off.
+    pub(super) fn unsettled(&self) -> Vec<Copy> {
+        let last = |drills: &VecDeque<Drill>| drills.back().map(|drill| drill.verdict);
+        let begun = self.drills.iter().filter(|(_, drills)| last(drills) == Some(Verdict::Repairing));
+        begun.map(|(copy, _)| copy.clone()).collect()
     }
 
     /// What the schedule wants to know.
@@ -212,6 +223,9 @@ mod tests {
         let mut ledger = Ledger::open(dir.path()).unwrap();
         let copy = drill(1, 0, Verdict::Passed).copy;
         assert!(ledger.known(&copy).unwrap().unsettled);
+        ledger.add(drill(1, 2, Verdict::Undone)).unwrap();
+        let mut ledger = Ledger::open(dir.path()).unwrap();
+        assert!(ledger.known(&copy).unwrap().unsettled, "nobody knows what became of it");
         ledger.add(drill(1, 1, Verdict::Repaired)).unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
         assert!(!ledger.known(&copy).unwrap().unsettled);

@@ -50,6 +50,9 @@ use walhub_common::{DatabaseKey, DestinationName, clock};
 const FOLDER: &str = "walhub-drills";
 /// How often it is looked whether a drill is due.
 const LOOK: Duration = Duration::from_secs(10);
+const LEAST_WAIT: Duration = Duration::from_millis(20);
+/// Time between two attempts to go on with a repair that was broken off.
+const SETTLE: Duration = Duration::from_secs(300);
 /// Drills that were asked for and wait.
 const MOST_WAITING: usize = 64;
 
@@ -216,6 +219,21 @@ impl Inner {
     }
 }
 
+/// When what happened.
+struct Times {
+    seed: u64,
+    /// The last drill of the schedule began, or the hub.
+    since: Instant,
+    /// It was the hub.
+    first: bool,
+    /// When the newest drill of an earlier hub began, Unix ms.
+    newest_ms: Option<i64>,
+    /// When this hub began, Unix ms.
+    started_ms: i64,
+    /// From then on repairs that were broken off are tried again.
+    settle: Instant,
+}
+
 struct Owner {
     inner: Arc<Inner>,
     runner: Runner,
@@ -224,61 +242,93 @@ struct Owner {
 
 impl Owner {
     async fn run(self, mut queue: mpsc::Receiver<Order>) {
-        let mut seed: u64 = rand::random();
-        let mut since = Instant::now();
-        // How long after `since`, given the interval of the moment.
         let newest_ms = self.inner.book.open().newest_ms();
-        let started_ms = clock::now_ms();
-        let mut first = true;
+        let mut times = Times {
+            seed: rand::random(),
+            since: Instant::now(),
+            first: true,
+            newest_ms,
+            started_ms: clock::now_ms(),
+            settle: Instant::now(),
+        };
         loop {
-            let interval = self.inner.rules.every.map(|every| {
-                schedule::interval(every, self.inner.rules.sample, self.inner.copies(false).len())
-            });
-            let due = interval.map(|interval| {
-                since
-                    + match first {
-                        true => schedule::first(interval, newest_ms, started_ms),
-                        false => schedule::jittered(interval, seed),
-                    }
-            });
-            let now = Instant::now();
-            let wake = due.map(|due| due.clamp(now, now + LOOK));
+            // A look is cheap, and what is ready may change without a word.
+            let wake = Instant::now() + LOOK.min(self.wait(&times));
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
                 order = queue.recv() => {
-                    let Some(Order { asked, mut reply }) = order else { return };
-                    let cancel = self.stop.child_token();
-                    let drill = {
-                        let drilling = self.drill(&asked, &cancel);
-                        tokio::pin!(drilling);
-                        tokio::select! {
-                            drill = &mut drilling => drill,
-                            () = reply.closed() => {
-                                cancel.cancel();
-                                drilling.await
-                            }
-                        }
-                    };
-                    let _ = reply.send(drill);
+                    let Some(order) = order else { return };
+                    self.obey(order).await;
                 }
-                () = sleep_until(wake), if wake.is_some() => {
-                    if due.is_some_and(|due| due <= Instant::now()) && let Some(copy) = self.next(seed) {
-                        let repair = self.inner.rules.repair;
-                        let asked = Asked { copy, repair, every_file: false };
-                        since = Instant::now();
-                        self.drill(&asked, &self.stop.child_token()).await;
-                        (seed, first) = (seed.wrapping_add(1), false);
-                    }
-                }
+                () = tokio::time::sleep_until(wake) => self.look(&mut times).await,
             }
         }
     }
 
-    fn next(&self, seed: u64) -> Option<Copy> {
-        let copies = self.inner.copies(true);
-        let ledger = self.inner.book.open();
-        schedule::next(&copies, |copy| ledger.known(copy), clock::now_ms(), seed).cloned()
+    /// How long until the next drill of the schedule.
+    fn due_in(&self, times: &Times) -> Option<Duration> {
+        let Rules { every, sample, .. } = *self.inner.rules;
+        let interval = schedule::interval(every?, sample, self.inner.copies(false).len());
+        let after = match times.first {
+            true => schedule::first(interval, times.newest_ms, times.started_ms),
+            false => schedule::jittered(interval, times.seed),
+        };
+        Some(after.saturating_sub(times.since.elapsed()))
+    }
+
+    /// How long until it is worth a look; never nothing, for it may be that nobody is ready.
+    fn wait(&self, times: &Times) -> Duration {
+        self.due_in(times).unwrap_or(LOOK).max(LEAST_WAIT)
+    }
+
+    /// Tries what is due.
+    async fn look(&self, times: &mut Times) {
+        let broken_off = match times.settle <= Instant::now() {
+            true => self.inner.book.open().unsettled(),
+            false => Vec::new(),
+        };
+        let due = self.due_in(times).is_some_and(|wait| wait.is_zero());
+        if broken_off.is_empty() && !due {
+            return;
+        }
+        let ready = self.inner.copies(true);
+        if let Some(copy) = broken_off.into_iter().find(|copy| ready.contains(copy)) {
+            tracing::info!(%copy, "a repair was broken off: it is tried again");
+            self.drill(&Asked { copy, repair: true, every_file: false }, &self.stop.child_token()).await;
+            times.settle = Instant::now() + SETTLE;
+            return;
+        }
+        if !due {
+            return;
+        }
+        let next = {
+            let ledger = self.inner.book.open();
+            schedule::next(&ready, |copy| ledger.known(copy), clock::now_ms(), times.seed).cloned()
+        };
+        if let Some(copy) = next {
+            times.since = Instant::now();
+            let asked = Asked { copy, repair: self.inner.rules.repair, every_file: false };
+            self.drill(&asked, &self.stop.child_token()).await;
+            (times.seed, times.first) = (times.seed.wrapping_add(1), false);
+        }
+    }
+
+    /// A drill that somebody waits for; it is given up when nobody does any more.
+    async fn obey(&self, Order { asked, mut reply }: Order) {
+        let cancel = self.stop.child_token();
+        let drill = {
+            let drilling = self.drill(&asked, &cancel);
+            tokio::pin!(drilling);
+            tokio::select! {
+                drill = &mut drilling => drill,
+                () = reply.closed() => {
+                    cancel.cancel();
+                    drilling.await
+                }
+            }
+        };
+        let _ = reply.send(drill);
     }
 
     /// A drill, recorded and told.
@@ -334,12 +384,5 @@ fn tell(drill: &Drill) {
             tracing::error!(%database, %destination, message, repairs, "drill failed: this copy cannot be relied on");
         }
         Verdict::Undone => tracing::warn!(%database, %destination, message, "a drill could not be made"),
-    }
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }

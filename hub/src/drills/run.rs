@@ -167,8 +167,7 @@ impl Runner {
             pin = self.pins.pin(key) => pin,
             () = cancel.cancelled() => return Err(Trouble::Undone("cancelled".to_owned())),
         };
-        let files = site.source.list(key, cancel).await.map_err(|e| Trouble::Undone(e.to_string()))?;
-        let listings = [Listing { source: site.source.name().clone(), files }];
+        let mut listings = list(site, cancel).await?;
         if every_file {
             let planned = |file: &walhub_store::destinations::Listed| PlannedFile {
                 source: site.source.name().clone(),
@@ -183,7 +182,14 @@ impl Runner {
                 return Err(Trouble::Damaged(damaged));
             }
         }
-        let plan = plan(&listings, key, site.held)?;
+        let plan = match plan(&listings, key, site.held) {
+            Err(Trouble::Damaged(_)) => {
+                // Levels are listed one by one while others write: what is missing twice is missing.
+                listings = list(site, cancel).await?;
+                plan(&listings, key, site.held)?
+            }
+            plan => plan?,
+        };
         let bytes = self.size(site, &plan, cancel).await?;
         self.room(bytes).map_err(Trouble::Undone)?;
         let temp = Temp(self.scratch.join("drill.db"));
@@ -273,6 +279,12 @@ impl Runner {
         }
         Ok(found)
     }
+}
+
+async fn list(site: &Site, cancel: &CancellationToken) -> Result<[Listing; 1], Trouble> {
+    let files = site.source.list(&site.database.key, cancel).await;
+    let files = files.map_err(|error| Trouble::Undone(error.to_string()))?;
+    Ok([Listing { source: site.source.name().clone(), files }])
 }
 
 /// What a restore of the newest state takes. Pure.

@@ -209,3 +209,25 @@ async fn a_damaged_file_that_no_restore_takes_is_found_by_reading_every_file() {
     assert_eq!(bench.run("far", false, true).await.verdict, Verdict::Passed);
     bench.end().await;
 }
+
+#[tokio::test]
+async fn a_repair_that_was_broken_off_is_settled_before_anything_else() {
+    let fleet = Fleet::new(&["near", "far"]).await;
+    let copy = Copy { database: fleet.key(), destination: "far".parse().unwrap() };
+    // A hub that died when the damaged object was gone, and the good one not yet there.
+    let begun = Drill { verdict: Verdict::Repairing, ..Drill::begin(copy.clone(), 1_000) };
+    Ledger::open(fleet.dir.path()).unwrap().add(begun).unwrap();
+    let gone = fleet.file("far", 0, 5, 5);
+    std::fs::remove_file(&gone).unwrap();
+    let (drills, tasks) = start(&fleet, Rules { repair: false, ..plain() });
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while drills.last(&copy).unwrap().verdict == Verdict::Repairing {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("it is settled without a schedule");
+    let last = drills.last(&copy).unwrap();
+    assert!(last.verdict == Verdict::Repaired && gone.exists(), "{last:?}");
+    assert!(tasks.shutdown(Duration::from_secs(60)).await);
+}
