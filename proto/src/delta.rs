@@ -29,11 +29,13 @@ pub enum DeltaError {
     Bug(#[from] tokio::task::JoinError),
 }
 
-/// Brings the copy at `path` to the point. `progress` hears of bytes that came, and of bytes to come in all (estimated).
+/// Brings the copy at `path` to the point; `only_read` as for [`Delta::create`]. `progress` hears of bytes that came, and of
+/// bytes to come in all (estimated).
 pub async fn restore(
     channel: Channel,
     point: RestoreRequest,
     path: &Path,
+    only_read: bool,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(Report, RestorePlan), DeltaError> {
     let (plan, position) = plan(channel.clone(), point.clone()).await?;
@@ -41,7 +43,8 @@ pub async fn restore(
     let database = point.database.clone().unwrap_or_default();
     let mut table = Table::open(channel.clone(), database, position).await?;
     let (path, page_size, commit) = (path.to_owned(), table.page_size, table.commit);
-    let mut delta = tokio::task::spawn_blocking(move || Delta::create(&path, page_size, commit)).await??;
+    let mut delta =
+        tokio::task::spawn_blocking(move || Delta::create(&path, page_size, commit, only_read)).await??;
     while let Some(sums) = table.next().await? {
         delta = tokio::task::spawn_blocking(move || delta.compare(&sums).map(|()| delta)).await??;
     }
@@ -49,7 +52,7 @@ pub async fn restore(
     // Exactly the position that the checksums belong to.
     let point = RestoreRequest { target: Some(Target::Txid(position.txid.get())), ..point };
     for runs in delta.missing().chunks(SPANS) {
-        let mut pages = Pages::open(channel.clone(), point.clone(), runs).await?;
+        let (_, mut pages) = Pages::open(channel.clone(), point.clone(), runs, false).await?;
         while let Some(frames) = pages.next().await? {
             delta = tokio::task::spawn_blocking(move || delta.take(&frames).map(|()| delta)).await??;
             let come = (missing - delta.pages_missing()).max(1);

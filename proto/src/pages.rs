@@ -1,15 +1,15 @@
-//! A client's side of a restore that fetches only what differs: the checksum of every page at a position, then the pages
-//! that the client lacks.
+//! A client's side of a restore by pages: the plan, then pages until the end; and, for one that fetches only what differs,
+//! before it the checksum of every page at the position.
 //!
 //! What a caller may rely on: what comes is complete when the end is reached, and nothing else is accepted; a hub that says
-//! nothing for long is an error. Pages are still compressed, and not proven: their checksums are in the table.
+//! nothing for long is an error. Pages are still compressed, and not proven: `walhub_common::restore` does both.
 
 use crate::convert::{position_from_wire, position_to_wire, promise_from_wire};
 use crate::v1::page_checksums_response::Message as TableMessage;
 use crate::v1::restore_pages_response::Message as PagesMessage;
 use crate::v1::restore_service_client::RestoreServiceClient;
 use crate::v1::{
-    DatabaseRef, PageChecksumsRequest, PageChecksumsResponse, PageSpan, RestorePagesRequest,
+    DatabaseRef, PageChecksumsRequest, PageChecksumsResponse, PageFrames, PageSpan, RestorePagesRequest,
     RestorePagesResponse, RestorePlan, RestoreRequest,
 };
 use std::ops::RangeInclusive;
@@ -17,6 +17,7 @@ use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use walhub_common::limits::{MAX_MESSAGE_BYTES, MAX_PAGES};
+use walhub_common::restore::Point;
 use walhub_common::restore::frames::{Block, Frames};
 use walhub_common::{Checksum, PageSize, Pgno, Pos, Txid};
 
@@ -59,6 +60,18 @@ pub async fn plan(channel: Channel, point: RestoreRequest) -> Result<(RestorePla
     let (txid, checksum) = promise_from_wire(&plan).map_err(odd)?;
     let position = Txid::new(txid).zip(checksum).map(|(txid, checksum)| Pos { txid, checksum });
     Ok((plan, position))
+}
+
+/// What a plan promises; an error for one that no restore can be made of.
+pub fn point_of(plan: &RestorePlan) -> Result<Point, PagesError> {
+    let (txid, checksum) =
+        promise_from_wire(plan).map_err(|_| PagesError::Protocol("a plan without a position"))?;
+    let txid = Txid::new(txid).ok_or(PagesError::Protocol("a plan that names no transaction"))?;
+    let page_size =
+        PageSize::new(plan.page_size).ok_or(PagesError::Protocol("a plan that names no page size"))?;
+    let commit = Some(plan.commit).filter(|commit| *commit <= MAX_PAGES);
+    let commit = commit.ok_or(PagesError::Protocol("a plan that names an impossible size"))?;
+    Ok(Point { txid, checksum, page_size, commit, timestamp_ms: plan.timestamp_ms })
 }
 
 /// The checksum of every page of a database at a position.
@@ -130,42 +143,82 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Asks for them; `wanted` ascend, at most [`SPANS`].
+    /// Asks for those in `wanted` (ascending, at most [`SPANS`]; none: all), and waits for the plan. With `verify_files` the
+    /// hub reads every file whole before it sends a page of it.
     pub async fn open(
         channel: Channel,
         point: RestoreRequest,
         wanted: &[RangeInclusive<u32>],
-    ) -> Result<Pages, PagesError> {
+        verify_files: bool,
+    ) -> Result<(RestorePlan, Pages), PagesError> {
         let span =
             |run: &RangeInclusive<u32>| PageSpan { first: *run.start(), count: run.end() - run.start() + 1 };
-        let request = RestorePagesRequest { point: Some(point), wanted: wanted.iter().map(span).collect() };
+        let wanted = wanted.iter().map(span).collect();
+        let request = RestorePagesRequest { point: Some(point), wanted, verify_files };
         let asked = async { client(channel).restore_pages(request).await };
         let mut messages = within(FIRST_WORD, asked).await?.into_inner();
         let first = within(FIRST_WORD, messages.message()).await?;
         match first.and_then(|first| first.message) {
-            Some(PagesMessage::Plan(_)) => Ok(Pages { messages }),
+            Some(PagesMessage::Plan(plan)) => Ok((plan, Pages { messages })),
             _ => Err(PagesError::Protocol("pages without a plan")),
         }
     }
 
     /// The next ones, in any order; `None` when all came.
     pub async fn next(&mut self) -> Result<Option<Frames>, PagesError> {
-        let odd = || PagesError::Protocol("pages that do not fit their list");
-        let Some(message) = within(STALL, self.messages.message()).await? else { return Ok(None) };
-        let Some(PagesMessage::Frames(frames)) = message.message else { return Err(odd()) };
-        if frames.pages.len() != frames.lengths.len() {
-            return Err(odd());
+        match within(STALL, self.messages.message()).await?.map(|message| message.message) {
+            None => Ok(None),
+            Some(Some(PagesMessage::Frames(frames))) => frames_of(frames).map(Some),
+            Some(_) => Err(PagesError::Protocol("a message among pages that is not due")),
         }
-        let mut at = 0_u32;
-        let mut blocks = Vec::with_capacity(frames.pages.len());
-        for (page, bytes) in frames.pages.into_iter().zip(frames.lengths) {
-            let pgno = Pgno::new(page).ok_or_else(odd)?;
-            blocks.push(Block { pgno, at, bytes });
-            at = at.checked_add(bytes).ok_or_else(odd)?;
+    }
+}
+
+fn frames_of(wire: PageFrames) -> Result<Frames, PagesError> {
+    let odd = || PagesError::Protocol("pages that do not fit their list");
+    if wire.pages.len() != wire.lengths.len() {
+        return Err(odd());
+    }
+    let mut at = 0_u32;
+    let mut blocks = Vec::with_capacity(wire.pages.len());
+    for (page, bytes) in wire.pages.into_iter().zip(wire.lengths) {
+        blocks.push(Block { pgno: Pgno::new(page).ok_or_else(odd)?, at, bytes });
+        at = at.checked_add(bytes).ok_or_else(odd)?;
+    }
+    if at as usize == wire.data.len() { Ok(Frames { blocks, data: wire.data }) } else { Err(odd()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::v1::Position;
+
+    #[test]
+    fn frames_and_plans_that_cannot_be_are_refused() {
+        let frames = |pages: &[u32], lengths: &[u32], data: &[u8]| {
+            let (pages, lengths) = (pages.to_vec(), lengths.to_vec());
+            frames_of(PageFrames { pages, lengths, data: data.to_vec().into() })
+        };
+        let good = frames(&[7, 3], &[1, 2], b"abc").unwrap();
+        let found: Vec<_> = good.iter().map(|(pgno, block)| (pgno.get(), block.to_vec())).collect();
+        assert_eq!(found, [(7, b"a".to_vec()), (3, b"bc".to_vec())]);
+        for bad in [
+            frames(&[7], &[1, 2], b"abc"),
+            frames(&[7, 3], &[1, 1], b"abc"),
+            frames(&[0], &[3], b"abc"),
+            frames(&[1, 2], &[u32::MAX, 4], b"abc"),
+        ] {
+            assert!(matches!(bad, Err(PagesError::Protocol(_))));
         }
-        if at as usize != frames.data.len() {
-            return Err(odd());
-        }
-        Ok(Some(Frames { blocks, data: frames.data }))
+        let plan = RestorePlan {
+            position: Some(Position { txid: 3, checksum: 0 }),
+            page_size: 512,
+            commit: 9,
+            ..RestorePlan::default()
+        };
+        assert_eq!(point_of(&plan).unwrap().commit, 9);
+        assert!(point_of(&RestorePlan { page_size: 500, ..plan.clone() }).is_err());
+        assert!(point_of(&RestorePlan { commit: u32::MAX, ..plan.clone() }).is_err());
+        assert!(point_of(&RestorePlan { position: None, ..plan }).is_err());
     }
 }

@@ -1,16 +1,18 @@
 //! Measures walhub beside stock litestream 0.5.17, side by side on one machine, and prints a table with ratios.
 //!
 //! ```text
-//! tests/bench/run [--quick] [--only latency,idle,load,app,stall,restore,ingest,snapshot,requests,fleet,faults] [--gb N] [--json FILE]
+//! tests/bench/run [--quick] [--only latency,idle,load,app,stall,restore,increments,ingest,snapshot,requests,fleet,faults] [--gb N] [--json FILE]
 //! ```
 //! Both sides run as the processes their users run, with default settings and a file destination at a 1 s interval
-//! (`requests`, `faults`: a real S3 server). The
+//! (`requests`, `increments`, `faults`: a real S3 server). The
 //! hub runs on the same cores as everything else: what it costs is in our numbers.
 
 mod app;
 mod faults;
 mod fleet;
+mod generations;
 mod idle;
+mod increments;
 mod ingest;
 mod latency;
 mod load;
@@ -29,7 +31,7 @@ use table::Row;
 pub(crate) struct Plan {
     /// Shorter phases and smaller databases, to see that everything works.
     pub(crate) quick: bool,
-    /// Size of the database of `snapshot`, GB.
+    /// Size of the database of `snapshot` and of `increments`, GB.
     pub(crate) gigabytes: Option<f64>,
     only: Option<Vec<String>>,
 }
@@ -56,13 +58,14 @@ fn main() {
         }
     }
     type Section = fn(&Plan) -> Vec<Row>;
-    let sections: [(&str, Section); 11] = [
+    let sections: [(&str, Section); 12] = [
         ("latency", latency::run),
         ("idle", idle::run),
         ("load", load::run),
         ("app", app::run),
         ("stall", stall::run),
         ("restore", restore::run),
+        ("increments", increments::run),
         ("ingest", ingest::run),
         ("snapshot", snapshot::run),
         ("requests", requests::run),

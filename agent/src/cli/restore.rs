@@ -280,7 +280,9 @@ impl Args {
                     bar.add(usize::try_from(come - before).unwrap_or(usize::MAX));
                     before = come;
                 };
-                delta::restore(channel, request, out, progress).await.map_err(|e| anyhow!("{}", reason(&e)))
+                delta::restore(channel, request, out, false, progress)
+                    .await
+                    .map_err(|e| anyhow!("{}", reason(&e)))
             };
             let (report, plan) = tokio::select! {
                 biased;

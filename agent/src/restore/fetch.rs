@@ -89,7 +89,8 @@ impl Fetcher {
                 after_txid: 0,
                 source: String::new(),
             };
-            let mut pages = Pages::open(self.channel.clone(), point, runs).await.map_err(unavailable)?;
+            let opened = Pages::open(self.channel.clone(), point, runs, false).await;
+            let (_, mut pages) = opened.map_err(unavailable)?;
             while let Some(frames) = pages.next().await.map_err(unavailable)? {
                 self.bytes += frames.data.len() as u64;
                 come += frames.blocks.len() as u64;

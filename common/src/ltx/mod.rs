@@ -25,6 +25,7 @@ mod header;
 mod index_spool;
 mod merge;
 pub mod name;
+pub mod page_index;
 mod parser;
 mod verifier;
 
@@ -50,7 +51,7 @@ pub fn expand(block: &[u8], page_size: crate::PageSize, page: &mut Vec<u8>) -> R
     }
 }
 
-/// The LZ4 block of one page, fast: for pages that came in the old frame form.
+/// The LZ4 block of one page, compressed fast: for pages that came in the old frame form.
 pub fn squeeze(page: &[u8]) -> Vec<u8> {
     lz4_flex::block::compress(page)
 }

@@ -38,7 +38,7 @@ impl Applier {
     /// Prepares a restore into `path`, making its folder when there is none. Refuses an existing file unless
     /// `overwrite`, and in any case one that has a `-wal`, `-shm` or `-journal` beside it.
     pub fn new(path: impl AsRef<Path>, overwrite: bool) -> Result<Applier, RestoreError> {
-        let output = Output::create(path.as_ref(), overwrite)?;
+        let output = Output::create(path.as_ref(), overwrite.into())?;
         let writer = Writer::start(output.handle()?, output.temp().to_owned())
             .map_err(RestoreError::io("start a thread for", output.temp()))?;
         Ok(Applier {

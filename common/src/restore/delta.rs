@@ -9,7 +9,7 @@
 //! - Memory: one bit for each page, and the checksums of those that differ.
 
 use super::frames::Frames;
-use super::output::Output;
+use super::output::{Existing, Output};
 use super::{Progress, Proof, Report, RestoreError};
 use crate::{Checksum, PageSize, Pgno, Pos, Txid, TxidRange, ltx};
 use std::collections::BTreeMap;
@@ -41,9 +41,16 @@ pub struct Delta {
 
 impl Delta {
     /// Prepares it for the copy at `path`, which must exist and must have no log or journal beside it. The database will
-    /// have `commit` pages.
-    pub fn create(path: &Path, page_size: PageSize, commit: u32) -> Result<Delta, RestoreError> {
-        let output = Output::create(path, true)?;
+    /// have `commit` pages. A copy that a process has open is refused unless it is `only_read`: who reads it goes on reading
+    /// what was there.
+    pub fn create(
+        path: &Path,
+        page_size: PageSize,
+        commit: u32,
+        only_read: bool,
+    ) -> Result<Delta, RestoreError> {
+        let existing = if only_read { Existing::ReplacedWhileRead } else { Existing::Replaced };
+        let output = Output::create(path, existing)?;
         let file = output.handle()?;
         let mut copy = File::open(path).map_err(RestoreError::io("read", path))?;
         io::copy(&mut copy, &mut &file).map_err(RestoreError::io("copy into", output.temp()))?;

@@ -30,7 +30,7 @@ fn frames(image: &[u8], pages: impl Iterator<Item = u32>) -> Frames {
 
 /// The report, and how many pages were asked for.
 fn restore(path: &Path, image: &[u8]) -> Result<(Report, usize), RestoreError> {
-    let mut delta = Delta::create(path, size(), u32::try_from(image.len() / 512).unwrap())?;
+    let mut delta = Delta::create(path, size(), u32::try_from(image.len() / 512).unwrap(), false)?;
     sums(image).chunks(3).try_for_each(|sums| delta.compare(sums))?;
     let missing: Vec<u32> = delta.missing().into_iter().flatten().collect();
     assert_eq!(missing.len() as u64, delta.pages_missing());
@@ -77,7 +77,7 @@ fn what_is_not_proven_leaves_the_copy_alone() {
     let (old, new) = (vec![1; 5 * 512], [vec![1; 512], vec![2; 3 * 512]].concat());
     std::fs::write(&path, &old).unwrap();
     let begin = || {
-        let mut delta = Delta::create(&path, size(), 4).unwrap();
+        let mut delta = Delta::create(&path, size(), 4, false).unwrap();
         delta.compare(&sums(&new)).unwrap();
         assert_eq!(delta.missing(), [2..=4]);
         delta
@@ -97,9 +97,9 @@ fn what_is_not_proven_leaves_the_copy_alone() {
     assert_eq!(names(dir.path()), ["a.db"]);
     // A log beside it would be applied to what comes out.
     std::fs::write(dir.path().join("a.db-wal"), "").unwrap();
-    assert!(matches!(Delta::create(&path, size(), 4), Err(RestoreError::Companion(_))));
+    assert!(matches!(Delta::create(&path, size(), 4, false), Err(RestoreError::Companion(_))));
     // Nothing to begin with.
-    assert!(Delta::create(&dir.path().join("none.db"), size(), 4).is_err());
+    assert!(Delta::create(&dir.path().join("none.db"), size(), 4, false).is_err());
     assert_eq!(names(dir.path()), ["a.db", "a.db-wal"]);
 }
 
@@ -120,7 +120,7 @@ fn the_lock_page_is_no_page() {
     let mut sums: Vec<_> =
         (1..commit).filter(|page| *page != lock.get()).map(|page| sum(page, &zero)).collect();
     sums.push(sum(commit, &last));
-    let mut delta = Delta::create(&path, size, commit).unwrap();
+    let mut delta = Delta::create(&path, size, commit, false).unwrap();
     sums.chunks(5000).for_each(|sums| delta.compare(sums).unwrap());
     assert_eq!(delta.missing(), [commit..=commit]);
     let mut frames = FramesBuilder::default();

@@ -17,6 +17,23 @@ pub enum RestoreError {
         .0.display()
     )]
     Companion(PathBuf),
+    /// A process has the output open, and would go on writing to what is about to be replaced.
+    #[error("{} is open in {process}: end it, or choose another output", path.display())]
+    InUse {
+        /// The output.
+        path: PathBuf,
+        /// Which process.
+        process: String,
+    },
+    /// A page came that the database does not have, or that was there.
+    #[error("page {0} came twice, or is none of this database: the stream of pages is damaged; try again")]
+    Unexpected(u32),
+    /// A page does not expand.
+    #[error("page {0} is damaged where it was read from")]
+    Block(u32),
+    /// What the caller wanted to be true of the image is not.
+    #[error("the database is the one of the source, but {0}; it was not given its name")]
+    Check(String),
     /// Somebody else writes the same output.
     #[error("{} is locked: another restore into this output is running; wait for it, or end it", .0.display())]
     Busy(PathBuf),

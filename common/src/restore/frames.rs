@@ -52,6 +52,11 @@ impl FramesBuilder {
         self.data.len()
     }
 
+    /// Pages so far.
+    pub fn pages(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// True without a page.
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty()

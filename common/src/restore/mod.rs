@@ -1,14 +1,15 @@
-//! Builds a database file from LTX files and proves that it is the one that was captured.
+//! Builds a database file and proves that it is the one that was captured.
 //!
-//! An [`Applier`] takes files oldest first, writes their pages into `<output>.walhub-restore.tmp`, and only after
-//! everything verified gives the file its final name.
+//! A [`PageSink`] takes compressed pages in any order, each once: the way of every restore. An [`Applier`] takes whole LTX
+//! files oldest first, for histories whose pages nobody has sorted out (imports). Both write into
+//! `<output>.walhub-restore.tmp`, and only after everything verified the file gets its final name.
 //!
 //! Invariants
 //! - The output name never holds a partial or unverified database, whatever fails and whenever the process dies.
-//! - Files must form one unbroken run of one database; a growing database must bring every new page.
+//! - Files for an [`Applier`] must form one unbroken run of one database; a growing database must bring every new page.
 //! - The database checksum is computed from the very pages that were written; it is compared after every file that
 //!   knows it and at the end with what the caller expects. A difference is an error.
-//! - Memory: 8 bytes per page of the database and a few batches of pages, whatever the files claim.
+//! - Memory: a bit for each page of the database (an [`Applier`]: 8 bytes) and a few batches of pages, whatever is claimed.
 //!
 //! Threads: the caller's reads, expands and checks the file, a second sums and writes pages, a third syncs meanwhile.
 //!
@@ -21,15 +22,22 @@ mod delta_tests;
 mod error;
 pub mod feed;
 pub mod frames;
+mod in_use;
+mod journal;
 mod output;
+pub mod sink;
+#[cfg(test)]
+mod sink_tests;
 mod syncer;
 #[cfg(test)]
 mod tests;
+mod workers;
 mod writer;
 
 pub use applier::Applier;
 pub use delta::Delta;
 pub use error::RestoreError;
+pub use sink::{PageSender, PageSink, Point};
 
 use crate::{Checksum, PageSize, Pos, TxidRange};
 use std::path::PathBuf;

@@ -9,28 +9,61 @@ use std::path::{Path, PathBuf};
 
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
+/// What may happen to a file that has the output's name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Existing {
+    /// It is refused.
+    Refused,
+    /// It is replaced, unless a process has it open.
+    Replaced,
+    /// It is replaced; who has it open goes on reading what was there.
+    ReplacedWhileRead,
+}
+
+impl From<bool> for Existing {
+    fn from(overwrite: bool) -> Existing {
+        if overwrite { Existing::Replaced } else { Existing::Refused }
+    }
+}
+
 /// A locked temporary file beside the output. Dropping it removes the temporary file.
 #[derive(Debug)]
 pub(super) struct Output {
     path: PathBuf,
     temp: PathBuf,
     file: File,
-    overwrite: bool,
+    existing: Existing,
+    /// The temporary file is no longer ours to remove.
     published: bool,
 }
 
 impl Output {
     /// Refuses what would be refused at the end anyway, makes the folder, opens and locks the temporary file.
-    pub(super) fn create(path: &Path, overwrite: bool) -> Result<Output, RestoreError> {
-        check_target(path, overwrite)?;
+    pub(super) fn create(path: &Path, existing: Existing) -> Result<Output, RestoreError> {
+        let output = Self::open(path, existing)?;
+        // What a killed restore left behind.
+        output.clear()?;
+        Ok(output)
+    }
+
+    /// As [`Output::create`], with what a killed restore left behind still in the temporary file.
+    pub(super) fn open(path: &Path, existing: Existing) -> Result<Output, RestoreError> {
+        check_target(path, existing)?;
         let folder = folder(path);
         fs::create_dir_all(folder).map_err(RestoreError::io("create the folder", folder))?;
         let temp = with_suffix(path, ".walhub-restore.tmp");
         let file = lock_temp(&temp)?;
-        let output = Output { path: path.to_owned(), temp, file, overwrite, published: false };
-        // What a killed restore left behind.
-        output.file.set_len(0).map_err(RestoreError::io("truncate", &output.temp))?;
-        Ok(output)
+        Ok(Output { path: path.to_owned(), temp, file, existing, published: false })
+    }
+
+    /// Empties the temporary file.
+    pub(super) fn clear(&self) -> Result<(), RestoreError> {
+        self.file.set_len(0).map_err(RestoreError::io("truncate", &self.temp))
+    }
+
+    /// Leaves the temporary file where it is.
+    pub(super) fn keep(&mut self) {
+        self.published = true;
     }
 
     /// The database file's final name.
@@ -52,11 +85,11 @@ impl Output {
     pub(super) fn publish(&mut self, bytes: u64) -> Result<(), RestoreError> {
         self.file.set_len(bytes).map_err(RestoreError::io("truncate", &self.temp))?;
         self.file.sync_all().map_err(RestoreError::io("sync", &self.temp))?;
-        check_target(&self.path, self.overwrite)?;
-        if self.overwrite {
-            self.take_owner();
-        } else {
+        check_target(&self.path, self.existing)?;
+        if self.existing == Existing::Refused {
             self.link()?;
+        } else {
+            self.take_owner();
         }
         if !self.published {
             fs::rename(&self.temp, &self.path).map_err(RestoreError::io("rename to", &self.path))?;
@@ -100,8 +133,9 @@ impl Drop for Output {
     }
 }
 
-fn check_target(path: &Path, overwrite: bool) -> Result<(), RestoreError> {
-    if !overwrite && exists(path)? {
+/// Refuses what must not be replaced, and what SQLite would mix with the restored database.
+pub(super) fn check_target(path: &Path, existing: Existing) -> Result<(), RestoreError> {
+    if existing == Existing::Refused && exists(path)? {
         return Err(RestoreError::Exists(path.to_owned()));
     }
     for suffix in COMPANIONS {
@@ -110,7 +144,11 @@ fn check_target(path: &Path, overwrite: bool) -> Result<(), RestoreError> {
             return Err(RestoreError::Companion(companion));
         }
     }
-    Ok(())
+    let holder = (existing == Existing::Replaced).then(|| super::in_use::holder(path)).flatten();
+    match holder {
+        Some(process) => Err(RestoreError::InUse { path: path.to_owned(), process }),
+        None => Ok(()),
+    }
 }
 
 fn exists(path: &Path) -> Result<bool, RestoreError> {
@@ -154,7 +192,7 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()

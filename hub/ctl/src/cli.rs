@@ -37,6 +37,7 @@ enum Command {
     /// Places that keep copies
     #[command(subcommand)]
     Destinations(cmd::destinations::Command),
+    Ls(cmd::ls::Args),
     Snapshots(cmd::snapshots::Args),
     Wal(cmd::wal::Args),
     Reload(cmd::reload::Args),
@@ -67,6 +68,7 @@ impl Cli {
             Command::Agents(command) => command.run().await,
             Command::Databases(command) => command.run().await,
             Command::Destinations(command) => command.run().await,
+            Command::Ls(args) => args.run().await,
             Command::Snapshots(args) => args.run().await,
             Command::Wal(args) => args.run().await,
             Command::Reload(args) => args.run().await,

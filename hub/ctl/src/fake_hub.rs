@@ -13,19 +13,19 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, Server};
 use tonic::{Request, Response, Status};
-use walhub_common::ltx::{Encoder, Header};
+use walhub_common::ltx::squeeze;
 use walhub_common::task::TaskGroup;
 use walhub_common::tls::{Acceptor, Identity, ServerStream, accept};
-use walhub_common::{Checksum, PageSize, Pgno, TxidRange};
+use walhub_common::{Checksum, Pgno};
 use walhub_proto::v1;
 use walhub_proto::v1::fleet_service_server::{FleetService, FleetServiceServer};
-use walhub_proto::v1::restore_response::Message;
+use walhub_proto::v1::restore_pages_response::Message as PagesMessage;
 use walhub_proto::v1::restore_service_server::{RestoreService, RestoreServiceServer};
 
 /// What the hub does when asked for one database.
 #[derive(Clone, Debug)]
 pub(crate) enum Script {
-    /// Sends this database file (pages of 512 bytes) as two LTX files.
+    /// Sends this database file (pages of 512 bytes), in two messages.
     Whole,
     /// Sends it under another checksum.
     WrongChecksum,
@@ -33,7 +33,7 @@ pub(crate) enum Script {
     Breaks(Status),
     /// Sends half of it, says so, and then nothing.
     Hangs(Arc<tokio::sync::Notify>),
-    /// Ends after the first file, with status OK.
+    /// Ends after the first message, with status OK.
     Short,
     /// Is registered, but empty.
     Nothing,
@@ -55,25 +55,6 @@ fn checksum() -> Checksum {
 
 fn pgno(number: usize) -> Pgno {
     Pgno::new(number as u32).unwrap()
-}
-
-fn ltx(min: u64, max: u64, pages: &[(usize, u8)]) -> Vec<u8> {
-    let header = Header {
-        page_size: PageSize::new(512).unwrap(),
-        commit: 3,
-        range: TxidRange::from_raw(min, max).unwrap(),
-        timestamp_ms: 1000,
-        wal_offset: 32,
-        wal_size: 0,
-        wal_salts: [0, 0],
-        node_id: 0,
-        provenance: None,
-    };
-    let mut encoder = Encoder::new(Vec::new(), header).unwrap();
-    for (number, fill) in pages {
-        encoder.page(pgno(*number), &[*fill; 512]).unwrap();
-    }
-    encoder.finish().unwrap().0
 }
 
 /// A running hub; ends when dropped.
@@ -176,6 +157,7 @@ fn plan(checksum: Checksum) -> v1::RestorePlan {
         commit: 3,
         files: vec![file(1, 4), file(5, 9)],
         total_bytes: 100,
+        ..v1::RestorePlan::default()
     }
 }
 
@@ -193,44 +175,25 @@ impl RestoreService for Service {
 
     async fn restore_pages(
         &self,
-        _: Request<v1::RestorePagesRequest>,
+        request: Request<v1::RestorePagesRequest>,
     ) -> Result<Response<Self::RestorePagesStream>, Status> {
-        Err(Status::unimplemented("not asked for by hubctl"))
-    }
-
-    type PageChecksumsStream = ReceiverStream<Result<v1::PageChecksumsResponse, Status>>;
-
-    async fn page_checksums(
-        &self,
-        _: Request<v1::PageChecksumsRequest>,
-    ) -> Result<Response<Self::PageChecksumsStream>, Status> {
-        Err(Status::unimplemented("not asked for by hubctl"))
-    }
-
-    type RestoreStream = ReceiverStream<Result<v1::RestoreResponse, Status>>;
-
-    async fn restore(
-        &self,
-        request: Request<v1::RestoreRequest>,
-    ) -> Result<Response<Self::RestoreStream>, Status> {
-        let script = self.script(request.get_ref())?;
+        let script = self.script(request.get_ref().point.as_ref().unwrap())?;
         let promised = if matches!(script, Script::WrongChecksum) { Checksum::EMPTY } else { checksum() };
-        let (first, second) = (ltx(1, 4, &[(1, 1), (2, 2), (3, 3)]), ltx(5, 9, &[(2, 7)]));
-        let mut messages = vec![Message::Plan(plan(promised)), Message::File(file(1, 4))];
-        messages.extend(first.chunks(100).map(|piece| Message::Data(piece.to_vec().into())));
-        let half = messages.len() - 2;
-        let whole_first = messages.len();
-        messages.push(Message::File(file(5, 9)));
-        messages.push(Message::Data(second.into()));
-        match script {
-            Script::Breaks(_) | Script::Hangs(_) => messages.truncate(half),
-            Script::Short => messages.truncate(whole_first),
-            _ => {}
+        let frames = |pages: &[u32]| {
+            let blocks = pages.iter().map(|page| squeeze(&image()[(*page as usize - 1) * 512..][..512]));
+            let blocks: Vec<Vec<u8>> = blocks.collect();
+            let lengths = blocks.iter().map(|block| block.len() as u32).collect();
+            let (pages, data) = (pages.to_vec(), blocks.concat().into());
+            PagesMessage::Frames(v1::PageFrames { pages, lengths, data })
+        };
+        let mut messages = vec![PagesMessage::Plan(plan(promised)), frames(&[2, 1]), frames(&[3])];
+        if matches!(script, Script::Breaks(_) | Script::Hangs(_) | Script::Short) {
+            messages.truncate(2);
         }
         let (sender, receiver) = mpsc::channel(1);
         self.group.spawn(async move {
             for message in messages {
-                if sender.send(Ok(v1::RestoreResponse { message: Some(message) })).await.is_err() {
+                if sender.send(Ok(v1::RestorePagesResponse { message: Some(message) })).await.is_err() {
                     return;
                 }
             }
@@ -246,6 +209,21 @@ impl RestoreService for Service {
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    type PageChecksumsStream = ReceiverStream<Result<v1::PageChecksumsResponse, Status>>;
+
+    async fn page_checksums(
+        &self,
+        _: Request<v1::PageChecksumsRequest>,
+    ) -> Result<Response<Self::PageChecksumsStream>, Status> {
+        Err(Status::unimplemented("not asked for by hubctl"))
+    }
+
+    type RestoreStream = ReceiverStream<Result<v1::RestoreResponse, Status>>;
+
+    async fn restore(&self, _: Request<v1::RestoreRequest>) -> Result<Response<Self::RestoreStream>, Status> {
+        Err(Status::unimplemented("not asked for by hubctl"))
     }
 }
 

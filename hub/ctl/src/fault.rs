@@ -56,7 +56,7 @@ pub(crate) fn sentence(status: &Status) -> String {
         Code::AlreadyExists | Code::Aborted => said("the hub gave up; try again"),
         Code::DataLoss => format!("data is missing or damaged: {}", said("the hub's log says more")),
         Code::ResourceExhausted => format!("the hub is at a limit: {}", said("try again later")),
-        Code::Unavailable => format!("the hub is not ready: {}", said("try again")),
+        Code::Unavailable => said("the hub is not ready; try again"),
         Code::DeadlineExceeded | Code::Cancelled => "the hub did not answer in time; try again".into(),
         Code::Unimplemented => "the hub does not know this command: it is of another version".into(),
         Code::Ok | Code::Internal | Code::Unknown => "the hub failed inside; its log says more".into(),

@@ -13,6 +13,7 @@ mod fake_hub;
 mod fault;
 mod model;
 mod output;
+mod place;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -5,6 +5,8 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use walhub_common::clock;
 use walhub_proto::v1;
+use walhub_store::destinations::Listed;
+use walhub_store::restore::PlannedFile;
 
 /// `hubctl status`.
 #[derive(Debug, Serialize)]
@@ -189,6 +191,11 @@ pub(crate) struct Plan {
     pub(crate) page_size: u32,
     pub(crate) pages: u32,
     pub(crate) total_bytes: u64,
+    /// Requests to the sources, listings included: an estimate, as the next two are.
+    pub(crate) requests: u64,
+    /// By list prices.
+    pub(crate) cost_usd: f64,
+    pub(crate) estimated_seconds: f64,
     pub(crate) files: Vec<File>,
 }
 
@@ -345,6 +352,32 @@ impl From<v1::FileInfo> for File {
     }
 }
 
+impl File {
+    /// Of a plan that was made here.
+    pub(crate) fn of_plan(file: &PlannedFile) -> File {
+        File {
+            source: file.source.to_string(),
+            level: u32::from(file.level.get()),
+            min_txid: file.range.min().get(),
+            max_txid: file.range.max().get(),
+            size: file.size,
+            time: time(file.time_ms),
+        }
+    }
+
+    /// Of a listing that was made here.
+    pub(crate) fn of_listing(source: &str, file: &Listed) -> File {
+        File {
+            source: source.to_owned(),
+            level: u32::from(file.level.get()),
+            min_txid: file.range.min().get(),
+            max_txid: file.range.max().get(),
+            size: file.size,
+            time: time(file.time_ms),
+        }
+    }
+}
+
 impl Retention {
     /// Adds a report; files that stay only when `all` are wanted.
     pub(crate) fn add(&mut self, report: v1::RetentionReport, all: bool) {
@@ -382,6 +415,9 @@ impl Plan {
             page_size: wire.page_size,
             pages: wire.commit,
             total_bytes: wire.total_bytes,
+            requests: wire.requests,
+            cost_usd: wire.cost_micros as f64 / 1e6,
+            estimated_seconds: wire.estimated_ms as f64 / 1e3,
             files: wire.files.into_iter().map(Into::into).collect(),
         }
     }

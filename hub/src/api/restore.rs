@@ -19,7 +19,8 @@ use walhub_proto::v1::{
     FileInfo, PageChecksumsRequest, Position, RestorePagesRequest, RestorePagesResponse, RestorePlan,
     RestoreRequest, RestoreResponse,
 };
-use walhub_store::restore::{DynSource, Piece, PlannedFile, Prepared, SourceName, Target};
+use walhub_store::restore::source::BUFFER;
+use walhub_store::restore::{Ask, DynSource, Piece, PlannedFile, Prepared, SourceName, Target, estimate};
 
 /// Pieces of at most 1 MiB that are read before the connection takes them.
 const READ_AHEAD: usize = 4;
@@ -49,12 +50,15 @@ impl Service {
         let sources = restores.select(asked.source.as_ref()).map_err(|e| status::unknown_source(&e))?;
         let pin = restores.pins().pin(&asked.database).await;
         let prepared = restores.prepare(&sources, &asked).await.map_err(|e| status::prepare(&e))?;
-        let wire = self.describe(&asked, &prepared);
+        let wire = self.describe(&asked, &sources, &prepared);
         Ok(Planned { database: asked.database, sources, prepared, wire, pin })
     }
 
-    fn describe(&self, asked: &Asked, prepared: &Prepared) -> RestorePlan {
+    fn describe(&self, asked: &Asked, sources: &[DynSource], prepared: &Prepared) -> RestorePlan {
         let Prepared { plan, header, .. } = prepared;
+        let estimate = estimate(plan, |name| {
+            sources.iter().find(|source| source.name() == name).map_or(BUFFER, |source| source.kind())
+        });
         let last = plan.files.last();
         // Without files the receiver stands at the target already; only the hub's own position can name its checksum.
         let held = self.handles.buffer.find(&asked.database).and_then(|held| held.position);
@@ -72,6 +76,9 @@ impl Service {
             commit: header.map_or(0, |header| header.commit),
             files: plan.files.iter().map(info).collect(),
             total_bytes: plan.total_bytes(),
+            requests: estimate.requests,
+            cost_micros: estimate.cost_micros,
+            estimated_ms: estimate.time_ms,
         }
     }
 }
@@ -125,24 +132,30 @@ impl RestoreService for Service {
         request: Request<RestorePagesRequest>,
     ) -> Result<Response<Self::RestorePagesStream>, Status> {
         let peer = Peer::of(request.extensions())?;
-        let RestorePagesRequest { point, wanted } = request.get_ref();
+        let RestorePagesRequest { point, wanted, verify_files } = request.get_ref();
         let point = point.as_ref().ok_or_else(|| status::invalid("point", "missing"))?;
         let Planned { database, sources, prepared, wire, pin } = self.plan(peer, point).await?;
         let unwanted = pages::unwanted(wanted, wire.commit)?;
         let (txid, wanted) = (prepared.plan.reached.get(), wire.commit - unwanted.len());
         tracing::info!(%database, txid, pages = wanted, "restore");
-        let all = point.after_txid == 0;
-        let mut frames = self.handles.restores.pages(&sources, &database, &prepared, unwanted, all);
+        let verify = *verify_files;
+        let ask = Ask { verify, span_bytes: pages::MESSAGE_BYTES as u64, ..Ask::new(unwanted) };
+        let mut frames = self.handles.restores.pages(&sources, &database, &prepared, ask);
         let (ahead, read) = mpsc::channel(READ_AHEAD);
         self.handles.tasks.spawn(async move {
             let _pin = pin;
             while let Some(frames) = frames.next().await {
-                let frames = frames.map(pages::message).map_err(|error| {
-                    tracing::warn!(%database, %error, "a restore broke off");
-                    status::pages(&error)
-                });
-                if ahead.send(frames).await.is_err() {
-                    return;
+                let messages = match frames {
+                    Ok(frames) => pages::messages(&frames).into_iter().map(Ok).collect(),
+                    Err(error) => {
+                        tracing::warn!(%database, %error, "a restore broke off");
+                        vec![Err(status::pages(&error))]
+                    }
+                };
+                for message in messages {
+                    if ahead.send(message).await.is_err() {
+                        return;
+                    }
                 }
             }
         });

@@ -4,7 +4,7 @@ use crate::fleet::labels::LabelError;
 use crate::ingest::SessionError;
 use crate::jobs::{JobError, PlanFault};
 use crate::reload::ReloadError;
-use crate::restore::{ChecksumsError, FoldError, PagesError, PrepareError, UnknownSource};
+use crate::restore::{ChecksumsError, FoldError, PrepareError, UnknownSource};
 use crate::staging::StagingError;
 use std::fmt::Display;
 use tonic::{Code, Status};
@@ -12,7 +12,7 @@ use walhub_common::AgentName;
 use walhub_common::backoff::Class;
 use walhub_common::tls::Identity;
 use walhub_store::destinations::{DestinationError, Fault};
-use walhub_store::restore::{PlanError, RestoreError};
+use walhub_store::restore::{PagesError, PlanError, RestoreError};
 
 /// The connection did not come through our own listener.
 pub(super) fn no_identity() -> Status {
@@ -140,9 +140,9 @@ pub(super) fn checksums(error: &ChecksumsError) -> Status {
 /// Why pages broke off.
 pub(super) fn pages(error: &PagesError) -> Status {
     match error {
-        PagesError::Source(error) => source(error),
-        PagesError::File { .. } | PagesError::MissingPage(_) => Status::data_loss(error.to_string()),
-        PagesError::Internal(_) => Status::internal(error.to_string()),
+        PagesError::Source { error: cause, .. } => Status::new(source(cause).code(), error.to_string()),
+        PagesError::MissingPage(_) | PagesError::Nothing => Status::data_loss(error.to_string()),
+        PagesError::Internal => Status::internal(error.to_string()),
     }
 }
 

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -83,14 +84,22 @@ impl Source for Measured {
         self.inner.list(database, cancel).await
     }
 
-    async fn read_start(
+    fn kind(&self) -> &'static str {
+        self.inner.kind()
+    }
+
+    fn ranged(&self) -> bool {
+        self.inner.ranged()
+    }
+
+    async fn read_at(
         &self,
         key: &FileKey,
-        length: usize,
+        range: Range<u64>,
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
         self.meter.asked(1);
-        let bytes = self.inner.read_start(key, length, cancel).await?;
+        let bytes = self.inner.read_at(key, range, cancel).await?;
         tokio::time::sleep(self.meter.took(bytes.len())).await;
         Ok(bytes)
     }

@@ -14,23 +14,24 @@
 //! Non-goals: generations of Litestream 0.3.
 
 mod snapshot;
-mod source;
 
 use crate::buffer::WalBuffer;
 use crate::copies::Board;
 use crc_fast::CrcAlgorithm;
 use futures_util::StreamExt;
 use snapshot::Newest;
-use source::LitestreamSource;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::{LtxError, Verifier};
-use walhub_common::{DatabaseKey, Level, Pos, TxidRange};
+use walhub_common::{DatabaseKey, DestinationName, Level, Pos, TxidRange};
+use walhub_store::destinations::url;
 use walhub_store::destinations::{Body, DestinationError, DynDestination, Fault, FileKey, Listed, PutMeta};
-use walhub_store::restore::{self, DestinationSource, DynSource, RestoreError, Source, Target};
+use walhub_store::restore::{
+    self, DestinationSource, DynSource, LitestreamSource, RestoreError, Source, Target,
+};
 
 /// Where our snapshot waits while it takes the place of Litestream's own of the same transactions.
 const ASIDE: Level = match Level::new(8) {
@@ -39,6 +40,12 @@ const ASIDE: Level = match Level::new(8) {
 };
 /// A file on its way.
 const COPY: &str = "import-file.ltx";
+
+/// The place that is read, with the credentials of the hub's environment.
+async fn open(url: &str) -> Result<DynDestination, ImportError> {
+    let name = DestinationName::new("import").expect("BUG: a good name");
+    Ok(url::parse(url).map_err(ImportError::Url)?.build(name).await?)
+}
 
 /// Why a history was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +111,7 @@ impl Importer {
     ) -> Result<Pos, ImportError> {
         let _turn = self.turn.lock().await;
         self.refuse_known(database)?;
-        let source: DynSource = Arc::new(LitestreamSource::open(url).await?);
+        let source: DynSource = Arc::new(LitestreamSource::new(open(url).await?));
         let files = source.list(database, cancel).await?;
         let destinations: Vec<DynDestination> = {
             let roster = self.board.roster();

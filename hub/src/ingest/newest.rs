@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -128,13 +129,21 @@ impl Source for Patient {
         self.within(Operation::List, key, self.source.list(key, cancel)).await
     }
 
-    async fn read_start(
+    fn kind(&self) -> &'static str {
+        self.source.kind()
+    }
+
+    fn ranged(&self) -> bool {
+        self.source.ranged()
+    }
+
+    async fn read_at(
         &self,
         key: &FileKey,
-        length: usize,
+        range: Range<u64>,
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
-        self.within(Operation::Open, key, self.source.read_start(key, length, cancel)).await
+        self.within(Operation::Open, key, self.source.read_at(key, range, cancel)).await
     }
 
     async fn open(

@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use std::fmt;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -105,19 +106,28 @@ impl Source for BufferSource {
         .await
     }
 
-    async fn read_start(
+    fn kind(&self) -> &'static str {
+        BUFFER
+    }
+
+    /// What lies before a part is read as well.
+    fn ranged(&self) -> bool {
+        false
+    }
+
+    async fn read_at(
         &self,
         key: &FileKey,
-        length: usize,
+        range: Range<u64>,
         _: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
         let context = Context::new(&self.name, Operation::Open, key);
         let (source, key) = (self.clone(), key.clone());
         blocking(&context, move || {
-            let mut start = Vec::with_capacity(length);
-            let mut reader = source.reader(&key, 0)?.take(length as u64);
-            reader.read_to_end(&mut start).map_err(|error| Fault::Corrupt(error.to_string()))?;
-            Ok(start.into())
+            let mut part = Vec::new();
+            let mut reader = source.reader(&key, range.start)?.take(range.end.saturating_sub(range.start));
+            reader.read_to_end(&mut part).map_err(|error| Fault::Corrupt(error.to_string()))?;
+            Ok(part.into())
         })
         .await
     }

@@ -3,7 +3,7 @@
 //!
 //! # Invariants
 //! - The buffer is asked first (it holds every recent transaction), then folders, then buckets.
-//! - What is streamed is what was planned: the receiver proves the result by checksum, this side promises completeness.
+//! - What is streamed as files is what was planned: the receiver proves the result by checksum, this side promises completeness.
 //! - A restore to the latest state, or to a time, reaches it or fails: sources that do not answer, or have lost files,
 //!   never shorten it silently.
 //! - Read-ahead is bounded; a slow receiver holds nothing but its own stream up.
@@ -13,11 +13,9 @@
 mod buffer_source;
 mod checksums;
 mod fold;
-mod pages;
 
 pub use checksums::{ChecksumsError, Table};
 pub use fold::{Batch, FoldError};
-pub use pages::PagesError;
 
 use crate::buffer::WalBuffer;
 use crate::copies::InService;
@@ -27,12 +25,13 @@ use futures_util::stream::BoxStream;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::Header;
+use walhub_common::restore::frames::Frames;
 use walhub_common::{DatabaseKey, Txid};
 use walhub_store::destinations::DestinationError;
 use walhub_store::restore::source::BUFFER;
 use walhub_store::restore::{
-    self, DestinationSource, DynSource, Inventory, Piece, Plan, PlannedFile, Prepared, RestoreError,
-    SourceName, Target,
+    self, Ask, DestinationSource, DynSource, Inventory, PagesError, Piece, Plan, PlannedFile, Prepared,
+    RestoreError, SourceName, Target,
 };
 
 /// What is asked for.
@@ -200,6 +199,17 @@ impl Restores {
         plan: &Plan,
     ) -> BoxStream<'static, Result<Piece, DestinationError>> {
         restore::fetch(sources, database, plan, &self.shutdown)
+    }
+
+    /// The pages of a plan, each once.
+    pub fn pages(
+        &self,
+        sources: &[DynSource],
+        database: &DatabaseKey,
+        prepared: &Prepared,
+        ask: Ask,
+    ) -> BoxStream<'static, Result<Frames, PagesError>> {
+        restore::pages(sources, database, prepared, ask, &self.shutdown)
     }
 
     /// What every source holds of a database.

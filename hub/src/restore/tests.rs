@@ -17,7 +17,7 @@ use walhub_store::destinations::config::FileConfig;
 use walhub_store::destinations::faulty::{Faults, Faulty};
 use walhub_store::destinations::file::FileDestination;
 use walhub_store::destinations::{Body, Destination, DynDestination, FileKey, PutMeta};
-use walhub_store::restore::{DynSource, Piece, PlanError, Prepared, RestoreError, Target};
+use walhub_store::restore::{Ask, DynSource, Piece, PlanError, Prepared, RestoreError, Target};
 
 /// Hub time of transaction n is this plus n; in the segments' headers stands the agent's time.
 const EPOCH_MS: i64 = 1_800_000_000_000;
@@ -110,7 +110,7 @@ impl Bench {
     async fn pages_are(&self, sources: &[DynSource], prepared: &Prepared, image: &[u8]) {
         let size = prepared.header.unwrap().page_size;
         let none = PageSet::empty((image.len() / size.bytes()) as u32);
-        let mut frames = self.restores.pages(sources, &key(), prepared, none, true);
+        let mut frames = self.restores.pages(sources, &key(), prepared, Ask::new(none));
         let (mut found, mut page) = (vec![0; image.len()], Vec::new());
         let mut seen = BTreeSet::new();
         while let Some(frames) = frames.next().await {

@@ -10,6 +10,7 @@ pub(crate) mod drills;
 pub(crate) mod hold;
 pub(crate) mod import;
 pub(crate) mod jobs;
+pub(crate) mod ls;
 pub(crate) mod query;
 pub(crate) mod reload;
 pub(crate) mod restore;

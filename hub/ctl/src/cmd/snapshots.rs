@@ -4,9 +4,12 @@
 use crate::connect::ConnectArgs;
 use crate::model::{File, Files};
 use crate::output::{self, Table};
+use crate::place::Places;
 use std::process::ExitCode;
+use tokio_util::sync::CancellationToken;
 use walhub_common::DatabaseKey;
 use walhub_proto::v1;
+use walhub_store::restore::{Inventory, Listing};
 
 /// List what a restore of a database can start from
 #[derive(Debug, clap::Args)]
@@ -15,7 +18,8 @@ A snapshot is a file that holds a whole database: it begins with the first trans
 
 Example:
   hubctl snapshots pos-17/app.db
-  hubctl snapshots pos-17/app.db --source offsite --json")]
+  hubctl snapshots pos-17/app.db --source offsite --json
+  hubctl snapshots pos-17/app.db --from s3://backups/fleet")]
 pub(crate) struct Args {
     #[command(flatten)]
     listing: ListArgs,
@@ -25,8 +29,11 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 pub(crate) struct ListArgs {
     /// The database
-    #[arg(value_name = "AGENT/NAME")]
-    database: DatabaseKey,
+    #[arg(value_name = "AGENT/NAME", required_unless_present = "from")]
+    database: Option<DatabaseKey>,
+    /// Without a hub: read this folder or bucket; without AGENT/NAME it is one database's own, as Litestream writes it
+    #[arg(long, value_name = "URL", conflicts_with = "source")]
+    from: Vec<String>,
     /// Only from this destination, or from the hub's "buffer"
     #[arg(long, value_name = "DESTINATION")]
     source: Option<String>,
@@ -46,12 +53,11 @@ impl Args {
 impl ListArgs {
     /// Prints the files that `keep` chooses. A destination that could not be listed makes the exit code 1.
     pub(crate) async fn run(self, keep: fn(&File) -> bool) -> anyhow::Result<ExitCode> {
-        let hub = self.connect.connect().await?;
-        let (agent, name) = (self.database.agent.to_string(), self.database.name.to_string());
-        let database = v1::DatabaseRef { agent, name };
-        let answer = hub.list_files(database, self.source.clone().unwrap_or_default()).await?;
-        let files: Vec<File> = answer.files.into_iter().map(File::from).filter(keep).collect();
-        let files = Files { database: self.database.to_string(), files, errors: answer.errors };
+        let mut files = match &self.database {
+            Some(database) if self.from.is_empty() => self.of_hub(database).await?,
+            database => self.of_places(database.as_ref()).await?,
+        };
+        files.files.retain(keep);
         for error in &files.errors {
             eprintln!("hubctl: cannot list {}", crate::fault::clean(error));
         }
@@ -61,6 +67,31 @@ impl ListArgs {
             false => output::lines(&table(&files.files).lines())?,
         };
         Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+impl ListArgs {
+    async fn of_hub(&self, key: &DatabaseKey) -> anyhow::Result<Files> {
+        let hub = self.connect.connect().await?;
+        let database = v1::DatabaseRef { agent: key.agent.to_string(), name: key.name.to_string() };
+        let answer = hub.list_files(database, self.source.clone().unwrap_or_default()).await?;
+        let files = answer.files.into_iter().map(File::from).collect();
+        Ok(Files { database: key.to_string(), files, errors: answer.errors })
+    }
+
+    async fn of_places(&self, database: Option<&DatabaseKey>) -> anyhow::Result<Files> {
+        let cancel = CancellationToken::new();
+        let places = Places::open(&self.from, &cancel).await?;
+        let (sources, key) = places.sources(database);
+        let inventory = Inventory::list(&sources, &key, &cancel).await;
+        let of = |listing: &Listing| {
+            let source = listing.source.to_string();
+            listing.files.iter().map(|file| File::of_listing(&source, file)).collect::<Vec<_>>()
+        };
+        let files = inventory.listings.iter().flat_map(of).collect();
+        let errors = inventory.unanswered.iter().map(ToString::to_string).collect();
+        let database = database.map_or_else(|| places.location(), ToString::to_string);
+        Ok(Files { database, files, errors })
     }
 }
 

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 #[command(after_help = "\
 Example:
   hubctl wal pos-17/app.db
-  hubctl wal pos-17/app.db --source buffer --json")]
+  hubctl wal pos-17/app.db --source buffer --json
+  hubctl wal --from file:///srv/litestream/app.db")]
 pub(crate) struct Args {
     #[command(flatten)]
     listing: ListArgs,

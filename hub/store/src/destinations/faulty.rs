@@ -185,14 +185,14 @@ impl Destination for Faulty {
         Ok(files)
     }
 
-    async fn read_start(
+    async fn read_at(
         &self,
         key: &FileKey,
-        length: usize,
+        range: Range<u64>,
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
         self.enter(&self.context(Operation::Open, key), Operation::Open).await?;
-        self.inner.read_start(key, length, cancel).await
+        self.inner.read_at(key, range, cancel).await
     }
 
     async fn open(

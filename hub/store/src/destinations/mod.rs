@@ -138,6 +138,15 @@ pub trait Destination: Send + Sync + std::fmt::Debug {
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, DestinationError>;
 
+    /// The bytes of a file in `range`, in one request and one piece of memory; what of it lies past the file's end is
+    /// left out.
+    async fn read_at(
+        &self,
+        key: &FileKey,
+        range: Range<u64>,
+        cancel: &CancellationToken,
+    ) -> Result<Bytes, DestinationError>;
+
     /// The first `length` bytes of a file, fewer when it is shorter: enough for its header, at the price of one small
     /// request.
     async fn read_start(
@@ -145,7 +154,9 @@ pub trait Destination: Send + Sync + std::fmt::Debug {
         key: &FileKey,
         length: usize,
         cancel: &CancellationToken,
-    ) -> Result<Bytes, DestinationError>;
+    ) -> Result<Bytes, DestinationError> {
+        self.read_at(key, 0..length.max(1) as u64, cancel).await
+    }
 
     /// A file's bytes from `offset` on, in order, in pieces of any size; none when `offset` is at its end or behind it.
     async fn open(

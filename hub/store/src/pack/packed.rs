@@ -273,20 +273,25 @@ impl Destination for PackedDestination {
         Ok(listed)
     }
 
-    async fn read_start(
+    async fn read_at(
         &self,
         key: &FileKey,
-        length: usize,
+        range: Range<u64>,
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
         let Some(place) = self.find(key, cancel).await? else {
-            return self.inner.read_start(key, length, cancel).await;
+            return self.inner.read_at(key, range, cancel).await;
         };
-        let length = length.min(place.length as usize);
+        let length = u64::from(place.length);
+        let Range { start, end } = range.start.min(length)..range.end.min(length);
+        if (start, end) == (0, length) {
+            // Against its hash.
+            return load::file(&self.inner, &place, cancel).await;
+        }
         let begin = u64::from(place.offset);
-        let range = begin..begin + length as u64;
         let path = load::path(place.seq);
-        collect(self.inner.open_object(&path, range, cancel).await?, length).await
+        let part = self.inner.open_object(&path, begin + start..begin + end.max(start), cancel).await?;
+        collect(part, end.saturating_sub(start) as usize).await
     }
 
     async fn open(

@@ -1,12 +1,13 @@
 //! A restore as a value, or the reason why it cannot be.
 
-use super::inventory::Inventory;
+use super::inventory::{Inventory, Listing};
 use super::reach::{Hole, Reach};
 use super::source::{DynSource, SourceName};
 use super::target::Target;
 use super::times;
 use crate::destinations::{DestinationError, FileKey};
 use std::fmt;
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::Header;
 use walhub_common::{DatabaseKey, Level, Txid, TxidRange, clock};
@@ -195,6 +196,10 @@ pub struct Prepared {
     pub header: Option<Header>,
     /// Sources that did not answer. A plan to the latest state may be older than what they hold.
     pub unanswered: Vec<DestinationError>,
+    /// The transaction the caller already has.
+    pub after: Option<Txid>,
+    /// What the sources hold: other files for when one of the plan fails.
+    pub listings: Arc<[Listing]>,
 }
 
 /// Lists all `sources` (most preferred first), and plans. `after` is the transaction the caller already has. Reads the
@@ -226,5 +231,5 @@ pub async fn prepare(
         Some(file) => Some(times::read_header(sources, database, file, cancel).await?),
         None => None,
     };
-    Ok(Prepared { plan, header, unanswered })
+    Ok(Prepared { plan, header, unanswered, after, listings: listings.into() })
 }

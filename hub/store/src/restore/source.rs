@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use futures_util::stream::BoxStream;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, DestinationName, Level};
@@ -31,11 +32,19 @@ pub trait Source: Send + Sync + std::fmt::Debug {
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, DestinationError>;
 
-    /// See [`crate::destinations::Destination::read_start`].
-    async fn read_start(
+    /// What a request to it costs, and how fast it answers, as far as its kind tells (`file`, `s3`, `gcs`, `abs`).
+    fn kind(&self) -> &'static str;
+
+    /// True when a part of a large file costs about what the part is long. Others are read from front to back.
+    fn ranged(&self) -> bool {
+        true
+    }
+
+    /// See [`crate::destinations::Destination::read_at`].
+    async fn read_at(
         &self,
         key: &FileKey,
-        length: usize,
+        range: Range<u64>,
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError>;
 
@@ -75,13 +84,17 @@ impl Source for DestinationSource {
         Ok(levels.concat())
     }
 
-    async fn read_start(
+    fn kind(&self) -> &'static str {
+        self.0.kind()
+    }
+
+    async fn read_at(
         &self,
         key: &FileKey,
-        length: usize,
+        range: Range<u64>,
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
-        self.0.read_start(key, length, cancel).await
+        self.0.read_at(key, range, cancel).await
     }
 
     async fn open(

@@ -95,7 +95,7 @@ pub async fn read_header(
     let source = sources.iter().find(|source| source.name() == &file.source);
     let source =
         source.ok_or_else(|| context.error(Fault::Misconfigured("there is no such source".into())))?;
-    let start = source.read_start(&key, HEADER_BYTES, cancel).await?;
+    let start = source.read_at(&key, 0..HEADER_BYTES as u64, cancel).await?;
     check_header(&start, file).map_err(|text| context.error(Fault::Corrupt(text)))
 }
 

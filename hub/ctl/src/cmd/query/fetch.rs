@@ -9,7 +9,7 @@ use crate::fault::sentence;
 use anyhow::{Context, anyhow};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
-use walhub_common::{Checksum, PageSize, clock};
+use walhub_common::{Checksum, DatabaseKey, PageSize, clock};
 use walhub_proto::pages::{self, PagesError};
 
 /// Which state a copy has.
@@ -41,7 +41,11 @@ pub(super) struct Means<'a> {
 }
 
 /// Gives the copy of `job`'s database, open, at the point of `job`. Its output is ignored.
-pub(super) async fn fetch(means: &Means<'_>, mut job: Job) -> anyhow::Result<(State, Copy)> {
+pub(super) async fn fetch(
+    means: &Means<'_>,
+    database: &DatabaseKey,
+    mut job: Job,
+) -> anyhow::Result<(State, Copy)> {
     let planned = pages::plan(means.hub.channel(), job.request()).await;
     let (plan, position) = planned.map_err(|error| match error {
         PagesError::Status(status) => anyhow!("{}: {}", job.failure(), sentence(&status)),
@@ -51,7 +55,7 @@ pub(super) async fn fetch(means: &Means<'_>, mut job: Job) -> anyhow::Result<(St
         anyhow!("the hub does not keep to the protocol: a page of {} bytes", plan.page_size)
     })?;
     let bytes = u64::from(plan.commit) * u64::from(plan.page_size);
-    let slot = Arc::new(means.cache.slot(means.address, &job.database).await?);
+    let slot = Arc::new(means.cache.slot(means.address, database).await?);
     let expected = position.map(|position| position.checksum);
     let there = prepare(means, &slot, page_size, plan.commit, expected).await;
     let state = match (there.with_context(|| job.failure())?, position) {
@@ -83,7 +87,7 @@ pub(super) async fn fetch(means: &Means<'_>, mut job: Job) -> anyhow::Result<(St
         slot.mark(&checksum)?;
         Copy::open(&slot.copy())
     });
-    let copy = opened.await?.with_context(|| format!("cannot read the copy of {}", job.database))?;
+    let copy = opened.await?.with_context(|| format!("cannot read the copy of {database}"))?;
     Ok((state, copy))
 }
 

@@ -6,6 +6,7 @@ mod fetch;
 mod render;
 mod sql;
 
+use crate::cmd::restore::checks::Checks;
 use crate::cmd::restore::one::Job;
 use crate::cmd::restore::onto;
 use crate::cmd::restore::progress::Progress;
@@ -245,8 +246,18 @@ impl Args {
         };
         let name = database.to_string();
         let (source, out) = (String::new(), PathBuf::new());
-        let job = Job { database, target, source, out, force: false, delta: false };
-        let (state, copy) = unless(means.cancel, fetch::fetch(means, job)).await?;
+        let job = Job {
+            database: Some(database.clone()),
+            target,
+            source,
+            out,
+            force: false,
+            delta: false,
+            only_read: true,
+            checks: Checks::default(),
+            verify: false,
+        };
+        let (state, copy) = unless(means.cancel, fetch::fetch(means, &database, job)).await?;
         let answer = self.statement(copy, sql, means.cancel).await;
         let answer = answer.with_context(|| format!("{name} at TXID {}", state.txid))?;
         Ok(Done::new(name, state, answer, began.elapsed().as_secs_f64()))

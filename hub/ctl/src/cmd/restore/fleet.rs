@@ -1,9 +1,10 @@
 //! Many restores: side by side, each on its own, told one by one and summed up.
 
 use super::one::{self, Job};
+use super::origin::Origin;
 use super::outcome::Restored;
 use super::progress::Progress;
-use super::{Args, onto, plan, plan_lines, unless};
+use super::{Args, onto, plan_lines, unless};
 use crate::connect::Hub;
 use crate::fault::{Interrupted, clean};
 use crate::model::Plan;
@@ -23,6 +24,7 @@ enum Entry<T> {
     Failed { database: String, error: String },
 }
 
+/// What came of many restores.
 #[derive(Debug, Serialize)]
 struct Summary {
     restored: usize,
@@ -51,16 +53,27 @@ pub(super) async fn restore(
         }
     }
     if args.dry_run {
-        return unless(cancel, plan_all(args, hub, jobs)).await;
+        return unless(cancel, plan_all(args, Origin::Hub(hub), jobs)).await;
     }
+    run(args, Origin::Hub(hub), jobs, progress, cancel).await
+}
+
+/// Restores all `jobs` side by side.
+pub(super) async fn run(
+    args: &Args,
+    origin: Origin<'_>,
+    jobs: Vec<Planned>,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
     let mut running = futures_util::stream::iter(jobs)
         .map(|job| async move {
             let result = match (cancel.is_cancelled(), job.nothing) {
                 (true, _) => Err(Interrupted.into()),
                 (_, true) => Err(anyhow!("{}: the hub holds nothing of it yet", job.job.failure())),
-                _ => one::restore(hub, &job.job, progress, cancel).await,
+                _ => one::restore_from(origin, &job.job, progress, cancel).await,
             };
-            (job.job.database, result)
+            (job.job.name(), result)
         })
         .buffer_unordered(args.side_by_side());
     let mut databases = Vec::new();
@@ -84,10 +97,10 @@ pub(super) async fn restore(
     }
 }
 
-struct Planned {
-    job: Job,
+pub(super) struct Planned {
+    pub(super) job: Job,
     /// Registered, but not one transaction of it has come.
-    nothing: bool,
+    pub(super) nothing: bool,
 }
 
 /// A hub cannot make us write outside of the folder: its names are checked like everybody's.
@@ -101,10 +114,10 @@ fn jobs(args: &Args, databases: Vec<v1::DatabaseStatus>) -> anyhow::Result<Vec<P
     databases.into_iter().map(job).collect()
 }
 
-fn entry<T>(database: &DatabaseKey, result: anyhow::Result<T>) -> Entry<T> {
+fn entry<T>(database: &str, result: anyhow::Result<T>) -> Entry<T> {
     match result {
         Ok(done) => Entry::Done(done),
-        Err(error) => Entry::Failed { database: database.to_string(), error: clean(&format!("{error:#}")) },
+        Err(error) => Entry::Failed { database: database.to_owned(), error: clean(&format!("{error:#}")) },
     }
 }
 
@@ -119,9 +132,16 @@ fn tell(entry: &Entry<Restored>, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn plan_all(args: &Args, hub: &Hub, jobs: Vec<Planned>) -> anyhow::Result<ExitCode> {
+/// Says what the restores of all `jobs` would do.
+pub(super) async fn plan_all(
+    args: &Args,
+    origin: Origin<'_>,
+    jobs: Vec<Planned>,
+) -> anyhow::Result<ExitCode> {
     let plans: Vec<Entry<Plan>> = futures_util::stream::iter(&jobs)
-        .map(|planned| async move { entry(&planned.job.database, plan(hub, &planned.job).await) })
+        .map(|planned| async move {
+            entry(&planned.job.name(), origin.plan(&planned.job, &CancellationToken::new()).await)
+        })
         .buffered(args.side_by_side())
         .collect()
         .await;

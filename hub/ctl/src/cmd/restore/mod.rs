@@ -1,8 +1,11 @@
 //! `hubctl restore`: one database, the databases of one agent, or the whole fleet, streamed from the hub and proven.
 
+pub(crate) mod checks;
+mod direct;
 mod fleet;
 pub(crate) mod one;
 pub(crate) mod onto;
+mod origin;
 pub(crate) mod outcome;
 pub(crate) mod progress;
 pub(crate) mod target;
@@ -13,9 +16,10 @@ use crate::connect::{ConnectArgs, Hub};
 use crate::fault::{Interrupted, Usage};
 use crate::model::Plan;
 use crate::output;
-use anyhow::Context;
+use direct::DirectArgs;
 use one::Job;
 use onto::OntoArgs;
+use origin::Origin;
 use progress::Progress;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -29,7 +33,7 @@ use walhub_common::{AgentName, DatabaseKey, Txid, clock};
 /// Restore databases and prove that they are what they were at their source
 #[derive(Debug, clap::Args)]
 #[command(
-    group = clap::ArgGroup::new("what").required(true).args(["database", "agent", "selector", "all"]),
+    group = clap::ArgGroup::new("what").args(["database", "agent", "selector", "all"]),
     group = clap::ArgGroup::new("point").args(["timestamp", "txid"]),
     after_help = "\
 The restored database appears under its name only when it is complete and its checksum equals the one taken at the \
@@ -41,7 +45,21 @@ takes its name when it is proven; \"received_bytes\" counts the checksums as wel
 JSON of one database: {\"database\", \"output\", \"txid\", \"checksum\", \"verdict\", \"time\", \"page_size\", \"pages\", \
 \"bytes\", \"files\", \"received_bytes\", \"seconds\", \"mb_per_second\"}. The verdict is \"verified\", or \"unproven\" when \
 the files are whole but no walhub wrote them, so that nobody took a checksum at the source.
-With --in-place the databases come back on their nodes instead, live, by a job of the hub, wave by wave, all at one point in time. Each node proves the result before it changes anything, and leaves a restore point of what was there. Nodes that are away get their order when they come back. Ctrl-C leaves the job to the hub; `hubctl jobs watch` comes back to it. Exit code 0: every database is at its point.
+With --in-place the databases come back on their nodes instead, live, by a job of the hub, wave by wave, all at one point \
+in time. Each node proves the result before it changes anything, and leaves a restore point of what was there. Nodes that \
+are away get their order when they come back. Ctrl-C leaves the job to the hub; `hubctl jobs watch` comes back to it. Exit \
+code 0: every database is at its point.
+
+With --from no hub is asked, and no certificate needed: folders and buckets are read as they are, also those that \
+Litestream wrote. Several addresses stand in for each other. Without AGENT/NAME the address is one database's own, as \
+Litestream writes it. Credentials come from the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, \
+AZURE_STORAGE_ACCOUNT_KEY, …), from a profile, or from the machine's role.
+
+Exit codes: 0 restored, 1 failed (the message says what), 2 wrong usage, 130 interrupted. Whatever happens, nothing \
+half-written has the name of the output. A restore of more than 64 MiB that breaks off leaves what it has beside it \
+(.walhub-restore.tmp and .journal); the same command goes on from there.
+
+--dry-run: estimates by list prices (S3: 0.4 US dollars for a million reads, 0.09 for a GB that leaves its region).
 
 JSON of several: {\"restored\", \"failed\", \"databases\": [one such object, or {\"database\", \"error\"}]}
 JSON with --in-place: {\"job\", \"state\", \"reason\", \"asked\", \"operator\", \"started\", \"ended\", \"seconds\", \"wave\", \
@@ -57,7 +75,9 @@ Example:
   hubctl restore --all --to restored/ --source offsite --parallelism 8
   hubctl restore pos-17/app.db --txid 1200 --dry-run
   hubctl restore --selector site=berlin --timestamp 2026-11-22T13:28:36Z --in-place --waves 1%,10%,100%
-  hubctl restore pos-17/app.db --in-place --check 'SELECT count(*) FROM orders = 1205' --yes"
+  hubctl restore pos-17/app.db --in-place --check 'SELECT count(*) FROM orders = 1205' --yes
+  hubctl restore --from 's3://backups/fleet?region=eu-central-1' pos-17/app.db -o app.db
+  hubctl restore --from file:///srv/litestream/app.db -o app.db --check 'SELECT count(*) FROM orders = 1205'"
 )]
 pub(crate) struct Args {
     /// The database
@@ -91,7 +111,7 @@ pub(crate) struct Args {
     #[arg(long)]
     force: bool,
     /// Make the restored database out of the existing file: only the pages that differ are fetched
-    #[arg(long, conflicts_with = "source")]
+    #[arg(long, conflicts_with_all = ["source", "from", "check", "integrity_check"])]
     delta: bool,
     /// Only say what would be read
     #[arg(long)]
@@ -104,6 +124,11 @@ pub(crate) struct Args {
     json: bool,
     #[command(flatten)]
     onto: OntoArgs,
+    /// SQLite's own integrity check must find nothing, or no file
+    #[arg(long, conflicts_with = "in_place")]
+    integrity_check: bool,
+    #[command(flatten)]
+    direct: DirectArgs,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -111,12 +136,17 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
         if self.onto.misplaced() {
-            let words = "--waves, --max-failures, --bandwidth, --total-bandwidth, --check, --yes and --detach go with --in-place";
+            let words = "--waves, --max-failures, --bandwidth, --total-bandwidth, --yes and --detach go with --in-place";
             return Err(Usage(words.into()).into());
         }
         if self.onto.is_asked() {
             let hub = self.connect.connect().await?;
             return onto::restore(&self, &hub).await;
+        }
+        let named = self.database.is_some() || self.agent.is_some() || !self.selector.is_empty() || self.all;
+        if !named && !self.direct.is_asked() {
+            let words = "a database is required: AGENT/NAME, --agent, --selector, --all, or --from URL";
+            return Err(Usage(words.into()).into());
         }
         if !self.dry_run && self.output.is_none() && self.to.is_none() {
             let words = if self.database.is_some() {
@@ -140,8 +170,13 @@ impl Args {
                 }
             }
         });
-        let hub = unless(&cancel, self.connect.connect()).await?;
         let progress = Progress::new();
+        if self.direct.is_asked() {
+            let done = direct::restore(&self, &progress, &cancel).await;
+            group.shutdown(Duration::from_secs(5)).await;
+            return done;
+        }
+        let hub = unless(&cancel, self.connect.connect()).await?;
         let done = match &self.database {
             Some(database) if self.dry_run => unless(&cancel, self.plan_one(&hub, database.clone())).await,
             Some(database) => {
@@ -179,7 +214,17 @@ impl Args {
             }
         };
         let source = self.source.clone().unwrap_or_default();
-        Job { database, target: self.target(), source, out, force: self.force, delta: self.delta }
+        let (database, checks) = (Some(database), self.onto.checks(self.integrity_check));
+        let (target, force, delta) = (self.target(), self.force, self.delta);
+        Job { database, target, source, out, force, delta, only_read: false, checks, verify: false }
+    }
+
+    /// The only database of its place.
+    fn only(&self, out: PathBuf) -> Job {
+        let (target, force) = (self.target(), self.force);
+        let checks = self.onto.checks(self.integrity_check);
+        let (database, source, delta) = (None, String::new(), false);
+        Job { database, target, source, out, force, delta, only_read: false, checks, verify: false }
     }
 
     async fn plan_one(&self, hub: &Hub, database: DatabaseKey) -> anyhow::Result<ExitCode> {
@@ -202,8 +247,7 @@ pub(crate) async fn unless<T>(
 
 /// What a restore would do.
 async fn plan(hub: &Hub, job: &Job) -> anyhow::Result<Plan> {
-    let plan = hub.plan_restore(job.request()).await.with_context(|| job.failure())?;
-    Ok(Plan::new(job.database.to_string(), plan))
+    Origin::Hub(hub).plan(job, &CancellationToken::new()).await
 }
 
 fn plan_lines(plan: &Plan) -> Vec<String> {
@@ -217,6 +261,10 @@ fn plan_lines(plan: &Plan) -> Vec<String> {
         plan.files.len(),
         output::bytes(plan.total_bytes),
     )];
+    lines.push(format!(
+        "about {} requests, {:.4} US dollars, {:.1} s",
+        plan.requests, plan.cost_usd, plan.estimated_seconds
+    ));
     lines.extend(crate::cmd::snapshots::table(&plan.files).lines());
     lines
 }

@@ -1,9 +1,13 @@
-//! The restore of one database: the hub's stream on this task, the applier on a thread, a bounded queue between them.
+//! The restore of one database: pages from a hub or from the places that keep copies on this task, the sink on threads of
+//! its own, a bounded queue between them.
 //!
-//! The output appears only after the stream has ended with status OK, every file was verified and the database
-//! checksum is the one of the plan. Whatever stops it earlier (a lost connection, a full disk, Ctrl-C), the applier is
-//! told by the broken queue and takes its temporary file away before this returns.
+//! The output appears only after every page came and the database checksum is the one of the plan. What stops it earlier
+//! leaves nothing under that name; a restore that was broken off by its source after many megabytes leaves what it has
+//! beside it, and the same command goes on from there. When the image is not the source's, everything is read once more,
+//! each file whole and checked, and damaged files are named and done without.
 
+use super::checks::Checks;
+use super::origin::Origin;
 use super::outcome::Restored;
 use super::progress::Progress;
 use super::target::Target;
@@ -11,25 +15,19 @@ use crate::connect::Hub;
 use crate::fault::{Interrupted, sentence};
 use anyhow::{Context, anyhow};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Streaming;
 use walhub_common::DatabaseKey;
-use walhub_common::restore::feed::{self, FeedClosed, Feeder};
-use walhub_common::restore::{Applier, RestoreError};
-use walhub_proto::convert;
+use walhub_common::restore::{PageSink, RestoreError, sink};
 use walhub_proto::delta::{self, DeltaError};
 use walhub_proto::pages::PagesError;
-use walhub_proto::v1::restore_response::Message;
-use walhub_proto::v1::{self, RestoreResponse};
-
-/// The hub may have to fetch from far away between two messages, but not for longer.
-const STALL_TIMEOUT: Duration = Duration::from_secs(120);
+use walhub_proto::v1;
 
 /// One database to restore.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Job {
-    pub(crate) database: DatabaseKey,
+    /// `None`: the only one of its place.
+    pub(crate) database: Option<DatabaseKey>,
     pub(crate) target: Target,
     /// Destination to read from; empty when the hub may choose.
     pub(crate) source: String,
@@ -37,164 +35,182 @@ pub(crate) struct Job {
     pub(crate) force: bool,
     /// Make it out of the file that is there, if there is one.
     pub(crate) delta: bool,
+    /// The file that is there is ours, and others may read it meanwhile.
+    pub(crate) only_read: bool,
+    /// What must hold before the file gets its name.
+    pub(crate) checks: Checks,
+    /// Read every file whole, and check it first.
+    pub(crate) verify: bool,
 }
 
 impl Job {
     /// As the hub wants it.
     pub(crate) fn request(&self) -> v1::RestoreRequest {
+        let reference =
+            |key: &DatabaseKey| v1::DatabaseRef { agent: key.agent.to_string(), name: key.name.to_string() };
         v1::RestoreRequest {
-            database: Some(v1::DatabaseRef {
-                agent: self.database.agent.to_string(),
-                name: self.database.name.to_string(),
-            }),
+            database: self.database.as_ref().map(reference),
             target: self.target.wire(),
             after_txid: 0,
             source: self.source.clone(),
         }
     }
 
+    /// What the database is called.
+    pub(crate) fn name(&self) -> String {
+        self.database.as_ref().map_or_else(|| "the database".to_owned(), ToString::to_string)
+    }
+
     /// Begin of the sentence that says why not.
     pub(crate) fn failure(&self) -> String {
+        let (name, target) = (self.name(), &self.target);
         match self.source.as_str() {
-            "" => format!("cannot restore {} to {}", self.database, self.target),
-            source => format!("cannot restore {} to {} from {source}", self.database, self.target),
+            "" => format!("cannot restore {name} to {target}"),
+            source => format!("cannot restore {name} to {target} from {source}"),
         }
     }
 }
 
-/// Why no more bytes came.
-enum Stop {
-    /// The applier gave up; it knows why.
-    Applier,
-    /// This is why.
-    Because(anyhow::Error),
-}
-
-impl From<FeedClosed> for Stop {
-    fn from(_: FeedClosed) -> Stop {
-        Stop::Applier
-    }
-}
-
-impl From<anyhow::Error> for Stop {
-    fn from(error: anyhow::Error) -> Stop {
-        Stop::Because(error)
-    }
-}
-
-/// Restores one database and proves it.
+/// Restores one database from the hub and proves it.
 pub(crate) async fn restore(
     hub: &Hub,
     job: &Job,
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> anyhow::Result<Restored> {
-    let began = Instant::now();
-    if job.delta && job.out.exists() {
+    restore_from(Origin::Hub(hub), job, progress, cancel).await
+}
+
+/// Why there is no database.
+enum Failed {
+    /// All pages came, and they are not the source's.
+    Image(RestoreError),
+    Otherwise(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failed {
+    fn from(error: anyhow::Error) -> Failed {
+        Failed::Otherwise(error)
+    }
+}
+
+/// Restores one database and proves it.
+pub(super) async fn restore_from(
+    origin: Origin<'_>,
+    job: &Job,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> anyhow::Result<Restored> {
+    if let (Origin::Hub(hub), true) = (origin, job.delta && job.out.exists()) {
         return tokio::select! {
             biased;
             () = cancel.cancelled() => Err(Interrupted.into()),
             done = from_copy(hub, job, progress) => done.with_context(|| job.failure()),
         };
     }
+    match attempt(origin, job, progress, cancel).await {
+        Ok(restored) => Ok(restored),
+        Err(Failed::Otherwise(error)) => Err(error),
+        Err(Failed::Image(error)) => {
+            eprintln!("hubctl: {}: {error}; now every file is read whole and checked", job.failure());
+            let job = Job { verify: true, ..job.clone() };
+            match attempt(origin, &job, progress, cancel).await {
+                Ok(restored) => Ok(restored),
+                Err(Failed::Otherwise(error)) => Err(error),
+                Err(Failed::Image(error)) => Err(advised(error, &job)),
+            }
+        }
+    }
+}
+
+async fn attempt(
+    origin: Origin<'_>,
+    job: &Job,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<Restored, Failed> {
+    let began = Instant::now();
     let (out, force) = (job.out.clone(), job.force);
-    let applier = tokio::task::spawn_blocking(move || Applier::new(out, force)).await?;
-    let applier = applier.map_err(|e| advised(e, job))?;
-    let (feeder, feed) = feed::channel();
-    let reader = tokio::task::spawn_blocking(move || feed.restore(applier));
-    let mut time_ms = 0;
+    blocking(move || sink::check_output(&out, force)).await?.map_err(|error| advised(error, job))?;
+    let found = tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Interrupted.into()),
+        found = origin.find(job, cancel) => found.map_err(|error| error.context(job.failure())),
+    }?;
+    let (point, files, total_bytes) = (found.point, found.files, found.total_bytes);
+    let out = job.out.clone();
+    let sink = blocking(move || PageSink::create(&out, force, point)).await?;
+    let sink = sink.map_err(|error| advised(error, job))?;
+    if sink.resumed() > 0 {
+        let (there, all) = (sink.resumed(), point.commit);
+        eprintln!("hubctl: {}: goes on with {there} of {all} pages that an earlier restore left", job.name());
+    }
+    let mut pages = found.pages(&sink.present(), job.verify);
+    let bar = progress.bar(&job.name(), total_bytes);
+    let sender = sink.sender();
+    let pump = async {
+        while let Some(frames) = pages.next().await? {
+            bar.add(frames.blocks.iter().map(|block| block.bytes as usize).sum());
+            if sender.send(frames).await.is_err() {
+                break; // the sink has failed, and knows why
+            }
+        }
+        anyhow::Ok(())
+    };
     let pumped = tokio::select! {
         biased;
-        () = cancel.cancelled() => Err(Stop::Because(Interrupted.into())),
-        pumped = pump(hub, job, feeder, progress, &mut time_ms) => pumped,
+        () = cancel.cancelled() => Err(Interrupted.into()),
+        pumped = pump => pumped,
     };
-    // Also after an interruption: the thread has to take its temporary file away.
-    match (pumped, reader.await?) {
-        (_, Ok(report)) => Ok(Restored::new(job.database.to_string(), report, time_ms, began.elapsed())),
-        (Err(Stop::Because(error)), Err(_)) if error.is::<Interrupted>() => Err(error),
-        (Err(Stop::Because(error)), Err(_)) => Err(error.context(job.failure())),
-        (Ok(()) | Err(Stop::Applier), Err(error)) => Err(advised(error, job)),
+    drop(sender);
+    let error = match pumped {
+        Ok(()) => {
+            let checks = job.checks.clone();
+            let report = blocking(move || sink.finish(files, |path| checks.hold(path))).await?;
+            let done = |report| Restored::new(job.name(), report, point.timestamp_ms, began.elapsed());
+            return report.map(done).map_err(|error| match error {
+                RestoreError::Mismatch { .. } | RestoreError::Block(_) if !job.verify => Failed::Image(error),
+                error => Failed::Otherwise(advised(error, job)),
+            });
+        }
+        Err(error) => error,
+    };
+    // Also after an interruption: what was written must be kept or taken away.
+    let kept = match blocking(move || sink.break_off()).await? {
+        Ok(kept) => kept,
+        Err(error) => return Err(advised(error, job).into()),
+    };
+    if kept {
+        eprintln!(
+            "hubctl: {}: what came is kept beside the output; the same command goes on from there",
+            job.name()
+        );
     }
+    Err(if error.is::<Interrupted>() { error } else { error.context(job.failure()) }.into())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    Ok(tokio::task::spawn_blocking(work).await?)
 }
 
 /// The pages that differ from the file that is there.
 async fn from_copy(hub: &Hub, job: &Job, progress: &Progress) -> anyhow::Result<Restored> {
     let began = Instant::now();
-    let bar = progress.bar(&job.database, 0);
+    let bar = progress.bar(&job.name(), 0);
     let mut before = 0;
     let told = |come: u64, _| {
         bar.add(usize::try_from(come - before).unwrap_or(usize::MAX));
         before = come;
     };
-    let done = delta::restore(hub.channel(), job.request(), &job.out, told).await;
+    let done = delta::restore(hub.channel(), job.request(), &job.out, job.only_read, told).await;
     let (report, plan) = done.map_err(|error| match error {
         DeltaError::Hub(PagesError::Status(status)) => anyhow!(sentence(&status)),
         other => other.into(),
     })?;
-    Ok(Restored::new(job.database.to_string(), report, plan.timestamp_ms, began.elapsed()))
+    Ok(Restored::new(job.name(), report, plan.timestamp_ms, began.elapsed()))
 }
 
 fn advised(error: RestoreError, job: &Job) -> anyhow::Error {
     let flag = matches!(error, RestoreError::Exists(_)).then_some(" (--force)").unwrap_or_default();
     anyhow!("{}: {error}{flag}", job.failure())
-}
-
-async fn pump(
-    hub: &Hub,
-    job: &Job,
-    feeder: Feeder,
-    progress: &Progress,
-    time_ms: &mut i64,
-) -> Result<(), Stop> {
-    let mut client = hub.restores();
-    let stream = tokio::time::timeout(STALL_TIMEOUT, client.restore(job.request())).await;
-    let mut stream = match stream {
-        Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) => return Err(anyhow!(sentence(&status)).into()),
-        Err(_) => return Err(stalled().into()),
-    };
-    let Some(Message::Plan(plan)) = next(&mut stream).await? else {
-        return Err(odd("it sent no plan").into());
-    };
-    let (last, expected) = convert::promise_from_wire(&plan).map_err(|e| odd(&e.reason))?;
-    *time_ms = plan.timestamp_ms;
-    let bar = progress.bar(&job.database, plan.total_bytes);
-    let (mut files, mut reached) = (0, 0);
-    while let Some(message) = next(&mut stream).await? {
-        match message {
-            Message::File(file) => {
-                let range = file.range.unwrap_or_default();
-                (files, reached) = (files + 1, range.max);
-                let name = format!("file {:016x}-{:016x}.ltx of {}", range.min, range.max, file.source);
-                feeder.file(crate::fault::clean(&name)).await?;
-            }
-            Message::Data(data) => {
-                bar.add(data.len());
-                feeder.data(data).await?;
-            }
-            Message::Plan(_) => return Err(odd("it sent two plans").into()),
-        }
-    }
-    if files != plan.files.len() || reached != last {
-        return Err(odd("it sent other files than it had planned").into());
-    }
-    Ok(feeder.finish(expected).await?)
-}
-
-async fn next(stream: &mut Streaming<RestoreResponse>) -> anyhow::Result<Option<Message>> {
-    match tokio::time::timeout(STALL_TIMEOUT, stream.message()).await {
-        Err(_) => Err(stalled()),
-        Ok(Err(status)) => Err(anyhow!(sentence(&status))),
-        Ok(Ok(None)) => Ok(None),
-        Ok(Ok(Some(RestoreResponse { message: Some(message) }))) => Ok(Some(message)),
-        Ok(Ok(Some(RestoreResponse { message: None }))) => Err(odd("it sent a message of an unknown kind")),
-    }
-}
-
-fn stalled() -> anyhow::Error {
-    anyhow!("the hub sent nothing for {} s; try again", STALL_TIMEOUT.as_secs())
-}
-
-fn odd(what: &str) -> anyhow::Error {
-    anyhow!("the hub does not keep to the protocol: {what}; is it of another version?")
 }

@@ -1,6 +1,7 @@
 //! `hubctl restore --in-place`: databases brought back on their nodes, by a job of the hub.
 
 use super::Args;
+use super::checks::{self, Checks};
 use crate::cmd::jobs::follow::{self, Follow, Interrupts};
 use crate::cmd::jobs::report::{Line, Picture};
 use crate::connect::Hub;
@@ -43,8 +44,8 @@ pub(crate) struct OntoArgs {
     /// Bytes per second to all nodes together
     #[arg(long, value_name = "SIZE", value_parser = rate)]
     total_bandwidth: Option<u64>,
-    /// What must hold of the restored database before the live one is changed; may be given several times
-    #[arg(long, value_name = "SQL = VALUE")]
+    /// What must hold of the restored database, here or on its node, before it takes its place; may be given several times
+    #[arg(long, value_name = "SQL = VALUE", value_parser = checks::checked)]
     check: Vec<String>,
     /// Do not ask
     #[arg(long)]
@@ -77,9 +78,14 @@ impl OntoArgs {
         self.in_place
     }
 
+    /// What must hold of a copy that is restored here.
+    pub(super) fn checks(&self, integrity_check: bool) -> Checks {
+        Checks::new(&self.check, integrity_check)
+    }
+
     /// Words that mean nothing here without --in-place.
     pub(super) fn misplaced(&self) -> bool {
-        let any = !self.waves.is_empty() || !self.check.is_empty() || self.max_failures > 0;
+        let any = !self.waves.is_empty() || self.max_failures > 0;
         let any = any || self.bandwidth.is_some() || self.total_bandwidth.is_some();
         !self.in_place && (any || self.yes || self.detach)
     }

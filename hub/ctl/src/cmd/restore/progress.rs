@@ -3,7 +3,6 @@
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use walhub_common::DatabaseKey;
 
 const PATIENCE: Duration = Duration::from_secs(1);
 const SIZED: &str = "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
@@ -32,13 +31,13 @@ impl Progress {
     }
 
     /// A bar for a restore of `total` bytes; 0 when that is not known.
-    pub(crate) fn bar(&self, database: &DatabaseKey, total: u64) -> Bar<'_> {
+    pub(crate) fn bar(&self, database: &str, total: u64) -> Bar<'_> {
         let (bar, template) = match total {
             0 => (ProgressBar::no_length(), UNSIZED),
             total => (ProgressBar::new(total), SIZED),
         };
         let style = ProgressStyle::with_template(template).expect("BUG: bad template");
-        let bar = self.bars.add(bar.with_style(style).with_prefix(database.to_string()));
+        let bar = self.bars.add(bar.with_style(style).with_prefix(database.to_owned()));
         Bar { progress: self, bar }
     }
 

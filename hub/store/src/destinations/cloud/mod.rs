@@ -164,14 +164,14 @@ impl Destination for CloudDestination {
         self.files(database, level, cancel).await.map_err(|fault| context.error(fault))
     }
 
-    async fn read_start(
+    async fn read_at(
         &self,
         key: &FileKey,
-        length: usize,
+        range: Range<u64>,
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
         let context = self.context(Operation::Open, key);
-        let range = 0..length.max(1) as u64;
+        let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
         collect(self.read(&self.names.object(key), range, context, cancel).await?, length).await
     }
 

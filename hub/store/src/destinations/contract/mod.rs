@@ -117,6 +117,12 @@ async fn what_was_put_comes_back(destination: &dyn Destination) {
     assert_eq!(start, content.slice(..100));
     let all = destination.read_start(&key, 4_000_000, &token()).await.expect("reads past the end");
     assert!(all == content);
+    for (range, expected) in
+        [(7..9, 7..9), (2_999_990..4_000_000, 2_999_990..3_000_001), (1..2_000_000, 1..2_000_000)]
+    {
+        let part = destination.read_at(&key, range, &token()).await.expect("reads a part");
+        assert!(part == content.slice(expected.clone()), "{expected:?}");
+    }
 }
 
 async fn sizes_around_the_limits(destination: &dyn Destination) {

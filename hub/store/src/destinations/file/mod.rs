@@ -132,17 +132,21 @@ impl Destination for FileDestination {
         .await
     }
 
-    async fn read_start(
+    async fn read_at(
         &self,
         key: &FileKey,
-        length: usize,
+        range: Range<u64>,
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
         let context = self.context(Operation::Open, key);
         let (folders, path) = (self.folders.clone(), self.folders.path(key));
         blocking(&context.clone(), cancel, move || {
-            let mut bytes = Vec::with_capacity(length);
-            match File::open(&path).and_then(|file| file.take(length as u64).read_to_end(&mut bytes)) {
+            let mut bytes = Vec::new();
+            let read = start(&path, move |_| range).and_then(|(file, wanted)| {
+                bytes.reserve_exact(wanted.min(file.metadata()?.len()) as usize);
+                file.take(wanted).read_to_end(&mut bytes)
+            });
+            match read {
                 Ok(_) => Ok(Bytes::from(bytes)),
                 Err(error) => Err(folders.explain(&context, CreateError::Destination(path, error))),
             }

@@ -142,14 +142,14 @@ impl Destination for Limited {
         Ok(files)
     }
 
-    async fn read_start(
+    async fn read_at(
         &self,
         key: &FileKey,
-        length: usize,
+        range: Range<u64>,
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
         self.enter(Operation::Open, key, (Kind::Get, 1), 0, cancel).await?;
-        self.inner.read_start(key, length, cancel).await
+        self.inner.read_at(key, range, cancel).await
     }
 
     async fn open(

@@ -1,34 +1,29 @@
-//! A place where Litestream keeps one database, as a source of files: an address that [`url`] reads, with the credentials of
-//! the hub's environment.
+//! A place where Litestream keeps one database, as a source of files: its levels lie right below the place's root.
 
-use super::ImportError;
+use super::source::{Source, SourceName};
+use crate::destinations::error::{Context, Operation};
+use crate::destinations::object::{self, ObjectPath};
+use crate::destinations::{DestinationError, DynDestination, Fault, FileKey, Listed};
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use futures_util::stream::BoxStream;
+use std::ops::Range;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::name;
-use walhub_common::{DatabaseKey, DestinationName, Level};
-use walhub_store::destinations::config::DestinationConfig;
-use walhub_store::destinations::error::{Context, Operation};
-use walhub_store::destinations::object::{self, ObjectPath};
-use walhub_store::destinations::{DestinationError, DynDestination, Fault, FileKey, Listed, url};
-use walhub_store::restore::{Source, SourceName};
+use walhub_common::{DatabaseKey, Level};
 
-/// What errors call the place.
-const NAME: &str = "import";
-
-/// See the module doc.
-#[derive(Debug)]
-pub(super) struct LitestreamSource {
+/// See the module doc. The database that is asked for is ignored: there is only one.
+#[derive(Debug, Clone)]
+pub struct LitestreamSource {
     place: DynDestination,
     folder: fn(Level) -> String,
 }
 
 impl LitestreamSource {
-    pub(super) async fn open(url: &str) -> Result<Self, ImportError> {
-        let (config, folder) = parse(url).map_err(ImportError::Url)?;
-        let name = DestinationName::new(NAME).expect("BUG: a good name");
-        Ok(Self { place: config.build(name).await?, folder })
+    /// The database that lies at the root of `place`.
+    pub fn new(place: DynDestination) -> Self {
+        Self { folder: folder(place.kind()), place }
     }
 
     fn path(&self, level: Level, file: &str) -> Result<ObjectPath, DestinationError> {
@@ -55,16 +50,9 @@ impl LitestreamSource {
     }
 }
 
-/// A place, and where a level of a database lies there.
-type Parsed = (DestinationConfig, fn(Level) -> String);
-
-fn parse(url: &str) -> Result<Parsed, String> {
-    let config = url::parse(url)?;
-    let folder = match config {
-        DestinationConfig::S3(_) => name::s3_dir,
-        _ => name::fs_dir,
-    };
-    Ok((config, folder))
+/// Where Litestream puts a level at a place of this kind.
+fn folder(kind: &str) -> fn(Level) -> String {
+    if kind == "s3" { name::s3_dir } else { name::fs_dir }
 }
 
 #[async_trait]
@@ -82,22 +70,23 @@ impl Source for LitestreamSource {
         _: &DatabaseKey,
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, DestinationError> {
-        let mut files = Vec::new();
-        for level in Level::all() {
-            files.extend(self.level(level, cancel).await?);
-        }
-        Ok(files)
+        let levels = try_join_all(Level::all().map(|level| self.level(level, cancel))).await?;
+        Ok(levels.concat())
     }
 
-    async fn read_start(
+    fn kind(&self) -> &'static str {
+        self.place.kind()
+    }
+
+    async fn read_at(
         &self,
         key: &FileKey,
-        length: usize,
+        range: Range<u64>,
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
         let path = self.path(key.level, &name::file_name(key.range))?;
-        let start = self.place.open_object(&path, 0..length as u64, cancel).await?;
-        object::collect(start, length).await
+        let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        object::collect(self.place.open_object(&path, range, cancel).await?, length).await
     }
 
     async fn open(
@@ -114,14 +103,18 @@ impl Source for LitestreamSource {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::destinations::url;
 
     #[test]
     fn levels_lie_where_litestream_puts_them() {
-        let (_, folder) = parse("s3://b/fleet/app").unwrap();
-        assert_eq!(folder(Level::SNAPSHOT), "0009");
-        for url in ["file:///srv/app", "gs://b/app", "abs://me@box/app"] {
-            let (_, folder) = parse(url).unwrap();
-            assert_eq!(folder(Level::SNAPSHOT), "ltx/9");
+        for (address, level) in [
+            ("s3://b/fleet/app", "0009"),
+            ("file:///srv/app", "ltx/9"),
+            ("gs://b/app", "ltx/9"),
+            ("abs://me@box/app", "ltx/9"),
+        ] {
+            let kind = url::parse(address).unwrap().kind();
+            assert_eq!(folder(kind)(Level::SNAPSHOT), level, "{address}");
         }
     }
 }
