@@ -8,7 +8,7 @@ use super::rules::Rules;
 use crate::buffer::{Registered, WalBuffer};
 use crate::copies::{Board, Place};
 use crate::repair::inspect::{Flaw, inspect};
-use crate::repair::{self, Damage, Repairer};
+use crate::repair::{self, Damage, Mended, Repairer};
 use crate::retain::Pins;
 use futures_util::StreamExt;
 use rusqlite::InterruptHandle;
@@ -102,8 +102,9 @@ impl Runner {
         let site = self.site(&asked.copy, meter)?;
         let mut rounds = 0;
         let mut every_file = asked.every_file;
+        let mut left = Vec::new();
         loop {
-            let damaged = match self.attempt(&site, every_file, drill, cancel).await {
+            let damaged = match self.attempt(&site, every_file, &left, drill, cancel).await {
                 Ok(()) => {
                     let repaired = !drill.repairs.is_empty();
                     drill.verdict = if repaired { Verdict::Repaired } else { Verdict::Passed };
@@ -121,9 +122,10 @@ impl Runner {
             let mut mended = false;
             for damage in &damaged {
                 match self.repairer.mend(&site.place, &site.database, damage, &damaged, cancel).await {
-                    Ok(done) => {
+                    Ok(Mended { done, stays }) => {
                         mended = true;
                         drill.repairs.push(done);
+                        left.extend(stays.then(|| damage.object.clone()));
                     }
                     Err(error) => {
                         let FileKey { level, range, .. } = &damage.object;
@@ -154,11 +156,12 @@ impl Runner {
         Ok(Site { place, database, held, source })
     }
 
-    /// Restores and looks.
+    /// Restores, without the files that were `left`, and looks.
     async fn attempt(
         &self,
         site: &Site,
         every_file: bool,
+        left: &[FileKey],
         drill: &mut Drill,
         cancel: &CancellationToken,
     ) -> Result<(), Trouble> {
@@ -167,7 +170,7 @@ impl Runner {
             pin = self.pins.pin(key) => pin,
             () = cancel.cancelled() => return Err(Trouble::Undone("cancelled".to_owned())),
         };
-        let mut listings = list(site, cancel).await?;
+        let mut listings = list(site, left, cancel).await?;
         if every_file {
             let planned = |file: &walhub_store::destinations::Listed| PlannedFile {
                 source: site.source.name().clone(),
@@ -185,7 +188,7 @@ impl Runner {
         let plan = match plan(&listings, key, site.held) {
             Err(Trouble::Damaged(_)) => {
                 // Levels are listed one by one while others write: what is missing twice is missing.
-                listings = list(site, cancel).await?;
+                listings = list(site, left, cancel).await?;
                 plan(&listings, key, site.held)?
             }
             plan => plan?,
@@ -281,9 +284,11 @@ impl Runner {
     }
 }
 
-async fn list(site: &Site, cancel: &CancellationToken) -> Result<[Listing; 1], Trouble> {
+/// What lies there, but for damaged files that were left under their lock.
+async fn list(site: &Site, left: &[FileKey], cancel: &CancellationToken) -> Result<[Listing; 1], Trouble> {
     let files = site.source.list(&site.database.key, cancel).await;
-    let files = files.map_err(|error| Trouble::Undone(error.to_string()))?;
+    let mut files = files.map_err(|error| Trouble::Undone(error.to_string()))?;
+    files.retain(|file| !left.iter().any(|key| (key.level, key.range) == (file.level, file.range)));
     Ok([Listing { source: site.source.name().clone(), files }])
 }
 

@@ -231,3 +231,20 @@ async fn a_repair_that_was_broken_off_is_settled_before_anything_else() {
     assert!(last.verdict == Verdict::Repaired && gone.exists(), "{last:?}");
     assert!(tasks.shutdown(Duration::from_secs(60)).await);
 }
+
+#[tokio::test]
+async fn a_drill_passes_beside_a_damaged_object_under_a_lock() {
+    let bench = Bench::new(plain()).await;
+    let bad = bench.fleet.file("far", 0, 3, 3);
+    flip(&bad);
+    let spoiled = std::fs::read(&bad).unwrap();
+    bench.fleet.set_locked("far", true);
+    let drill = bench.run("far", true, true).await;
+    assert!(
+        drill.verdict == Verdict::Repaired && drill.repairs[0].contains("is locked and stays"),
+        "{drill:?}"
+    );
+    assert_eq!(std::fs::read(&bad).unwrap(), spoiled);
+    assert_eq!(bench.run("far", true, false).await.verdict, Verdict::Passed);
+    bench.end().await;
+}

@@ -108,8 +108,16 @@ impl Fleet {
     }
 
     pub(crate) fn set_down(&self, name: &str, down: bool) {
+        self.disk(name).set_down(down);
+    }
+
+    pub(crate) fn set_locked(&self, name: &str, locked: bool) {
+        self.disk(name).set_locked(locked);
+    }
+
+    fn disk(&self, name: &str) -> &Faulty {
         let name: DestinationName = name.parse().unwrap();
-        self.disks.iter().find(|disk| *disk.name() == name).unwrap().set_down(down);
+        self.disks.iter().find(|disk| *disk.name() == name).unwrap()
     }
 
     /// Where a file lies.

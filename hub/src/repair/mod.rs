@@ -12,7 +12,8 @@
 //!   hub that ends in between finds the hole and fills it ([`crate::drills`] records that before).
 //! - Where nobody has exactly these transactions, a snapshot is put that the files behind the damage continue, and only then the
 //!   damaged object goes: the newest state can be restored from there again, restore points before the snapshot may be lost.
-//! - An object under a lock, or of a database on hold, is left where it is.
+//! - An object under a lock stays; the snapshot stands in for it, which newest-state restores begin with. Of a database on hold
+//!   nothing is replaced.
 //!
 //! Non-goals: noticing damage, a damaged live database.
 
@@ -37,7 +38,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use walhub_common::backoff::{Backoff, Class};
 use walhub_common::{DatabaseKey, Level, TxidRange};
-use walhub_store::destinations::{Body, DestinationError, FileKey, PutMeta};
+use walhub_store::destinations::{Body, DestinationError, Fault, FileKey, PutMeta};
 use walhub_store::restore::{DestinationSource, DynSource};
 
 /// How long readers of the database are waited for.
@@ -114,6 +115,20 @@ pub enum RepairError {
     Cancelled,
 }
 
+/// An object that was made anew.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mended {
+    /// What was done, in a sentence.
+    pub done: String,
+    /// The damaged object lies there still, under a lock.
+    pub stays: bool,
+}
+
+enum Deleted {
+    Gone,
+    Locked,
+}
+
 /// Makes objects anew.
 pub struct Repairer {
     buffer: Arc<dyn WalBuffer>,
@@ -138,8 +153,7 @@ impl Repairer {
         Self { buffer, board, holds, pins, folder: folder.to_owned(), abort }
     }
 
-    /// Makes one of the `damaged` objects of a database at `place` anew; what was done, in a sentence. `cancel` ends it before
-    /// anything was changed there.
+    /// Makes one of the `damaged` objects of a database at `place` anew. `cancel` ends it before anything was changed there.
     pub async fn mend(
         &self,
         place: &Arc<Place>,
@@ -147,61 +161,80 @@ impl Repairer {
         damage: &Damage,
         damaged: &[Damage],
         cancel: &CancellationToken,
-    ) -> Result<String, RepairError> {
+    ) -> Result<Mended, RepairError> {
         let key = &database.key;
         if damage.there && self.holds.is_held(key) {
             return Err(RepairError::OnHold);
         }
-        let held = self.board.row(database.id, key).held(place.lane);
-        // New files of level 0 lie in packs there.
+        // New files of level 0 lie in packs there, and a file in a pack cannot be replaced alone: a listing after a restart
+        // would show it again.
         let packed = damage.there && damage.object.level == Level::RAW && place.destination.packs().is_some();
-        let good = {
-            // Nobody deletes what it is made of.
-            let _pin = self.pins.pin(key).await;
-            let wanted = Wanted {
-                database,
-                place,
-                damage,
-                damaged,
-                reach: held.unwrap_or_else(|| damage.object.range.max()),
-                // A file in a pack cannot be replaced alone: a listing after a restart would show it again.
-                exact: !packed,
-            };
-            let sources = self.sources(place, key);
-            good::make(&sources, &wanted, &self.folder, cancel).await?
-        };
-        if cancel.is_cancelled() {
-            return Err(RepairError::Cancelled);
-        }
-        let old = damage.there.then_some(&damage.object);
-        match (old, good.key == damage.object) {
-            (Some(old), true) => {
-                let claim = self.claim(key, cancel).await?;
-                place.destination.delete(std::slice::from_ref(old), &self.abort).await?;
-                self.put(place, &good).await.map_err(RepairError::Left)?;
-                drop(claim);
+        let mut good = self.good(place, database, damage, damaged, !packed, cancel).await?;
+        let mut stays = false;
+        if !damage.there {
+            self.put(place, &good).await?;
+        } else if good.key == damage.object {
+            let claim = self.claim(key, cancel).await?;
+            match self.delete(place, &damage.object).await? {
+                Deleted::Gone => self.put(place, &good).await.map_err(RepairError::Left)?,
+                Deleted::Locked => {
+                    drop(claim);
+                    good = self.good(place, database, damage, damaged, false, cancel).await?;
+                    self.put(place, &good).await?;
+                    stays = true;
+                }
             }
-            (Some(old), false) => {
-                self.put(place, &good).await?;
-                let claim = self.claim(key, cancel).await?;
-                place.destination.delete(std::slice::from_ref(old), &self.abort).await?;
-                drop(claim);
-            }
-            (None, _) => self.put(place, &good).await?,
+        } else {
+            self.put(place, &good).await?;
+            let _claim = self.claim(key, cancel).await?;
+            stays = matches!(self.delete(place, &damage.object).await?, Deleted::Locked);
         }
         let FileKey { level, range, .. } = &damage.object;
+        let (from, txid) = (&good.from, good.key.range.max().get());
         let done = match (good.key == damage.object, damage.there) {
-            (true, true) => format!("level {level} file {range}.ltx repaired from {}", good.from),
-            (true, false) => format!("level {level} file {range}.ltx put again from {}", good.from),
+            (true, true) => format!("level {level} file {range}.ltx repaired from {from}"),
+            (true, false) => format!("level {level} file {range}.ltx put again from {from}"),
+            (false, _) if stays => format!(
+                "level {level} file {range}.ltx is locked and stays; a snapshot of transaction {txid} from {from} stands in \
+                 for it"
+            ),
             (false, _) => format!(
-                "level {level} file {range}.ltx replaced by a snapshot of transaction {} from {}: restore points before it \
-                 may be lost there",
-                good.key.range.max().get(),
-                good.from
+                "level {level} file {range}.ltx replaced by a snapshot of transaction {txid} from {from}: restore points \
+                 before it may be lost there"
             ),
         };
         tracing::warn!(database = %key, destination = %place.name(), "{done}");
-        Ok(done)
+        Ok(Mended { done, stays })
+    }
+
+    /// A good copy, on the hub's disk.
+    async fn good(
+        &self,
+        place: &Arc<Place>,
+        database: &Registered,
+        damage: &Damage,
+        damaged: &[Damage],
+        exact: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Good, RepairError> {
+        let held = self.board.row(database.id, &database.key).held(place.lane);
+        let reach = held.unwrap_or_else(|| damage.object.range.max());
+        let wanted = Wanted { database, place, damage, damaged, reach, exact };
+        // Nobody deletes what it is made of.
+        let _pin = self.pins.pin(&database.key).await;
+        let good = good::make(&self.sources(place, &database.key), &wanted, &self.folder, cancel).await?;
+        match cancel.is_cancelled() {
+            true => Err(RepairError::Cancelled),
+            false => Ok(good),
+        }
+    }
+
+    async fn delete(&self, place: &Place, object: &FileKey) -> Result<Deleted, DestinationError> {
+        match place.destination.delete(std::slice::from_ref(object), &self.abort).await {
+            Ok(()) => Ok(Deleted::Gone),
+            Err(DestinationError { fault: Fault::Locked(_), .. }) => Ok(Deleted::Locked),
+            Err(error) => Err(error),
+        }
     }
 
     /// The buffer, then siblings, folders first, then the destination itself: its other levels may give it.

@@ -39,7 +39,7 @@ async fn mend(fleet: &Fleet, place: &str, damage: &Damage) -> Result<String, Rep
     let done = repairer(fleet).mend(&fleet.place(place), &database, damage, damaged, &cancel).await;
     let scratch = fleet.dir.path().join("scratch");
     assert_eq!(std::fs::read_dir(scratch).unwrap().count(), 0, "nothing lies around");
-    done
+    done.map(|mended| mended.done)
 }
 
 fn spoil(path: &Path) -> Vec<u8> {
@@ -186,6 +186,18 @@ async fn holds_and_readers_are_respected() {
     assert_eq!(std::fs::read(&bad).unwrap(), spoiled);
     drop(pin);
     mending.await.unwrap();
+    assert_eq!(restored(&fleet, "far"), fleet.image().bytes());
+}
+
+#[tokio::test]
+async fn a_locked_object_stays_and_a_snapshot_stands_in() {
+    let fleet = Fleet::new(&["near", "far"]).await;
+    let bad = fleet.file("far", 0, 3, 3);
+    let spoiled = spoil(&bad);
+    fleet.set_locked("far", true);
+    let done = mend(&fleet, "far", &corrupt(&fleet, 0, 3, 3)).await.unwrap();
+    assert!(done.contains("is locked and stays; a snapshot of transaction 3 from"), "{done}");
+    assert_eq!(std::fs::read(&bad).unwrap(), spoiled);
     assert_eq!(restored(&fleet, "far"), fleet.image().bytes());
 }
 

@@ -41,6 +41,7 @@ pub struct Faulty {
     inner: DynDestination,
     faults: Faults,
     down: AtomicBool,
+    locked: AtomicBool,
     clock: Option<Arc<AtomicI64>>,
     state: Mutex<State>,
 }
@@ -59,7 +60,8 @@ impl Faulty {
     pub fn new(inner: DynDestination, faults: Faults, seed: u64) -> Self {
         let random = StdRng::seed_from_u64(seed);
         let state = State { random, calls: HashMap::new(), failed: 0, times: HashMap::new() };
-        Self { inner, faults, down: AtomicBool::new(false), clock: None, state: Mutex::new(state) }
+        let (down, locked) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { inner, faults, down, locked, clock: None, state: Mutex::new(state) }
     }
 
     /// Lists files with the times (Unix ms) that `clock` showed when they were put. Not for folders, whose times come with
@@ -73,6 +75,11 @@ impl Faulty {
     /// Takes the destination away, or brings it back: while it is down, every call fails at once.
     pub fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
+    }
+
+    /// Puts every file under a lock, or lifts it: locked ones cannot be deleted.
+    pub fn set_locked(&self, locked: bool) {
+        self.locked.store(locked, Ordering::SeqCst);
     }
 
     /// Calls of one kind so far, failed ones included.
@@ -210,6 +217,9 @@ impl Destination for Faulty {
     async fn delete(&self, keys: &[FileKey], cancel: &CancellationToken) -> Result<(), DestinationError> {
         let context = self.context(Operation::Delete, many(keys));
         self.enter(&context, Operation::Delete).await?;
+        if self.locked.load(Ordering::SeqCst) {
+            return Err(context.error(Fault::Locked("until tomorrow".to_owned())));
+        }
         self.inner.delete(keys, cancel).await?;
         self.answer(&context, ())
     }
