@@ -1,13 +1,15 @@
 //! Measures walhub beside stock litestream 0.5.17, side by side on one machine, and prints a table with ratios.
 //!
 //! ```text
-//! tests/bench/run [--quick] [--only latency,idle,load,app,stall,restore,increments,ingest,snapshot,requests,fleet,faults] [--gb N] [--json FILE]
+//! tests/bench/run [--quick] [--only latency,idle,load,app,stall,restore,increments,ingest,snapshot,compaction,requests,fleet,faults] [--gb N] [--json FILE]
 //! ```
 //! Both sides run as the processes their users run, with default settings and a file destination at a 1 s interval
 //! (`requests`, `increments`, `faults`: a real S3 server). The
 //! hub runs on the same cores as everything else: what it costs is in our numbers.
 
 mod app;
+mod chain;
+mod compaction;
 mod faults;
 mod fleet;
 mod generations;
@@ -31,7 +33,7 @@ use table::Row;
 pub(crate) struct Plan {
     /// Shorter phases and smaller databases, to see that everything works.
     pub(crate) quick: bool,
-    /// Size of the database of `snapshot` and of `increments`, GB.
+    /// Size of the database of `snapshot` and of `increments`, of the files of `compaction`, GB.
     pub(crate) gigabytes: Option<f64>,
     only: Option<Vec<String>>,
 }
@@ -44,6 +46,9 @@ impl Plan {
 }
 
 fn main() {
+    if std::env::args().nth(1).as_deref() == Some(compaction::CHILD) {
+        return compaction::child(std::env::args().skip(2));
+    }
     let mut plan = Plan { quick: false, gigabytes: None, only: None };
     let mut json = None;
     let mut arguments = std::env::args().skip(1);
@@ -58,7 +63,7 @@ fn main() {
         }
     }
     type Section = fn(&Plan) -> Vec<Row>;
-    let sections: [(&str, Section); 12] = [
+    let sections: [(&str, Section); 13] = [
         ("latency", latency::run),
         ("idle", idle::run),
         ("load", load::run),
@@ -68,6 +73,7 @@ fn main() {
         ("increments", increments::run),
         ("ingest", ingest::run),
         ("snapshot", snapshot::run),
+        ("compaction", compaction::run),
         ("requests", requests::run),
         ("fleet", fleet::run),
         ("faults", faults::run),

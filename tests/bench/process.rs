@@ -61,6 +61,11 @@ impl Reading {
         100.0 * self.cpu(later).as_secs_f64() / (later.at - self.at).as_secs_f64()
     }
 
+    /// Time between two readings.
+    pub(crate) fn until(&self, later: &Reading) -> Duration {
+        later.at - self.at
+    }
+
     /// CPU between two readings.
     pub(crate) fn cpu(&self, later: &Reading) -> Duration {
         let spent = later.threads.iter().map(|(thread, ns)| ns - self.threads.get(thread).unwrap_or(&0));

@@ -30,6 +30,31 @@ pub(crate) struct Hub {
     /// Since the hub's start.
     pub(crate) segments: u64,
     pub(crate) segment_bytes: u64,
+    /// `null` for an agent.
+    pub(crate) compaction: Option<Compaction>,
+}
+
+/// Levels and snapshots, since the hub's start.
+#[derive(Debug, Serialize)]
+pub(crate) struct Compaction {
+    pub(crate) files: u64,
+    pub(crate) snapshots: u64,
+    pub(crate) bytes: u64,
+    /// All destinations together.
+    pub(crate) puts: u64,
+    /// When the newest was made.
+    pub(crate) last_at: Option<String>,
+    /// Files that wait for a destination.
+    pub(crate) waiting: u64,
+    pub(crate) waiting_bytes: u64,
+    /// Files that a destination did not get because too much waited for it.
+    pub(crate) skipped: u64,
+    /// Files brought to a destination later.
+    pub(crate) brought: u64,
+    /// Files that are of no use at a destination: nothing there leads to them.
+    pub(crate) useless: u64,
+    pub(crate) failures: u64,
+    pub(crate) last_error: Option<String>,
 }
 
 /// Requests to a destination since midnight UTC.
@@ -125,6 +150,11 @@ pub(crate) struct CopyState {
     pub(crate) destination: String,
     pub(crate) txid: u64,
     pub(crate) lag_ms: u64,
+    /// The newest compacted file and the newest snapshot there; `null` as long as the hub has not looked.
+    pub(crate) compacted_txid: Option<u64>,
+    pub(crate) compacted_at: Option<String>,
+    pub(crate) snapshot_txid: Option<u64>,
+    pub(crate) snapshot_at: Option<String>,
     /// The last restore that was tried from there.
     pub(crate) drill: Option<DrillBrief>,
 }
@@ -238,6 +268,26 @@ impl From<v1::HubStatus> for Hub {
             buffer_max_bytes: wire.buffer_max_bytes,
             segments: wire.segments,
             segment_bytes: wire.segment_bytes,
+            compaction: wire.compaction.map(Into::into),
+        }
+    }
+}
+
+impl From<v1::CompactionStatus> for Compaction {
+    fn from(wire: v1::CompactionStatus) -> Compaction {
+        Compaction {
+            files: wire.files,
+            snapshots: wire.snapshots,
+            bytes: wire.bytes,
+            puts: wire.puts,
+            last_at: time(wire.last_ms),
+            waiting: wire.waiting,
+            waiting_bytes: wire.waiting_bytes,
+            skipped: wire.skipped,
+            brought: wire.brought,
+            useless: wire.useless,
+            failures: wire.failures,
+            last_error: some(wire.last_error),
         }
     }
 }
@@ -311,6 +361,10 @@ impl From<v1::DatabaseStatus> for Database {
             destination: copy.destination,
             txid: copy.txid,
             lag_ms: copy.lag_ms,
+            compacted_txid: (copy.compacted_txid > 0).then_some(copy.compacted_txid),
+            compacted_at: time(copy.compacted_ms),
+            snapshot_txid: (copy.snapshot_txid > 0).then_some(copy.snapshot_txid),
+            snapshot_at: time(copy.snapshot_ms),
             drill: copy.drill.map(|drill| DrillBrief {
                 verdict: drill.verdict,
                 age_ms: drill.age_ms,

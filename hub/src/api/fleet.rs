@@ -55,6 +55,9 @@ fn for_agent(mut picture: StatusResponse) -> StatusResponse {
         destination.databases_behind = 0;
         destination.mirror = None;
     }
+    if let Some(hub) = &mut picture.hub {
+        hub.compaction = None;
+    }
     picture
 }
 

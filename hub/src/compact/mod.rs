@@ -4,7 +4,9 @@
 //! # Invariants
 //! - A file of a level covers one aligned window of hub time, as far as the level below is known exactly; it begins right
 //!   behind the level's newest file, so there is no hole and no file claims what it does not hold.
-//! - A file is put only where the lane has brought everything up to its end ([`publish`]).
+//! - A file is put only where the lane has brought everything up to its end and something leads to its beginning ([`publish`]):
+//!   whatever a destination lists, restores.
+//! - What a destination could not take is brought there later ([`backfill`]).
 //! - A snapshot is published only when its pages give the database checksum that the agent took there.
 //! - One file is made at a time, by one task; one destination that fails delays nobody else.
 //! - What is not on a destination is nowhere: after a crash everything is derived anew from listings, one look per database
@@ -14,16 +16,21 @@
 //!
 //! Non-goals: no deletion (that is retention) but of what [`tail`] replaces, no packing.
 
+mod backfill;
 #[cfg(any(test, feature = "testutil"))]
 mod by_hand;
 mod error;
+mod make;
 mod publish;
 mod report;
+mod snapshot;
 mod sources;
 mod state;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod whereabouts;
+mod window;
 mod work;
 
 #[cfg(any(test, feature = "testutil"))]

@@ -21,6 +21,16 @@ pub struct Totals {
     pub failures: u64,
     /// Files that a destination did not get because too much waited for it.
     pub skipped: u64,
+    /// Files that were not put to a destination because nothing there leads to their beginning.
+    pub useless: u64,
+    /// Files that were brought to a destination later, from another one.
+    pub brought: u64,
+    /// Listings of a destination to see whether a file is of use there.
+    pub lookups: u64,
+    /// When the newest file was made, Unix ms; 0: none was.
+    pub last_ms: i64,
+    /// Files that wait for a destination, counted for each.
+    pub waiting: u64,
     /// Bytes of files on the hub's disk that wait for a destination.
     pub waiting_bytes: u64,
     /// The newest failure; empty when what failed worked since.
@@ -32,6 +42,8 @@ pub struct Totals {
 pub struct Newest {
     /// End of the newest file of any level from 1 on.
     pub compacted: Option<Txid>,
+    /// Its time, Unix ms.
+    pub compacted_ms: i64,
     /// End of the newest snapshot.
     pub snapshot: Option<Txid>,
     /// Its time, Unix ms.
@@ -81,6 +93,8 @@ impl Report {
         if level == Level::SNAPSHOT && newest.snapshot < Some(txid) {
             (newest.snapshot, newest.snapshot_ms) = (Some(txid), time_ms);
         }
-        newest.compacted = newest.compacted.max(Some(txid));
+        if newest.compacted < Some(txid) {
+            (newest.compacted, newest.compacted_ms) = (Some(txid), time_ms);
+        }
     }
 }

@@ -1,20 +1,24 @@
 //! Where the bytes of a new file come from: the buffer, or files that a destination holds.
 
 use super::state::Known;
+use super::whereabouts::Whereabouts;
 use crate::buffer::{BufferError, DatabaseId, SegmentRef, WalBuffer};
 use crate::copies::{Board, Place};
+use crate::fanout::coverage;
 use crate::restore::BufferSource;
 use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use std::collections::BTreeSet;
 use std::io::{self, Read};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::HEADER_BYTES;
 use walhub_common::{DatabaseKey, Level, Txid, TxidRange};
 use walhub_store::compact::Input;
-use walhub_store::destinations::DestinationError;
+use walhub_store::compact::windows::Piece;
+use walhub_store::destinations::{DestinationError, Listed};
 use walhub_store::restore::{self, DestinationSource, DynSource, Inventory, Plan, PlannedFile, Reach, times};
 
 /// Segments listed at once.
@@ -42,17 +46,38 @@ pub(super) fn segments(
     }
 }
 
-/// Inputs that read these segments.
-pub(super) fn from_buffer(
-    buffer: &Arc<dyn WalBuffer>,
-    database: DatabaseId,
-    segments: &[SegmentRef],
-) -> Vec<Input> {
-    let input = |segment: &SegmentRef| {
-        let (buffer, segment) = (buffer.clone(), segment.clone());
-        Box::new(move || buffer.open(database, &segment).map_err(io::Error::other)) as Input
-    };
-    segments.iter().map(input).collect()
+/// One input of a file in the making.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) piece: Piece,
+    pub(super) bytes: u64,
+    pub(super) from: From,
+}
+
+/// Where an input lies.
+#[derive(Clone, Debug)]
+pub(super) enum From {
+    /// In the buffer.
+    Buffer(SegmentRef),
+    /// At the destinations that hold it.
+    Files(Level, Known),
+}
+
+impl Part {
+    pub(super) fn segment(segment: SegmentRef) -> Part {
+        let piece = Piece { range: segment.meta.range, time_ms: segment.meta.time_ms };
+        Part { piece, bytes: segment.bytes, from: From::Buffer(segment) }
+    }
+
+    pub(super) fn file(level: Level, known: Known) -> Part {
+        Part { piece: known.piece, bytes: known.bytes, from: From::Files(level, known) }
+    }
+}
+
+/// An input that reads a segment.
+pub(super) fn from_buffer(buffer: &Arc<dyn WalBuffer>, id: DatabaseId, segment: SegmentRef) -> Input {
+    let buffer = buffer.clone();
+    Box::new(move || buffer.open(id, &segment).map_err(io::Error::other))
 }
 
 /// The buffer's segments of exactly `range`, when it holds them all.
@@ -77,33 +102,83 @@ pub(super) fn places(board: &Board, database: DatabaseId, key: &DatabaseKey) -> 
     places
 }
 
-/// A healthy destination that holds all these files; folders first.
-pub(super) fn holder(places: &[Arc<Place>], files: &[Known]) -> Option<Arc<Place>> {
-    let holds = |place: &&Arc<Place>| {
-        files
-            .iter()
-            .all(|file| file.holders.lock().unwrap_or_else(PoisonError::into_inner).contains(&place.lane))
-    };
-    places.iter().find(holds).cloned()
+/// A healthy destination that holds this file; folders first.
+pub(super) fn holder<'a>(places: &'a [Arc<Place>], known: &Known) -> Option<&'a Arc<Place>> {
+    places.iter().find(|place| known.whereabouts.is_at(place.lane))
 }
 
-/// Inputs that read files of one level from a destination.
+/// An input that reads a file from a destination.
 pub(super) fn from_destination(
-    place: &Arc<Place>,
+    place: &Place,
     key: &DatabaseKey,
     level: Level,
-    files: &[Known],
+    known: &Known,
     cancel: &CancellationToken,
-) -> Vec<Input> {
+) -> Input {
     let source: DynSource = Arc::new(DestinationSource(place.destination.clone()));
-    let planned = files.iter().map(|file| PlannedFile {
+    let file = PlannedFile {
         source: source.name().clone(),
         level,
-        range: file.piece.range,
-        size: file.bytes,
-        time_ms: file.piece.time_ms,
-    });
-    planned.map(|file| streamed(vec![source.clone()], key, file, cancel)).collect()
+        range: known.piece.range,
+        size: known.bytes,
+        time_ms: known.piece.time_ms,
+    };
+    streamed(vec![source], key, file, cancel)
+}
+
+/// Files of level 0 that lead on from `after` without a hole, at least up to `until` if any destination has them: from the one
+/// that reaches furthest, folders first.
+pub(super) async fn level_0(
+    places: &[Arc<Place>],
+    key: &DatabaseKey,
+    after: Option<Txid>,
+    until: Txid,
+    cancel: &CancellationToken,
+) -> Result<Vec<Known>, DestinationError> {
+    let (mut best, mut failed): (Vec<Known>, _) = (Vec::new(), None);
+    let reach = |files: &[Known]| files.last().map(|known| known.piece.range.max());
+    for place in places {
+        let listed = match place.destination.list(key, Level::RAW, cancel).await {
+            Ok(listed) => listed,
+            Err(error) => {
+                failed = Some(error);
+                continue;
+            }
+        };
+        let known = |file: &Listed| Known {
+            piece: Piece { range: file.range, time_ms: file.time_ms },
+            bytes: file.size,
+            exact: false,
+            whereabouts: Whereabouts::held_by(BTreeSet::from([place.lane])),
+        };
+        let chain = coverage::chain(&listed, after).into_iter().take_while(|file| file.range.min() <= until);
+        let found: Vec<Known> = chain.take(MAX_SEGMENTS).map(known).collect();
+        if reach(&found) > reach(&best) {
+            best = found;
+        }
+        if reach(&best) >= Some(until) {
+            break;
+        }
+    }
+    match failed {
+        Some(error) if best.is_empty() => Err(error),
+        _ => Ok(best),
+    }
+}
+
+/// Where the history of a database begins at destinations: the newest transaction of a file that holds every page.
+pub(super) async fn beginning(
+    places: &[Arc<Place>],
+    key: &DatabaseKey,
+    cancel: &CancellationToken,
+) -> Result<Option<Txid>, DestinationError> {
+    let mut newest = None;
+    for place in places {
+        let files = place.destination.list_all(key, cancel).await?;
+        let whole = files.iter().filter(|file| file.range.min() == Txid::FIRST);
+        newest = newest.max(whole.map(|file| file.range.max()).max());
+    }
+    Ok(newest)
 }
 
 /// Time of the newest transaction of a file, as its header says.

@@ -1,13 +1,17 @@
 //! What is known of one database's levels: learned from listings once, kept up by what is made.
 
-use super::publish::Holders;
-use crate::copies::{LaneId, Place};
+use super::whereabouts::Whereabouts;
+use crate::buffer::DatabaseId;
+use crate::copies::{LaneId, Place, Points};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, Level, PageSize, Txid, TxidRange};
 use walhub_store::compact::windows::Piece;
-use walhub_store::destinations::{DestinationError, Listed};
+use walhub_store::destinations::Listed;
+
+/// Files of the highest level that are remembered.
+const HIGHEST_KEPT: usize = 24;
 
 /// A file that the level above has not taken yet.
 #[derive(Clone, Debug)]
@@ -16,7 +20,7 @@ pub(super) struct Known {
     pub(super) bytes: u64,
     /// The time is that of the transaction, not of an upload.
     pub(super) exact: bool,
-    pub(super) holders: Holders,
+    pub(super) whereabouts: Whereabouts,
 }
 
 /// See the module doc.
@@ -24,8 +28,10 @@ pub(super) struct Known {
 pub(super) struct State {
     /// Newest transaction in a file of level 1, 2, …
     pub(super) done: Vec<Option<Txid>>,
-    /// Files of level 1, 2, … behind the newest file of the level above. None of the highest level.
+    /// Files of level 1, 2, … behind the newest file of the level above; of the highest level the newest few.
     pub(super) files: Vec<Vec<Known>>,
+    /// Files of level 0 that stand in for what the buffer has given back of the lowest level's next windows.
+    pub(super) raw: Vec<Known>,
     /// Page size of the newest file.
     pub(super) page_size: Option<PageSize>,
     /// Newest snapshot at each destination, and when it was made, Unix ms.
@@ -37,24 +43,34 @@ impl State {
         Self {
             done: vec![None; levels],
             files: vec![Vec::new(); levels],
+            raw: Vec::new(),
             page_size: None,
             snapshots: BTreeMap::new(),
         }
     }
 
-    /// Asks each of `places` once what it holds on the levels in use. One that does not answer is taken to hold nothing of
-    /// them, and to have got a snapshot now: others do not wait for it.
+    /// Asks each of `places` once what it holds, and notes its restore points. One that does not answer is taken to hold
+    /// nothing, and to have got a snapshot now: others do not wait for it.
     pub(super) async fn load(
         levels: usize,
-        key: &DatabaseKey,
+        (id, key): (DatabaseId, &DatabaseKey),
         places: &[Arc<Place>],
+        points: &Points,
         now_ms: i64,
         cancel: &CancellationToken,
     ) -> State {
         let (mut found, mut silent) = (Vec::new(), Vec::new());
         for place in places {
-            match list(levels, key, place, cancel).await {
-                Ok(listed) => found.extend(listed.into_iter().map(|file| (place.lane, file))),
+            let changes = points.changes(place.lane, id);
+            match place.destination.list_all(key, cancel).await {
+                Ok(listed) => {
+                    points.learn(place.lane, id, changes, &listed);
+                    let used = |level: Level| {
+                        level == Level::SNAPSHOT || (1..=levels).contains(&usize::from(level.get()))
+                    };
+                    let listed = listed.into_iter().filter(|file| used(file.level));
+                    found.extend(listed.map(|file| (place.lane, file)));
+                }
                 Err(error) => {
                     tracing::warn!(database = %key, %error, "a destination does not say what it holds of the levels");
                     silent.push(place.lane);
@@ -87,19 +103,32 @@ impl State {
         }
         for ((level, range), (file, lanes)) in files {
             let at = usize::from(level.get()) - 1;
-            let Some(above) = state.done.get(at + 1).copied() else { continue };
+            let above = state.done.get(at + 1).copied().flatten();
             let before = state.files[at].last().map(|known| known.piece.range.max()).max(above);
-            // What overlaps was made twice, in different ways: the first one stays.
-            if Some(range.min()) > before {
-                state.files[at].push(Known {
-                    piece: Piece { range, time_ms: file.time_ms },
-                    bytes: file.size,
-                    exact: false,
-                    holders: Arc::new(Mutex::new(lanes)),
-                });
+            // Files may overlap, where one was made of other files than the one before it.
+            if Some(range.max()) > before {
+                state.push(
+                    at,
+                    Known {
+                        piece: Piece { range, time_ms: file.time_ms },
+                        bytes: file.size,
+                        exact: false,
+                        whereabouts: Whereabouts::held_by(lanes),
+                    },
+                );
             }
         }
         state
+    }
+
+    /// A file of the level with index `at`, behind those that are known.
+    pub(super) fn push(&mut self, at: usize, known: Known) {
+        let highest = at + 1 == self.files.len();
+        let files = &mut self.files[at];
+        files.push(known);
+        if highest && files.len() > HIGHEST_KEPT {
+            files.remove(0);
+        }
     }
 
     /// All levels go on behind `txid`: a whole image of the database, which a snapshot stands for.
@@ -108,21 +137,8 @@ impl State {
             *done = (*done).max(Some(txid));
         }
         self.files.iter_mut().for_each(Vec::clear);
+        self.raw.clear();
     }
-}
-
-async fn list(
-    levels: usize,
-    key: &DatabaseKey,
-    place: &Place,
-    cancel: &CancellationToken,
-) -> Result<Vec<Listed>, DestinationError> {
-    let mut found = Vec::new();
-    for level in (1..=levels as u8).chain([Level::SNAPSHOT.get()]) {
-        let level = Level::new(level).expect("BUG: at most 8 levels and 9");
-        found.extend(place.destination.list(key, level, cancel).await?);
-    }
-    Ok(found)
 }
 
 #[cfg(test)]
@@ -153,11 +169,13 @@ mod tests {
         assert_eq!(state.done, [Txid::new(12), Txid::new(5), None]);
         assert_eq!(ranges(&state.files[0]), [(6, 9), (10, 12)]);
         assert_eq!(ranges(&state.files[1]), [(2, 5)]);
-        assert_eq!(*state.files[0][0].holders.lock().unwrap(), BTreeSet::from([0, 1]));
+        let known = &state.files[0][0].whereabouts;
+        assert!(known.is_at(0) && known.is_at(1) && !state.files[0][1].whereabouts.is_at(1));
         assert_eq!(state.snapshots[&0], (Txid::new(9), 9));
-        // Retention took the lower levels, and something was made twice.
+        // Retention took the lower levels, and something was made twice: once of segments, once of files.
         let state = State::of(3, &[listed(3, 2, 50), listed(1, 51, 53), listed(1, 52, 60)]);
         assert_eq!(state.done, [Txid::new(60), Txid::new(50), Txid::new(50)]);
-        assert_eq!(ranges(&state.files[0]), [(51, 53)]);
+        assert_eq!(ranges(&state.files[0]), [(51, 53), (52, 60)]);
+        assert_eq!(ranges(&state.files[2]), [(2, 50)]);
     }
 }

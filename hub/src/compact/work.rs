@@ -1,41 +1,28 @@
-//! The one worker: which database is due, what is made of it, and what a failure means. The file
-//! is long because the steps of one database share its state.
+//! The one worker: which database is due, in which order its files are made, and what a failure means.
 
 use super::error::WorkError;
-use super::publish::{Output, Publisher};
+use super::publish::Publisher;
 use super::report::Report;
-use super::sources;
-use super::state::{Known, State};
+use super::state::State;
 use super::tail::Tails;
+use super::window::level_of;
 use super::{jitter, millis, takes};
-use crate::buffer::{BufferError, DatabaseId, Registered, SegmentMeta, WalBuffer};
-use crate::copies::{Board, LaneId, Place, Row};
+use crate::buffer::{DatabaseId, Registered, SegmentMeta, WalBuffer};
+use crate::copies::{Board, LaneId, Row};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use walhub_common::ltx::{LtxError, Provenance, Stamp};
 use walhub_common::task::TaskGroup;
-use walhub_common::{DatabaseKey, Level, Txid, TxidRange};
+use walhub_common::{DatabaseKey, Level, Txid};
 use walhub_store::compact::windows::{self, GRACE_MS, Piece, Window};
-use walhub_store::compact::{CompactError, Input, Made, compact};
-use walhub_store::destinations::{FileKey, PutMeta};
 
-/// Free disk space that a file in the making leaves.
-const RESERVE_BYTES: u64 = 256 << 20;
+/// When files that the next level is made of are on their way, it is looked at again after this time.
+const SOON_MS: i64 = 2_000;
 const FIRST_PAUSE_MS: i64 = 15_000;
 const LONGEST_PAUSE_MS: i64 = 3_600_000;
-
-/// What is to be made.
-struct Job {
-    level: Level,
-    range: TxidRange,
-    time_ms: i64,
-    inputs: Vec<Input>,
-    input_bytes: u64,
-}
 
 struct Entry {
     seen: Option<Txid>,
@@ -48,17 +35,17 @@ struct Entry {
 
 /// See the module doc.
 pub(super) struct Worker {
-    buffer: Arc<dyn WalBuffer>,
-    board: Arc<Board>,
-    report: Arc<Report>,
-    levels: Vec<Duration>,
-    folder: PathBuf,
-    stop: CancellationToken,
+    pub(super) buffer: Arc<dyn WalBuffer>,
+    pub(super) board: Arc<Board>,
+    pub(super) report: Arc<Report>,
+    pub(super) levels: Vec<Duration>,
+    pub(super) folder: PathBuf,
+    pub(super) stop: CancellationToken,
     tails: Arc<Tails>,
-    publisher: Publisher,
+    pub(super) publisher: Publisher,
     entries: HashMap<DatabaseId, Entry>,
     due: BTreeSet<(i64, DatabaseId)>,
-    made: u64,
+    pub(super) made: u64,
     /// When the first look was.
     started_ms: Option<i64>,
 }
@@ -186,12 +173,18 @@ impl Worker {
             return State::new(self.levels.len());
         }
         let row = self.board.row(*id, key);
-        let places = &row.terms.places;
-        let state = State::load(self.levels.len(), key, places, now_ms, &self.stop).await;
+        let (places, points) = (&row.terms.places, self.board.points());
+        let state = State::load(self.levels.len(), (*id, key), places, points, now_ms, &self.stop).await;
         self.leave_alone(key, &row).await;
-        for (lane, (snapshot, time_ms)) in &state.snapshots {
-            if let Some(txid) = snapshot {
-                self.report.holds(*id, *lane, Level::SNAPSHOT, *txid, *time_ms);
+        for place in places {
+            for (at, files) in state.files.iter().enumerate() {
+                for known in files.iter().filter(|known| known.whereabouts.is_at(place.lane)) {
+                    let Piece { range, time_ms } = known.piece;
+                    self.report.holds(*id, place.lane, level_of(at), range.max(), time_ms);
+                }
+            }
+            if let Some((Some(txid), time_ms)) = state.snapshots.get(&place.lane) {
+                self.report.holds(*id, place.lane, Level::SNAPSHOT, *txid, *time_ms);
             }
         }
         state
@@ -226,7 +219,9 @@ impl Worker {
         now_ms: i64,
     ) -> Result<Option<i64>, WorkError> {
         let Registered { id, key, .. } = database;
-        self.begin(database, state)?;
+        self.begin(database, state).await?;
+        // Before anything new is made: one file leads to the next.
+        let missing = self.backfill(database, state, now_ms).await?;
         let mut next_ms: Option<i64> = None;
         // A level that nobody takes is not made; the next one is made of what is below it.
         let taken = |at: &usize| !self.takers(*id, key, Some(self.levels[*at])).is_empty();
@@ -236,7 +231,8 @@ impl Worker {
             let interval = self.levels[at];
             let late_ms = jitter(key, interval);
             loop {
-                let (pieces, files) = self.pieces(*id, state, (at, below), now_ms)?;
+                let mut parts = self.parts(database, state, (at, below), now_ms).await?;
+                let pieces: Vec<Piece> = parts.iter().map(|part| part.piece).collect();
                 match windows::next(&pieces, interval, now_ms - late_ms) {
                     Window::Empty => break,
                     Window::Later(at_ms) => {
@@ -244,277 +240,35 @@ impl Worker {
                         next_ms = Some(next_ms.map_or(at_ms, |next| next.min(at_ms)));
                         break;
                     }
-                    Window::Due { pieces: count, range, time_ms } => {
-                        let window = &files[..count.min(files.len())];
-                        self.window(database, state, (at, below), window, range, time_ms).await?;
+                    Window::Due { pieces: count, .. } => {
+                        parts.truncate(count);
+                        if !self.window(database, state, (at, below), parts).await? {
+                            let at_ms = now_ms + SOON_MS;
+                            next_ms = Some(next_ms.map_or(at_ms, |next| next.min(at_ms)));
+                            break;
+                        }
                     }
                 }
             }
         }
-        if let Some(at_ms) = self.snapshot(database, state, now_ms).await? {
-            next_ms = Some(next_ms.map_or(at_ms, |next| next.min(at_ms)));
-        }
-        Ok(next_ms)
-    }
-
-    /// Where levels begin: behind the first image of the database, which is no window's change. Its copy on level 0 is the
-    /// first snapshot, as far as the interval is concerned.
-    fn begin(&self, database: &Registered, state: &mut State) -> Result<(), WorkError> {
-        let oldest = self.buffer.list(database.id, None, 1)?.into_iter().next();
-        let Some(oldest) = oldest else { return Ok(()) };
-        if oldest.meta.range.min() == Txid::FIRST {
-            for place in &self.board.row(database.id, &database.key).terms.places {
-                state
-                    .snapshots
-                    .entry(place.lane)
-                    .or_insert_with(|| (Some(oldest.meta.range.max()), oldest.meta.time_ms));
-            }
-        }
-        if state.done.first().is_some_and(Option::is_none) {
-            let behind = match oldest.meta.range.min() {
-                Txid::FIRST => Some(oldest.meta.range.max()),
-                later => Txid::new(later.get() - 1),
-            };
-            if let Some(behind) = behind {
-                state.restart_behind(behind);
-            }
-        }
-        Ok(())
-    }
-
-    /// What the level with index `at` may be made of, in order.
-    fn pieces(
-        &self,
-        id: DatabaseId,
-        state: &State,
-        (at, below): (usize, Option<usize>),
-        now_ms: i64,
-    ) -> Result<(Vec<Piece>, Vec<Known>), BufferError> {
-        if let Some(below) = below {
-            let files = state.files[below].clone();
-            return Ok((files.iter().map(|known| known.piece).collect(), files));
-        }
-        let (window_ms, after) = (millis(self.levels[at]), state.done[at]);
-        let first = self.buffer.list(id, after, 1)?.into_iter().next();
-        let Some(first) = first else { return Ok((Vec::new(), Vec::new())) };
-        let until_ms = (first.meta.time_ms.div_euclid(window_ms) + 1).saturating_mul(window_ms).min(now_ms);
-        let segments = sources::segments(&*self.buffer, id, after, Some(until_ms))?;
-        let piece = |range, time_ms| Piece { range, time_ms };
-        Ok((segments.iter().map(|s| piece(s.meta.range, s.meta.time_ms)).collect(), Vec::new()))
-    }
-
-    /// Makes the file of one window.
-    async fn window(
-        &mut self,
-        database: &Registered,
-        state: &mut State,
-        (at, below): (usize, Option<usize>),
-        files: &[Known],
-        mut range: TxidRange,
-        mut time_ms: i64,
-    ) -> Result<(), WorkError> {
-        let level = Level::new(at as u8 + 1).expect("BUG: at most 8 levels");
-        let Registered { id, key, .. } = database;
-        loop {
-            let what = format!("level {level} file {range}");
-            let segments = sources::buffered(&*self.buffer, *id, range)?;
-            let places = sources::places(&self.board, *id, key);
-            // Files of the level below are smaller than all the segments in them, but only a folder is as near.
-            let holder = below.and_then(|below| Some((below, sources::holder(&places, files)?)));
-            let (inputs, input_bytes) = match (holder, segments) {
-                (Some((below, place)), segments)
-                    if segments.is_none() || place.destination.kind() == "file" =>
-                {
-                    let below = Level::new(below as u8 + 1).expect("BUG: at most 8 levels");
-                    if let Some(last) = files.last().filter(|last| !last.exact) {
-                        time_ms = sources::time_of(&place, key, below, last, &self.stop).await?;
-                    }
-                    let bytes = files.iter().map(|known| known.bytes).sum();
-                    (sources::from_destination(&place, key, below, files, &self.stop), bytes)
-                }
-                (_, Some(segments)) => {
-                    time_ms = segments.last().map_or(time_ms, |last| last.meta.time_ms);
-                    let bytes = segments.iter().map(|segment| segment.bytes).sum();
-                    (sources::from_buffer(&self.buffer, *id, &segments), bytes)
-                }
-                _ => return Err(WorkError::NoInputs(what)),
-            };
-            let made = self.make(database, Job { level, range, time_ms, inputs, input_bytes }).await;
-            let (made, path) = match made {
-                // A whole new image of the database: a snapshot stands for it. The levels end before it and go on behind it.
-                Err(WorkError::Compact {
-                    error: CompactError::Ltx(LtxError::PageSizeChange { first, second }),
-                    ..
-                }) => {
-                    if below.is_some() || first.max() >= range.max() || first.max() < range.min() {
-                        state.restart_behind(second.max());
-                        return Ok(());
-                    }
-                    range = TxidRange::new(range.min(), first.max()).unwrap_or(range);
-                    continue;
-                }
-                made => made?,
-            };
-            let page_size = made.header.page_size;
-            if state.page_size.replace(page_size).is_some_and(|before| before != page_size) {
-                let _ = std::fs::remove_file(&path);
-                state.restart_behind(range.max());
-                return Ok(());
-            }
-            let lanes = self.takers(*id, key, Some(self.levels[at]));
-            let output = self.output(database, level, &made, path);
-            self.send(&lanes, &output);
-            state.done[at] = Some(range.max());
-            if let Some(below) = below {
-                state.files[below].retain(|known| known.piece.range.min() > range.max());
-            }
-            if at + 1 < self.levels.len() {
-                state.files[at].push(Known {
-                    piece: Piece { range, time_ms },
-                    bytes: made.bytes,
-                    exact: true,
-                    holders: output.holders.clone(),
-                });
-            }
-            return Ok(());
-        }
+        let snapshot = self.snapshot(database, state, now_ms).await?;
+        Ok([next_ms, snapshot, missing].into_iter().flatten().min())
     }
 
     /// Lanes that serve a database and take this level (`None`: snapshots).
-    fn takers(&self, id: DatabaseId, key: &DatabaseKey, interval: Option<Duration>) -> Vec<LaneId> {
+    pub(super) fn takers(
+        &self,
+        id: DatabaseId,
+        key: &DatabaseKey,
+        interval: Option<Duration>,
+    ) -> Vec<LaneId> {
         let row = self.board.row(id, key);
         let takers = row.terms.places.iter().filter(|place| interval.is_none_or(|i| takes(place, i)));
         takers.map(|place| place.lane).collect()
     }
 
-    /// A snapshot for the destinations that are due; when the next one is.
-    async fn snapshot(
-        &mut self,
-        database: &Registered,
-        state: &mut State,
-        now_ms: i64,
-    ) -> Result<Option<i64>, WorkError> {
-        let Registered { id, key, position, .. } = database;
-        let newest = match state.done.iter().max() {
-            Some(done) => *done,
-            None => position.map(|position| position.txid),
-        };
-        let Some(newest) = newest else { return Ok(None) };
-        let row = self.board.row(*id, key);
-        let (mut due, mut next_ms): (Vec<LaneId>, Option<i64>) = (Vec::new(), None);
-        for place in &row.terms.places {
-            let (snapshot, since_ms) = state.snapshots.get(&place.lane).copied().unwrap_or((None, i64::MIN));
-            if snapshot >= Some(newest) {
-                continue;
-            }
-            let interval = place.entry.snapshot_interval;
-            let at_ms = since_ms
-                .saturating_add(millis(interval))
-                .saturating_add(jitter(key, interval.min(Duration::from_secs(3600))));
-            if at_ms <= now_ms {
-                due.push(place.lane);
-            } else {
-                next_ms = Some(next_ms.map_or(at_ms, |next| next.min(at_ms)));
-            }
-        }
-        if due.is_empty() {
-            return Ok(next_ms);
-        }
-        let mut failed = None;
-        for place in sources::places(&self.board, *id, key) {
-            match self.whole(database, &place, newest).await {
-                Ok(Some(output)) => {
-                    let txid = output.key.range.max();
-                    for lane in self.send(&due, &output) {
-                        state.snapshots.insert(lane, (Some(txid), now_ms));
-                    }
-                    return Ok(next_ms);
-                }
-                Ok(None) => {}
-                Err(error) => failed = Some(error),
-            }
-        }
-        Err(failed.unwrap_or_else(|| WorkError::NoInputs(format!("a snapshot of {newest}"))))
-    }
-
-    /// A snapshot from what `place` and the buffer hold.
-    async fn whole(
-        &mut self,
-        database: &Registered,
-        place: &Arc<Place>,
-        newest: Txid,
-    ) -> Result<Option<Arc<Output>>, WorkError> {
-        let mut oldest = Txid::FIRST;
-        loop {
-            let whole =
-                sources::whole(&self.buffer, place, &database.key, newest, oldest, &self.stop).await?;
-            let Some(whole) = whole else { return Ok(None) };
-            let Some(range) = TxidRange::new(Txid::FIRST, whole.reached) else { return Ok(None) };
-            let sources::Whole { time_ms, inputs, bytes: input_bytes, .. } = whole;
-            let job = Job { level: Level::SNAPSHOT, range, time_ms, inputs, input_bytes };
-            match self.make(database, job).await {
-                Ok((made, path)) => return Ok(Some(self.output(database, Level::SNAPSHOT, &made, path))),
-                // What was before the new image is of no use: the snapshot that the lane put for it is.
-                Err(WorkError::Compact {
-                    error: CompactError::Ltx(LtxError::PageSizeChange { second, .. }),
-                    ..
-                }) if second.max() > oldest => oldest = second.max(),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// The file of a job, on the hub's disk.
-    async fn make(&mut self, database: &Registered, job: Job) -> Result<(Made, PathBuf), WorkError> {
-        let Job { level, range, time_ms, inputs, input_bytes } = job;
-        let what = format!("level {level} file {range}");
-        self.room(&what, input_bytes)?;
-        self.made += 1;
-        let path = self.folder.join(format!("{}.ltx", self.made));
-        let stamp =
-            Stamp { timestamp_ms: time_ms, node_id: database.lineage, whole: level == Level::SNAPSHOT };
-        let (out, stop) = (path.clone(), self.stop.clone());
-        let made = tokio::task::spawn_blocking(move || compact(inputs, stamp, &out, &stop)).await;
-        let made = made.map_err(|error| WorkError::Internal(error.to_string()))?;
-        let made = made.map_err(|error| WorkError::Compact { what: what.clone(), error })?;
-        if made.header.range != range {
-            let _ = std::fs::remove_file(&path);
-            return Err(WorkError::Internal(format!("{what} came out as {}", made.header.range)));
-        }
-        self.report.count(|totals| {
-            match level {
-                Level::SNAPSHOT => totals.snapshots += 1,
-                _ => totals.files += 1,
-            }
-            totals.bytes += made.bytes;
-        });
-        tracing::debug!(database = %database.key, %level, %range, bytes = made.bytes, "compacted");
-        Ok((made, path))
-    }
-
-    fn room(&self, what: &str, needed: u64) -> Result<(), WorkError> {
-        let stat = rustix::fs::statvfs(&self.folder);
-        let free = stat.map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-        if free < needed.saturating_add(RESERVE_BYTES) {
-            return Err(WorkError::NoRoom { what: what.to_owned(), needed, free });
-        }
-        Ok(())
-    }
-
-    fn output(&self, database: &Registered, level: Level, made: &Made, path: PathBuf) -> Arc<Output> {
-        let post = made.header.provenance.map(|Provenance { post, .. }| post);
-        Arc::new(Output {
-            database: database.id,
-            key: FileKey { database: database.key.clone(), level, range: made.header.range },
-            path,
-            bytes: made.bytes,
-            meta: PutMeta { time_ms: made.header.timestamp_ms, post },
-            holders: Arc::default(),
-        })
-    }
-
-    /// Those that take a file.
-    fn send(&mut self, lanes: &[LaneId], output: &Arc<Output>) -> Vec<LaneId> {
-        lanes.iter().copied().filter(|lane| self.publisher.send(*lane, output.clone())).collect()
+    /// How often the database failed in a row.
+    pub(super) fn failures(&self, id: DatabaseId) -> u32 {
+        self.entries.get(&id).map_or(0, |entry| entry.failures)
     }
 }

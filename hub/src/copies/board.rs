@@ -11,6 +11,7 @@
 //! Non-goal: it decides nothing; the rule is [`super::policy`].
 
 use super::meters::Meters;
+use super::points::Points;
 use super::roster::{LaneId, Roster, Terms};
 use crate::buffer::{DatabaseId, Takers};
 use crate::compact::Report;
@@ -141,6 +142,7 @@ pub struct Board {
     compaction: Arc<Report>,
     /// Where the hub itself is kept.
     mirror: MirrorReport,
+    points: Arc<Points>,
     /// Rung whenever a destination holds more than before, or the roster changed.
     advanced: Notify,
 }
@@ -167,6 +169,7 @@ impl Board {
             revision: AtomicU64::new(0),
             compaction: Arc::default(),
             mirror: MirrorReport::default(),
+            points: Arc::default(),
             advanced: Notify::new(),
         }
     }
@@ -184,6 +187,11 @@ impl Board {
     /// Where the hub itself is kept.
     pub fn mirror(&self) -> &MirrorReport {
         &self.mirror
+    }
+
+    /// Restore points that destinations surely have.
+    pub fn points(&self) -> &Arc<Points> {
+        &self.points
     }
 
     /// Changes of the roster.
@@ -208,6 +216,7 @@ impl Board {
             self.revision.fetch_add(1, Ordering::Relaxed);
         }
         lock(&self.health).retain(|lane, _| roster.place(*lane).is_some());
+        self.points.retain(|lane| roster.place(lane).is_some());
         self.advanced.notify_one();
     }
 

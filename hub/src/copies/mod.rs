@@ -5,18 +5,21 @@
 //! - [`rules`]: what applies to which database. Pure.
 //! - [`roster`]: the destinations in service, as a value.
 //! - [`meters`]: requests of today.
+//! - [`points`]: restore points that destinations surely have.
 //! - [`board`]: the shared picture.
 //!
 //! Non-goals: no copying, no connections; of all this only the requests of today lie on disk (cursors belong to the buffer).
 
 pub mod board;
 pub mod meters;
+pub mod points;
 pub mod policy;
 pub mod roster;
 pub mod rules;
 
 pub use board::{Board, Inbox, LaneHealth, Row};
 pub use meters::Meters;
+pub use points::Points;
 pub use policy::{Policy, Site};
 pub use roster::{InService, LaneId, Place, Roster, Terms};
 pub use rules::{Rules, Selector};

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use walhub_common::ltx::{Verified, Verifier};
-use walhub_common::{DatabaseKey, Level, Txid};
-use walhub_store::destinations::{Body, DestinationError, DynDestination, FileKey, Listed, PutMeta};
+use walhub_common::{DatabaseKey, Txid};
+use walhub_store::destinations::{Body, DynDestination, FileKey, Listed, PutMeta};
 
 /// A file of another destination.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub(super) async fn plan(
         if sibling.lane == venue.place.lane || !venue.board.health(sibling.lane).healthy {
             continue;
         }
-        match list(venue, &sibling.destination, database).await {
+        match sibling.destination.list_all(database, &venue.abort).await {
             Ok(files) => {
                 let chain = coverage::chain(&files, cursor);
                 if !chain.is_empty() {
@@ -58,18 +58,6 @@ pub(super) async fn plan(
         BufferError::Trimmed { txid, .. } => Err(TurnError::Missing { txid, sibling: failed }),
         other => Err(TurnError::Buffer(other)),
     }
-}
-
-async fn list(
-    venue: &Venue,
-    sibling: &DynDestination,
-    database: &DatabaseKey,
-) -> Result<Vec<Listed>, DestinationError> {
-    let mut files = Vec::new();
-    for level in Level::all() {
-        files.extend(sibling.list(database, level, &venue.abort).await?);
-    }
-    Ok(files)
 }
 
 /// A verified file, to be put under its own name.

@@ -5,13 +5,13 @@ use walhub_store::destinations::Listed;
 
 /// The last file of the run of files that begins at TXID 1 and has no hole; its `max` is the newest transaction that
 /// can be restored from them. `None` when there is no such run.
-pub(super) fn reach(files: &[Listed]) -> Option<&Listed> {
+pub(crate) fn reach(files: &[Listed]) -> Option<&Listed> {
     chain(files, None).last().copied()
 }
 
 /// Files that lead on from `after`, in order, each beginning at most one past what is held before it, as far as they go.
 /// Of several, the one that repeats least comes first, then the one that reaches furthest.
-pub(super) fn chain(files: &[Listed], after: Option<Txid>) -> Vec<&Listed> {
+pub(crate) fn chain(files: &[Listed], after: Option<Txid>) -> Vec<&Listed> {
     let mut sorted: Vec<&Listed> = files.iter().collect();
     sorted.sort_by_key(|file| (file.range.min(), file.range.max()));
     let mut chain: Vec<&Listed> = Vec::new();

@@ -55,7 +55,7 @@ async fn the_same_place_gets_what_is_new_and_nothing_twice() {
     let (mut bench, ids, images, before) = returns(|root, aside| std::fs::rename(aside, root).unwrap()).await;
     bench.reaches(0, ids[0], 5).await;
     let lists = || bench.destinations[0].calls(Operation::List);
-    eventually("both to be looked at again", || lists() >= 40).await;
+    eventually("both to be looked at again", || lists() >= 4).await;
     bench.reaches(0, ids[1], 4).await;
     assert_eq!(bench.files(0, "busy").len(), bench.files(1, "busy").len());
     assert_eq!(bench.files(0, "idle").len(), bench.files(1, "idle").len());

@@ -18,7 +18,7 @@
 mod budget;
 mod build;
 mod catchup;
-mod coverage;
+pub(crate) mod coverage;
 mod error;
 mod lane;
 mod pauses;

@@ -47,16 +47,10 @@ pub(super) struct Progress {
 /// Was the destination looked at since the start?
 #[derive(Debug)]
 enum Look {
-    /// Not yet: these levels are still to be listed. What was learned survives a failure.
-    At { levels: Vec<Level>, files: Vec<Listed> },
+    /// Not yet.
+    Due,
     /// Yes.
     Done,
-}
-
-impl Look {
-    fn again() -> Self {
-        Look::At { levels: Level::all().rev().collect(), files: Vec::new() }
-    }
 }
 
 /// What a turn did.
@@ -80,13 +74,13 @@ impl Progress {
         interval: Duration,
         trust: Trust,
     ) -> Self {
-        let (look, chain) = (Look::again(), VecDeque::new());
+        let (look, chain) = (Look::Due, VecDeque::new());
         Self { id, key, cursor, interval, trust, look, page_size: None, pending: None, one: false, chain }
     }
 
     /// The cursor is not believed, and the destination was not looked at yet.
     pub(super) fn must_be_seen(&self) -> bool {
-        self.trust == Trust::Listings && matches!(self.look, Look::At { .. })
+        self.trust == Trust::Listings && matches!(self.look, Look::Due)
     }
 
     /// Bytes that the next turn is known to send.
@@ -108,7 +102,7 @@ impl Progress {
 
     /// The destination must be looked at again before anything is put.
     pub(super) fn unsettle(&mut self) {
-        self.look = Look::again();
+        self.look = Look::Due;
         self.pending = None;
         self.one = false;
         self.chain.clear();
@@ -200,6 +194,7 @@ impl Venue {
     pub(super) fn arrived(&self, progress: &mut Progress) -> Result<Turn, TurnError> {
         let built = progress.pending.as_ref().expect("BUG: nothing was put");
         let (more, page_size, txid, one) = (built.more, built.page_size, built.range.max(), built.then_one);
+        self.board.points().reached(self.place.lane, progress.id, built.level, txid);
         self.advance(progress, txid)?;
         progress.one = one;
         progress.page_size = Some(page_size);
@@ -236,13 +231,12 @@ impl Venue {
 
     /// Looks, once, at what the destination holds and goes on from there.
     async fn settle(&self, progress: &mut Progress) -> Result<(), TurnError> {
-        let Look::At { levels, files } = &mut progress.look else { return Ok(()) };
-        while let Some(level) = levels.last() {
-            let found = self.place.destination.list(&progress.key, *level, &self.abort).await;
-            files.extend(found.map_err(TurnError::Destination)?);
-            levels.pop();
-        }
-        let reach = coverage::reach(files).cloned();
+        let Look::Due = progress.look else { return Ok(()) };
+        let (lane, points) = (self.place.lane, self.board.points());
+        let changes = points.changes(lane, progress.id);
+        let files = self.place.destination.list_all(&progress.key, &self.abort).await;
+        let files = files.map_err(TurnError::Destination)?;
+        let reach = coverage::reach(&files).cloned();
         let (go_on, page_size) = match &reach {
             Some(last) => {
                 let (go_on, page_size) = self.same_history(progress, last).await?;
@@ -250,6 +244,7 @@ impl Venue {
             }
             None => (None, None),
         };
+        points.learn(lane, progress.id, changes, &files);
         progress.page_size = page_size;
         let found = reach.map(|file| file.range.max());
         if found < progress.cursor {

@@ -2,6 +2,7 @@
 
 use super::Fleet;
 use crate::buffer::{GivenUp, Registered, WalBuffer};
+use crate::compact::{Newest, Totals};
 use crate::copies::{LaneHealth, LaneId, Place, Roster, Row};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,7 +55,7 @@ pub fn assemble(fleet: &Fleet, buffer: &dyn WalBuffer, scope: &Scope, started_ms
         }
         if scope.shows(database) {
             let given_up = buffer.given_up(database.id);
-            databases.push(database_status(database, &row, &lags, given_up));
+            databases.push(database_status(fleet, database, &row, &lags, given_up));
         }
     }
     v1::StatusResponse {
@@ -79,6 +80,39 @@ fn lags(buffer: &dyn WalBuffer, database: &Registered, row: &Row, now_ms: i64) -
     row.terms.places.iter().map(|place| (place.lane, age(row.held(place.lane)))).collect()
 }
 
+fn compaction(fleet: &Fleet) -> v1::CompactionStatus {
+    // Listings made to judge files are requests, which the destinations count.
+    let Totals {
+        files,
+        snapshots,
+        bytes,
+        puts,
+        failures,
+        skipped,
+        useless,
+        brought,
+        lookups: _,
+        last_ms,
+        waiting,
+        waiting_bytes,
+        last_error,
+    } = fleet.board.compaction().totals();
+    v1::CompactionStatus {
+        files,
+        snapshots,
+        bytes,
+        puts,
+        last_ms,
+        waiting,
+        waiting_bytes,
+        skipped,
+        brought,
+        useless,
+        failures,
+        last_error,
+    }
+}
+
 fn hub_status(fleet: &Fleet, buffer: &dyn WalBuffer, started_ms: i64, now_ms: i64) -> v1::HubStatus {
     let usage = buffer.usage();
     v1::HubStatus {
@@ -90,6 +124,7 @@ fn hub_status(fleet: &Fleet, buffer: &dyn WalBuffer, started_ms: i64, now_ms: i6
         segments: usage.segments,
         segment_bytes: usage.segment_bytes,
         id: fleet.board.mirror().hub(),
+        compaction: Some(compaction(fleet)),
     }
 }
 
@@ -166,16 +201,25 @@ fn agents(fleet: &Fleet, per_agent: &BTreeMap<&AgentName, u32>, scope: &Scope) -
 }
 
 fn database_status(
+    fleet: &Fleet,
     database: &Registered,
     row: &Row,
     lags: &[(LaneId, Option<u64>)],
     given_up: GivenUp,
 ) -> v1::DatabaseStatus {
-    let copy = |(place, (_, lag)): (&Arc<Place>, &(LaneId, Option<u64>))| v1::CopyStatus {
-        destination: place.name().to_string(),
-        txid: row.held(place.lane).map_or(0, Txid::get),
-        lag_ms: lag.unwrap_or(0),
-        drill: None,
+    let copy = |(place, (_, lag)): (&Arc<Place>, &(LaneId, Option<u64>))| {
+        let newest = fleet.board.compaction().newest(database.id, place.lane);
+        let Newest { compacted, compacted_ms, snapshot, snapshot_ms } = newest;
+        v1::CopyStatus {
+            destination: place.name().to_string(),
+            txid: row.held(place.lane).map_or(0, Txid::get),
+            lag_ms: lag.unwrap_or(0),
+            compacted_txid: compacted.map_or(0, Txid::get),
+            compacted_ms,
+            snapshot_txid: snapshot.map_or(0, Txid::get),
+            snapshot_ms,
+            drill: None,
+        }
     };
     let mut missing = database.position.map_or_else(String::new, |pos| row.missing(pos.txid));
     for place in &row.terms.places {

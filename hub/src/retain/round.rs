@@ -3,6 +3,7 @@
 use super::Shared;
 use crate::buffer::Registered;
 use crate::copies::Place;
+use std::cmp::Reverse;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::{HEADER_BYTES, Header};
 use walhub_common::{DatabaseKey, DestinationName, Txid};
@@ -69,6 +70,8 @@ async fn judge(
     report: &mut Report,
 ) -> Result<(), String> {
     let key = &database.key;
+    let points = shared.board.points();
+    let changes = points.changes(place.lane, database.id);
     let files =
         DestinationSource(place.destination.clone()).list(key, cancel).await.map_err(|e| e.to_string())?;
     report.reach = files.iter().map(|file| file.range.max()).max();
@@ -85,14 +88,34 @@ async fn judge(
     if !asked.apply {
         return Ok(());
     }
-    let keys: Vec<FileKey> = report
-        .plan
-        .delete
-        .iter()
-        .map(|(file, _)| FileKey { database: key.clone(), level: file.level, range: file.range })
-        .collect();
+    let mut going: Vec<&Listed> = report.plan.delete.iter().map(|(file, _)| file).collect();
+    // The newest first: whatever ends this in the middle, what is left of them still has what leads to it.
+    going.sort_by_key(|file| Reverse((file.range.max(), file.range.min())));
+    let key_of = |file: &&Listed| FileKey { database: key.clone(), level: file.level, range: file.range };
+    let keys: Vec<FileKey> = going.iter().map(key_of).collect();
+    // A compacted file that was put meanwhile may need what the plan takes: the next round knows of it.
+    let Some(_turn) = points.begin_deleting(place.lane, database.id, changes) else { return Ok(()) };
+    let done = delete(shared, place, key, &keys, cancel, &mut report.deleted).await;
+    match &done {
+        Ok(()) => {
+            let left: Vec<Listed> = report.plan.keep.iter().map(|(file, _)| file.clone()).collect();
+            points.learn(place.lane, database.id, points.changes(place.lane, database.id), &left);
+        }
+        Err(_) => points.forget(place.lane, database.id),
+    }
+    done
+}
+
+async fn delete(
+    shared: &Shared,
+    place: &Place,
+    key: &DatabaseKey,
+    files: &[FileKey],
+    cancel: &CancellationToken,
+    deleted: &mut usize,
+) -> Result<(), String> {
     let Some(claim) = shared.pins.claim(key) else { return Err("it is being read".to_owned()) };
-    for batch in keys.chunks(BATCH) {
+    for batch in files.chunks(BATCH) {
         if shared.holds.is_held(key) {
             return Err("it was put on hold".to_owned());
         }
@@ -102,15 +125,15 @@ async fn judge(
         let stop = cancel.child_token();
         let deleting = place.destination.delete(batch, &stop);
         tokio::pin!(deleting);
-        let deleted = tokio::select! {
-            deleted = &mut deleting => deleted,
+        let outcome = tokio::select! {
+            outcome = &mut deleting => outcome,
             () = claim.stop().cancelled() => {
                 stop.cancel();
                 deleting.await
             }
         };
-        deleted.map_err(|error| error.to_string())?;
-        report.deleted += batch.len();
+        outcome.map_err(|error| error.to_string())?;
+        *deleted += batch.len();
     }
     Ok(())
 }

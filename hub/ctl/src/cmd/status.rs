@@ -2,7 +2,7 @@
 
 use crate::cmd::{agents, databases};
 use crate::connect::ConnectArgs;
-use crate::model::{Destination, Mirror, Status};
+use crate::model::{Compaction, Destination, Mirror, Status};
 use crate::output::{self, Table};
 use std::process::ExitCode;
 
@@ -43,6 +43,7 @@ fn text(status: &Status) -> Vec<String> {
         hub.segments,
         output::bytes(hub.segment_bytes),
     )];
+    lines.extend(hub.compaction.as_ref().map(compaction));
     for table in [
         destinations(&status.destinations),
         agents::table(&status.agents),
@@ -52,6 +53,27 @@ fn text(status: &Status) -> Vec<String> {
         lines.extend(table.lines());
     }
     lines
+}
+
+/// What compaction did, and what keeps it.
+fn compaction(compaction: &Compaction) -> String {
+    let Compaction { files, snapshots, puts, waiting, .. } = compaction;
+    let made = output::bytes(compaction.bytes);
+    let mut text =
+        format!("compaction: {files} files and {snapshots} snapshots ({made}) since its start, {puts} put");
+    if let Some(at) = &compaction.last_at {
+        text.push_str(&format!(", the last at {at}"));
+    }
+    if *waiting > 0 {
+        text.push_str(&format!(
+            "; {waiting} ({}) wait for a destination",
+            output::bytes(compaction.waiting_bytes)
+        ));
+    }
+    if let Some(error) = &compaction.last_error {
+        text.push_str(&format!("; failing: {error}"));
+    }
+    text
 }
 
 pub(crate) fn destinations(destinations: &[Destination]) -> Table {
@@ -128,6 +150,17 @@ mod tests {
                 segments: 42,
                 segment_bytes: 9000,
                 id: "0a".repeat(16),
+                compaction: Some(v1::CompactionStatus {
+                    files: 12,
+                    snapshots: 1,
+                    bytes: 4096,
+                    puts: 13,
+                    last_ms: 1_795_354_117_090,
+                    waiting: 2,
+                    waiting_bytes: 1024,
+                    last_error: "disk full".into(),
+                    ..Default::default()
+                }),
             }),
             destinations: vec![v1::DestinationStatus {
                 name: "disk".into(),
@@ -164,7 +197,9 @@ mod tests {
                     destination: "disk".into(),
                     txid: 11,
                     lag_ms: 350,
-                    drill: None,
+                    compacted_txid: 9,
+                    compacted_ms: 1_795_354_117_090,
+                    ..Default::default()
                 }],
                 open: true,
                 last_refusal: String::new(),
@@ -183,6 +218,7 @@ mod tests {
             text(&wire().into()).join("\n"),
             "\
 hub 0.1.0, up 12.0 s, buffer 1.5 KiB of 10.0 GiB, 42 segments (8.8 KiB) since its start
+compaction: 12 files and 1 snapshots (4.0 KiB) since its start, 13 put, the last at 2026-11-22T13:28:37.09Z; 2 (1.0 KiB) wait for a destination; failing: disk full
 
 DESTINATION  TYPE  STATE                  LAG  BEHIND  PUTS    BYTES  MIRROR  WHERE
 disk         file  failing: disk full  350 ms       1     7  2.0 KiB  29.0 s  /srv/copies
@@ -236,6 +272,7 @@ pos-17/app.db    12  2026-11-22T13:28:37.09Z       11  disk 11 (-350 ms)  policy
     fn programs_see_stable_json() {
         let json = serde_json::to_value(Status::from(wire())).unwrap();
         assert_eq!(json["hub"]["uptime_ms"], 12_000);
+        assert_eq!(json["hub"]["compaction"]["last_error"], "disk full");
         assert_eq!(json["destinations"][0]["type"], "file");
         assert_eq!(json["destinations"][0]["mirror"]["age_ms"], 29_000);
         assert_eq!(json["agents"][0]["last_seen"], serde_json::Value::Null);
@@ -249,7 +286,16 @@ pos-17/app.db    12  2026-11-22T13:28:37.09Z       11  disk 11 (-350 ms)  policy
                 "buffered_checksum": "8000000000000005",
                 "buffered_at": "2026-11-22T13:28:37.09Z",
                 "durable_txid": 11,
-                "copies": [{"destination": "disk", "txid": 11, "lag_ms": 350, "drill": null}],
+                "copies": [{
+                    "destination": "disk",
+                    "txid": 11,
+                    "lag_ms": 350,
+                    "compacted_txid": 9,
+                    "compacted_at": "2026-11-22T13:28:37.09Z",
+                    "snapshot_txid": null,
+                    "snapshot_at": null,
+                    "drill": null,
+                }],
                 "open": true,
                 "policy_missing": "1 more copy",
                 "given_up": {"restore_points": 30, "first_txid": 3, "last_txid": 40},

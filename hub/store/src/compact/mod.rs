@@ -17,8 +17,10 @@ use tokio_util::sync::CancellationToken;
 use walhub_common::Checksum;
 use walhub_common::ltx::{self, Decoder, Header, LtxError, Stamp};
 
-/// Files merged at once. Each costs two pages, an LZ4 block and a read buffer.
-pub const FAN_IN: usize = 32;
+/// Files merged at once: enough for what usually makes up a snapshot (the last one, a day of the highest level, an hour of those
+/// below), so that nothing is written twice. Each costs two pages, an LZ4 block and a read buffer: 128 KiB with pages of 4 KiB,
+/// 320 KiB with the largest.
+pub const FAN_IN: usize = 128;
 const READ_BUFFER: usize = 64 * 1024;
 const WRITE_BUFFER: usize = 1 << 20;
 

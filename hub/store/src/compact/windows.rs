@@ -38,8 +38,8 @@ pub enum Window {
     Empty,
 }
 
-/// The first window of `pieces`, which are in TXID order and lie behind the level's newest file. A hole between pieces
-/// ends a run: no file claims what it does not hold.
+/// The first window of `pieces`, which are in TXID order, may overlap, and each reach beyond the level's newest file. A hole
+/// between pieces ends a run: no file claims what it does not hold.
 pub fn next(pieces: &[Piece], interval: Duration, now_ms: i64) -> Window {
     let Some(first) = pieces.first() else { return Window::Empty };
     let interval_ms = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX).max(1);
@@ -50,7 +50,8 @@ pub fn next(pieces: &[Piece], interval: Duration, now_ms: i64) -> Window {
     }
     let (mut count, mut last) = (1, *first);
     for piece in &pieces[1..] {
-        if piece.time_ms.div_euclid(interval_ms) != number || piece.range.min() != last.range.max().next() {
+        let leads_on = piece.range.min() <= last.range.max().next() && piece.range.max() > last.range.max();
+        if piece.time_ms.div_euclid(interval_ms) != number || !leads_on {
             break;
         }
         (count, last) = (count + 1, *piece);
@@ -138,6 +139,15 @@ mod tests {
         assert_eq!(due, Window::Due { pieces: 2, range: TxidRange::from_raw(2, 4).unwrap(), time_ms: 5 });
         assert_eq!(next(&pieces, Duration::from_secs(1), 2_999), Window::Later(3_000));
         assert_eq!(next(&[], Duration::from_secs(1), 0), Window::Empty);
+    }
+
+    #[test]
+    fn pieces_may_overlap() {
+        let piece = |min, max| Piece { range: TxidRange::from_raw(min, max).unwrap(), time_ms: 5 };
+        let due = next(&[piece(2, 5), piece(4, 8), piece(9, 9)], Duration::from_secs(1), 10_000);
+        assert_eq!(due, Window::Due { pieces: 3, range: TxidRange::from_raw(2, 9).unwrap(), time_ms: 5 });
+        let due = next(&[piece(2, 5), piece(4, 5)], Duration::from_secs(1), 10_000);
+        assert_eq!(due, Window::Due { pieces: 1, range: TxidRange::from_raw(2, 5).unwrap(), time_ms: 5 });
     }
 
     #[test]

@@ -192,6 +192,15 @@ impl Destination for Faulty {
         Ok(files)
     }
 
+    async fn list_all(
+        &self,
+        database: &DatabaseKey,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Listed>, DestinationError> {
+        self.enter(&self.context(Operation::List, database), Operation::List).await?;
+        self.inner.list_all(database, cancel).await
+    }
+
     async fn read_at(
         &self,
         key: &FileKey,

@@ -8,7 +8,7 @@
 //! Pure: no I/O.
 
 use super::format::Entry;
-use crate::destinations::FileKey;
+use crate::destinations::{FileKey, Listed};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use walhub_common::{DatabaseKey, Level, Txid, TxidRange};
 
@@ -46,6 +46,12 @@ impl Place {
             time_ms: entry.time_ms,
             check: check_of(&entry.hash),
         }
+    }
+
+    /// As a listing shows it.
+    pub fn listed(&self) -> Listed {
+        let Place { level, range, length, time_ms, .. } = *self;
+        Listed { level, range, size: u64::from(length), time_ms }
     }
 
     /// The database's file of this name?

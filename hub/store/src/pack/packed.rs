@@ -205,7 +205,8 @@ impl PackedDestination {
         let emptied: Vec<u64> = self
             .with(|known| known.catalog.emptied().into_iter().filter(|seq| seq + 1 < known.next).collect());
         if !emptied.is_empty() {
-            let paths: Vec<ObjectPath> = emptied.iter().map(|seq| load::path(*seq)).collect();
+            // The newest first: what is left when this ends in the middle still has what leads to it.
+            let paths: Vec<ObjectPath> = emptied.iter().rev().map(|seq| load::path(*seq)).collect();
             self.inner.delete_objects(&paths, cancel).await?;
             self.with(|known| emptied.iter().for_each(|seq| known.catalog.gone(*seq)));
             tracing::info!(destination = %self.name(), packs = emptied.len(), "deleted packs without files");
@@ -260,17 +261,19 @@ impl Destination for PackedDestination {
         let own = self.has_own_files(database, cancel).await?;
         let mut listed = if own { self.inner.list(database, level, cancel).await? } else { Vec::new() };
         let places = self.packed(database, cancel).await?;
-        listed.extend(places.into_iter().filter(|place| place.level == level).map(|place| Listed {
-            level,
-            range: place.range,
-            size: u64::from(place.length),
-            time_ms: place.time_ms,
-        }));
-        // A file may lie there twice, in a pack and by itself: the same transactions, so one of them is enough.
-        let mut seen = BTreeSet::new();
-        listed.retain(|file| seen.insert(file.range));
-        listed.sort_unstable_by_key(|file| file.range);
-        Ok(listed)
+        listed.extend(places.iter().filter(|place| place.level == level).map(Place::listed));
+        Ok(once(listed))
+    }
+
+    async fn list_all(
+        &self,
+        database: &DatabaseKey,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Listed>, DestinationError> {
+        let own = self.has_own_files(database, cancel).await?;
+        let mut listed = if own { self.inner.list_all(database, cancel).await? } else { Vec::new() };
+        listed.extend(self.packed(database, cancel).await?.iter().map(Place::listed));
+        Ok(once(listed))
     }
 
     async fn read_at(
@@ -377,6 +380,14 @@ impl Destination for PackedDestination {
         self.inner.probe(cancel).await?;
         self.load(cancel).await
     }
+}
+
+/// Sorted. A file may lie there twice, in a pack and by itself: the same transactions, so one of them is enough.
+fn once(mut files: Vec<Listed>) -> Vec<Listed> {
+    let mut seen = BTreeSet::new();
+    files.retain(|file| seen.insert((file.level, file.range)));
+    files.sort_unstable_by_key(|file| (file.level, file.range));
+    files
 }
 
 #[cfg(test)]

@@ -3,12 +3,11 @@
 use crate::destinations::{DestinationError, DynDestination, FileKey, Listed};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::try_join_all;
 use futures_util::stream::BoxStream;
 use std::ops::Range;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
-use walhub_common::{DatabaseKey, DestinationName, Level};
+use walhub_common::{DatabaseKey, DestinationName};
 
 /// Name of a destination, or [`BUFFER`].
 pub type SourceName = DestinationName;
@@ -80,8 +79,7 @@ impl Source for DestinationSource {
         database: &DatabaseKey,
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, DestinationError> {
-        let levels = try_join_all(Level::all().map(|level| self.0.list(database, level, cancel))).await?;
-        Ok(levels.concat())
+        self.0.list_all(database, cancel).await
     }
 
     fn kind(&self) -> &'static str {

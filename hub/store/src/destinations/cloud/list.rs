@@ -40,6 +40,32 @@ impl CloudDestination {
         }
     }
 
+    /// The LTX files of all levels, sorted.
+    pub(super) async fn all_files(
+        &self,
+        database: &DatabaseKey,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Listed>, Fault> {
+        let root = self.names.below(&format!("{database}/ltx/"));
+        let (mut listed, mut mark) = (Vec::new(), None);
+        loop {
+            let page =
+                self.page(&root, PaginatedListOptions { page_token: mark, ..options() }, cancel).await?;
+            let file = |object: &ObjectMeta| {
+                let (folder, file) = object.location.as_ref().strip_prefix(&root)?.split_once('/')?;
+                let level = Level::all().find(|level| level.to_string() == folder)?;
+                let (range, time_ms) = (name::parse(file)?, modified_ms(object));
+                Some(Listed { level, range, size: object.size, time_ms })
+            };
+            listed.extend(page.result.objects.iter().filter_map(file));
+            mark = page.page_token;
+            if mark.is_none() {
+                listed.sort_unstable_by_key(|file| (file.level, file.range));
+                return Ok(listed);
+            }
+        }
+    }
+
     /// One page of the objects below `folder`.
     pub(super) async fn objects(
         &self,

@@ -95,7 +95,13 @@ impl<S: futures_util::Stream<Item = Result<Bytes, DestinationError>> + Unpin> Co
 }
 
 async fn list(destination: &dyn Destination, database: &DatabaseKey, level: u8) -> Vec<Listed> {
-    destination.list(database, Level::new(level).expect("a level"), &token()).await.expect("lists")
+    let level = Level::new(level).expect("a level");
+    let listed = destination.list(database, level, &token()).await.expect("lists");
+    let mut all = destination.list_all(database, &token()).await.expect("lists all levels");
+    assert!(all.is_sorted_by_key(|file| (file.level, file.range)), "{all:?}");
+    all.retain(|file| file.level == level);
+    assert_eq!(all, listed, "the level among all");
+    listed
 }
 
 async fn probe_leaves_nothing(destination: &dyn Destination) {

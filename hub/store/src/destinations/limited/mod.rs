@@ -142,6 +142,17 @@ impl Destination for Limited {
         Ok(files)
     }
 
+    async fn list_all(
+        &self,
+        database: &DatabaseKey,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Listed>, DestinationError> {
+        self.enter(Operation::List, database, (Kind::List, 1), 0, cancel).await?;
+        let files = self.inner.list_all(database, cancel).await?;
+        self.count(Kind::List, files.len() as u64 / PAGE);
+        Ok(files)
+    }
+
     async fn read_at(
         &self,
         key: &FileKey,

@@ -36,6 +36,31 @@ impl S3Destination {
         }
     }
 
+    /// The LTX files of all levels, sorted.
+    pub(super) async fn all_files(
+        &self,
+        database: &DatabaseKey,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Listed>, Fault> {
+        let root = self.names.below(&format!("{database}/"));
+        let (mut listed, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.page(&root, after, cancel).await?;
+            let file = |object: &Object| {
+                let (folder, file) = object.key()?.strip_prefix(&root)?.split_once('/')?;
+                let level = Level::all().find(|level| name::s3_dir(*level) == folder)?;
+                let (range, time_ms) = (name::parse(file)?, modified_ms(object));
+                Some(Listed { level, range, size: size(object), time_ms })
+            };
+            listed.extend(page.contents().iter().filter_map(file));
+            after = last_key(&page)?;
+            if after.is_none() {
+                listed.sort_unstable_by_key(|file| (file.level, file.range));
+                return Ok(listed);
+            }
+        }
+    }
+
     /// One page of the objects below `folder`.
     pub(super) async fn objects(
         &self,

@@ -122,6 +122,15 @@ impl Destination for S3Destination {
         self.files(database, level, cancel).await.map_err(|fault| context.error(fault))
     }
 
+    async fn list_all(
+        &self,
+        database: &DatabaseKey,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Listed>, DestinationError> {
+        let context = self.context(Operation::List, database);
+        self.all_files(database, cancel).await.map_err(|fault| context.error(fault))
+    }
+
     async fn read_at(
         &self,
         key: &FileKey,
