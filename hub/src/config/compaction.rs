@@ -13,7 +13,7 @@ pub const DEFAULT_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const LEVEL: RangeInclusive<Duration> = Duration::from_secs(1)..=DAY;
-const SNAPSHOT: RangeInclusive<Duration> = Duration::from_secs(60)..=DAY.saturating_mul(365);
+const SNAPSHOT: RangeInclusive<Duration> = Duration::from_secs(1)..=DAY.saturating_mul(365);
 
 /// Windows of level 1, 2, …: `levels: [30s, 5m, 1h]`, or Litestream's `- interval: 30s`.
 pub(super) fn levels(root: &mut Section<'_>) -> Vec<Duration> {
