@@ -194,7 +194,7 @@ fn changes(folders: &[PathBuf], how: fn(&BTreeSet<PathBuf>, &BTreeSet<PathBuf>) 
             return true;
         }
         before = now;
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_micros(300));
     }
     false
 }

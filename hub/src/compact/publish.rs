@@ -13,7 +13,7 @@ use super::report::Report;
 use super::tail::{TailError, Tails};
 use super::whereabouts::Whereabouts;
 use crate::buffer::DatabaseId;
-use crate::copies::{Board, LaneId, Place, Points};
+use crate::copies::{Board, LaneId, Place, Points, Turn};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -224,8 +224,8 @@ impl Task {
         if row.held(self.lane) < Some(key.range.max()) {
             return Attempt::Again;
         }
-        let Some(_turn) = self.board.points().begin_put(self.lane, *database) else { return Attempt::Again };
-        let put = match self.leads(place, output).await {
+        let Some(turn) = self.board.points().begin_put(self.lane, *database) else { return Attempt::Again };
+        let put = match self.leads(place, output, &turn).await {
             Ok(true) => place.destination.put(key, Body::File(path.clone()), *meta, &self.abort).await,
             Ok(false) => {
                 let destination = place.name();
@@ -239,7 +239,7 @@ impl Task {
         let error = match put {
             Ok(_) => {
                 self.arrived(output, *failed);
-                match self.leave_alone(place, output, row.held(self.lane)).await {
+                match self.leave_alone(place, output, row.held(self.lane), &turn).await {
                     Ok(attempt) => return attempt,
                     Err(error) => error,
                 }
@@ -293,12 +293,13 @@ impl Task {
         place: &Place,
         output: &Output,
         held: Option<Txid>,
+        turn: &Turn,
     ) -> Result<Attempt, DestinationError> {
         let (database, newest) = (&output.key.database, output.key.range.max());
         if held != Some(newest) {
             return Ok(Attempt::Done);
         }
-        match self.tails.part(place, database, newest).await {
+        match self.tails.part(place, database, newest, turn).await {
             Ok(()) => Ok(Attempt::Done),
             Err(TailError::Read) => Ok(Attempt::Again),
             Err(TailError::Destination(error)) => Err(error),
@@ -310,15 +311,14 @@ impl Task {
     }
 
     /// Does a restore point there lead to this file?
-    async fn leads(&self, place: &Place, output: &Output) -> Result<bool, DestinationError> {
+    async fn leads(&self, place: &Place, output: &Output, turn: &Turn) -> Result<bool, DestinationError> {
         let (points, id, range) = (self.board.points(), output.database, output.key.range);
         if let Some(known) = points.leads(self.lane, id, range) {
             return Ok(known);
         }
-        let changes = points.changes(self.lane, id);
         let files = place.destination.list_all(&output.key.database, &self.abort).await?;
         self.report.count(|totals| totals.lookups += 1);
-        points.learn(self.lane, id, changes, &files);
+        turn.learn(&files);
         Ok(points.leads(self.lane, id, range).unwrap_or_else(|| Points::lead(&files, range)))
     }
 

@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) page_size: Option<PageSize>,
     /// Newest snapshot at each destination, and when it was made, Unix ms.
     pub(super) snapshots: BTreeMap<LaneId, (Option<Txid>, i64)>,
+    /// A hub that was killed may have left something undone at the end of level 0.
+    pub(super) untidy: bool,
 }
 
 impl State {
@@ -46,6 +48,7 @@ impl State {
             raw: Vec::new(),
             page_size: None,
             snapshots: BTreeMap::new(),
+            untidy: false,
         }
     }
 
@@ -79,6 +82,7 @@ impl State {
         }
         let mut state = State::of(levels, &found);
         state.snapshots.extend(silent.into_iter().map(|lane| (lane, (None, now_ms))));
+        state.untidy = true;
         state
     }
 

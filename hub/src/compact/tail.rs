@@ -10,11 +10,12 @@
 //!   with `b`, so that Litestream's own compaction goes on behind it. A file `1..b` is put as a snapshot first.
 //! - New before old: after a crash both lie there, and the next look removes the old one.
 //! - Nothing is deleted of a database on hold, or that somebody reads.
+//! - It is done in a [`Turn`]: no plan of retention that knows the old files deletes what stands in for them.
 //!
 //! Non-goals: buckets, for which this would cost requests, and from which nobody can go on who has no database.
 
 use super::sources;
-use crate::copies::Place;
+use crate::copies::{Place, Turn};
 use crate::retain::{Holds, Pins};
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
@@ -93,12 +94,13 @@ impl Tails {
     }
 
     /// Leaves the transaction `newest`, up to which a destination holds a database, alone at the end of a folder's level 0,
-    /// if that can be done now. May be repeated after any error.
+    /// if that can be done now, in the `_turn` of whoever asks. May be repeated after any error.
     pub(super) async fn part(
         &self,
         place: &Place,
         database: &DatabaseKey,
         newest: Txid,
+        _turn: &Turn,
     ) -> Result<(), TailError> {
         let destination = &place.destination;
         if destination.kind() != "file" || destination.packs().is_some() || self.holds.is_held(database) {

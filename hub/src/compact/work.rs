@@ -4,11 +4,11 @@ use super::error::WorkError;
 use super::publish::Publisher;
 use super::report::Report;
 use super::state::State;
-use super::tail::Tails;
+use super::tail::{TailError, Tails};
 use super::window::level_of;
 use super::{jitter, millis, takes};
 use crate::buffer::{DatabaseId, Registered, SegmentMeta, WalBuffer};
-use crate::copies::{Board, LaneId, Row};
+use crate::copies::{Board, LaneId};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -141,12 +141,17 @@ impl Worker {
                 Some(state) => state,
                 None => self.load(&database, known, now_ms).await,
             };
+            let untidy_ms = match state.untidy && !self.leave_alone(&database).await {
+                true => Some(now_ms + SOON_MS),
+                false => None,
+            };
+            state.untidy = untidy_ms.is_some();
             let served = self.serve(&database, &mut state, now_ms).await;
             let Some(entry) = self.entries.get_mut(&id) else { continue };
             match served {
                 Ok(next_ms) => {
                     (entry.state, entry.failures) = (Some(state), 0);
-                    if let Some(next_ms) = next_ms {
+                    if let Some(next_ms) = [next_ms, untidy_ms].into_iter().flatten().min() {
                         self.schedule(id, next_ms.max(now_ms + 1));
                     }
                 }
@@ -175,7 +180,6 @@ impl Worker {
         let row = self.board.row(*id, key);
         let (places, points) = (&row.terms.places, self.board.points());
         let state = State::load(self.levels.len(), (*id, key), places, points, now_ms, &self.stop).await;
-        self.leave_alone(key, &row).await;
         for place in places {
             for (at, files) in state.files.iter().enumerate() {
                 for known in files.iter().filter(|known| known.whereabouts.is_at(place.lane)) {
@@ -190,14 +194,23 @@ impl Worker {
         state
     }
 
-    /// What a hub that was killed left undone.
-    async fn leave_alone(&self, key: &DatabaseKey, row: &Row) {
+    /// Does what a hub that was killed left undone; false when somebody is in the way, for a moment.
+    async fn leave_alone(&self, database: &Registered) -> bool {
+        let Registered { id, key, .. } = database;
+        let row = self.board.row(*id, key);
+        let mut done = true;
         for place in &row.terms.places {
             let Some(held) = row.held(place.lane) else { continue };
-            if let Err(error) = self.tails.part(place, key, held).await {
+            let Some(turn) = self.board.points().begin_put(place.lane, *id) else {
+                done = false;
+                continue;
+            };
+            if let Err(error) = self.tails.part(place, key, held, &turn).await {
                 tracing::debug!(database = %key, %error, "the newest transaction does not lie alone yet");
+                done &= !matches!(error, TailError::Read);
             }
         }
+        done
     }
 
     fn failed(&mut self, database: &Registered, error: &WorkError, now_ms: i64) {

@@ -19,7 +19,7 @@ pub mod rules;
 
 pub use board::{Board, Inbox, LaneHealth, Row};
 pub use meters::Meters;
-pub use points::Points;
+pub use points::{Points, Turn};
 pub use policy::{Policy, Site};
 pub use roster::{InService, LaneId, Place, Roster, Terms};
 pub use rules::{Rules, Selector};

@@ -3,8 +3,9 @@
 //!
 //! # Invariants
 //! - What is noted as a restore point was listed as one, or was put behind one; what was deleted since is forgotten.
-//! - A compacted file is not put while files of its database are being deleted there, nor are files deleted by a plan that is
-//!   older than such a put: the plan could take what leads to it.
+//! - Whoever puts a compacted file, deletes by a plan, or puts one file in another's place has a [`Turn`], of which there is one
+//!   at a time per database and destination; and nothing is deleted by a plan whose listing is not younger than the last turn:
+//!   it could take what leads to a file that it does not know of. (That nobody reads what goes is the [`crate::retain::Pins`]' part.)
 //! - Bounded: [`KEPT`] points of level 0 and as many of higher levels per database and destination, only for those that do
 //!   something. What is older is not denied: it is not known.
 
@@ -29,10 +30,10 @@ struct Site {
     complete_from: Option<Txid>,
     /// Nothing lies there but what is noted.
     complete: bool,
-    /// Puts of compacted files and rounds of deletions so far.
+    /// Counts the beginnings and the ends of turns.
     changes: u64,
-    putting: bool,
-    deleting: bool,
+    /// A turn is under way.
+    busy: bool,
 }
 
 impl Site {
@@ -70,14 +71,18 @@ impl Points {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Compacted files put and rounds of deletions so far: asked before a listing, it says whether that is still true.
+    /// Turns that began or ended so far: asked before a listing, it says whether that is still true.
     pub fn changes(&self, lane: LaneId, database: DatabaseId) -> u64 {
         self.sites().get(&(lane, database)).map_or(0, |site| site.changes)
     }
 
     /// A whole listing of the database, begun after so many `changes`, replaces what was known up to its newest file; what was
-    /// put behind that since stays. Nothing is learned from a listing that others have overtaken.
+    /// put behind that since stays. Nothing is learned from a listing that a turn has overtaken, or may.
     pub fn learn(&self, lane: LaneId, database: DatabaseId, changes: u64, files: &[Listed]) {
+        self.replace((lane, database), files, |site| site.changes == changes && !site.busy);
+    }
+
+    fn replace(&self, at: (LaneId, DatabaseId), files: &[Listed], if_so: impl FnOnce(&Site) -> bool) {
         let mut learned = Site { complete: true, ..Site::default() };
         let points = restorable(files);
         for file in files.iter().filter(|file| points.contains(&file.range.max())) {
@@ -85,8 +90,8 @@ impl Points {
         }
         let newest = files.iter().map(|file| file.range.max()).max();
         let mut sites = self.sites();
-        let site = sites.entry((lane, database)).or_default();
-        if site.changes != changes {
+        let site = sites.entry(at).or_default();
+        if !if_so(site) {
             return;
         }
         let behind = |points: &BTreeSet<Txid>| -> Vec<Txid> {
@@ -95,7 +100,7 @@ impl Points {
         for (level, points) in [(Level::RAW, behind(&site.raw)), (Level::SNAPSHOT, behind(&site.compacted))] {
             points.into_iter().for_each(|point| learned.note(level, point));
         }
-        (learned.changes, learned.putting, learned.deleting) = (site.changes, site.putting, site.deleting);
+        (learned.changes, learned.busy) = (site.changes, site.busy);
         *site = learned;
     }
 
@@ -139,32 +144,29 @@ impl Points {
         self.sites().retain(|(lane, _), _| serves(*lane));
     }
 
-    /// Begins to put a compacted file; `None` while files are being deleted there.
+    /// Begins to put compacted files; `None` while somebody else has a turn.
     pub fn begin_put(self: &Arc<Self>, lane: LaneId, database: DatabaseId) -> Option<Turn> {
-        let mut sites = self.sites();
-        let site = sites.entry((lane, database)).or_default();
-        if site.deleting {
-            return None;
-        }
-        (site.putting, site.changes) = (true, site.changes + 1);
-        Some(Turn { points: self.clone(), site: (lane, database), deletes: false })
+        self.begin((lane, database), |_| true)
     }
 
-    /// Begins to delete by a plan whose listing was begun after so many `changes`; `None` when there were others since, or a put
-    /// is under way.
+    /// Begins to delete by a plan whose listing was begun after so many `changes`; `None` when a turn began or ended since.
     pub fn begin_deleting(
         self: &Arc<Self>,
         lane: LaneId,
         database: DatabaseId,
         changes: u64,
     ) -> Option<Turn> {
+        self.begin((lane, database), |site| site.changes == changes)
+    }
+
+    fn begin(self: &Arc<Self>, at: (LaneId, DatabaseId), if_so: impl FnOnce(&Site) -> bool) -> Option<Turn> {
         let mut sites = self.sites();
-        let site = sites.entry((lane, database)).or_default();
-        if site.putting || site.changes != changes {
+        let site = sites.entry(at).or_default();
+        if site.busy || !if_so(site) {
             return None;
         }
-        (site.deleting, site.changes) = (true, site.changes + 1);
-        Some(Turn { points: self.clone(), site: (lane, database), deletes: true })
+        (site.busy, site.changes) = (true, site.changes + 1);
+        Some(Turn { points: self.clone(), at })
     }
 }
 
@@ -175,21 +177,24 @@ fn restorable(files: &[Listed]) -> BTreeSet<Txid> {
     Reach::new(&listings, None).points().collect()
 }
 
-/// While it lives, nobody does the other thing.
+/// While it lives, nobody else puts compacted files of the database at the destination, or deletes.
 #[derive(Debug)]
 pub struct Turn {
     points: Arc<Points>,
-    site: (LaneId, DatabaseId),
-    deletes: bool,
+    at: (LaneId, DatabaseId),
+}
+
+impl Turn {
+    /// As [`Points::learn`], of a listing made, or true again, in this turn.
+    pub fn learn(&self, files: &[Listed]) {
+        self.points.replace(self.at, files, |_| true);
+    }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if let Some(site) = self.points.sites().get_mut(&self.site) {
-            match self.deletes {
-                true => site.deleting = false,
-                false => site.putting = false,
-            }
+        if let Some(site) = self.points.sites().get_mut(&self.at) {
+            (site.busy, site.changes) = (false, site.changes + 1);
         }
     }
 }
@@ -229,21 +234,30 @@ mod tests {
     #[test]
     fn deleting_and_putting_keep_out_of_each_others_way() {
         let points = Arc::new(Points::default());
-        let plan = points.changes(0, DATABASE);
+        let before = points.changes(0, DATABASE);
         let put = points.begin_put(0, DATABASE).unwrap();
+        let meanwhile = points.changes(0, DATABASE);
         assert!(
-            points.begin_deleting(0, DATABASE, points.changes(0, DATABASE)).is_none(),
-            "a put is under way"
+            points.begin_put(0, DATABASE).is_none()
+                && points.begin_deleting(0, DATABASE, meanwhile).is_none()
         );
+        assert!(points.begin_put(1, DATABASE).is_some(), "elsewhere");
+        points.learn(0, DATABASE, meanwhile, &[file(0, 1, 1)]);
+        assert_eq!(points.leads(0, DATABASE, range(2, 2)), None, "it may lack what is being put");
         drop(put);
-        assert!(points.begin_deleting(0, DATABASE, plan).is_none(), "the plan is older than a put");
+        for plan in [before, meanwhile] {
+            assert!(
+                points.begin_deleting(0, DATABASE, plan).is_none(),
+                "the plan may not know of what was put"
+            );
+            points.learn(0, DATABASE, plan, &[file(0, 1, 1)]);
+            assert_eq!(points.leads(0, DATABASE, range(2, 2)), None);
+        }
         let deleting = points.begin_deleting(0, DATABASE, points.changes(0, DATABASE)).unwrap();
         assert!(points.begin_put(0, DATABASE).is_none());
-        assert!(points.begin_put(1, DATABASE).is_some(), "elsewhere");
-        let before = points.changes(0, DATABASE) - 1;
-        points.learn(0, DATABASE, before, &[file(0, 1, 1)]);
-        assert_eq!(points.leads(0, DATABASE, range(2, 2)), None, "the listing is older than the deleting");
+        deleting.learn(&[file(0, 1, 1)]);
         drop(deleting);
+        assert_eq!(points.leads(0, DATABASE, range(2, 2)), Some(true));
         assert!(points.begin_put(0, DATABASE).is_some());
     }
 

@@ -3,7 +3,6 @@
 use super::Shared;
 use crate::buffer::Registered;
 use crate::copies::Place;
-use std::cmp::Reverse;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::{HEADER_BYTES, Header};
 use walhub_common::{DatabaseKey, DestinationName, Txid};
@@ -88,18 +87,15 @@ async fn judge(
     if !asked.apply {
         return Ok(());
     }
-    let mut going: Vec<&Listed> = report.plan.delete.iter().map(|(file, _)| file).collect();
-    // The newest first: whatever ends this in the middle, what is left of them still has what leads to it.
-    going.sort_by_key(|file| Reverse((file.range.max(), file.range.min())));
     let key_of = |file: &&Listed| FileKey { database: key.clone(), level: file.level, range: file.range };
-    let keys: Vec<FileKey> = going.iter().map(key_of).collect();
+    let keys: Vec<FileKey> = report.plan.in_order().iter().map(key_of).collect();
     // A compacted file that was put meanwhile may need what the plan takes: the next round knows of it.
-    let Some(_turn) = points.begin_deleting(place.lane, database.id, changes) else { return Ok(()) };
+    let Some(turn) = points.begin_deleting(place.lane, database.id, changes) else { return Ok(()) };
     let done = delete(shared, place, key, &keys, cancel, &mut report.deleted).await;
     match &done {
         Ok(()) => {
             let left: Vec<Listed> = report.plan.keep.iter().map(|(file, _)| file.clone()).collect();
-            points.learn(place.lane, database.id, points.changes(place.lane, database.id), &left);
+            turn.learn(&left);
         }
         Err(_) => points.forget(place.lane, database.id),
     }

@@ -12,16 +12,18 @@ pub mod windows;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 use walhub_common::Checksum;
 use walhub_common::ltx::{self, Decoder, Header, LtxError, Stamp};
 
 /// Files merged at once: enough for what usually makes up a snapshot (the last one, a day of the highest level, an hour of those
-/// below), so that nothing is written twice. Each costs two pages, an LZ4 block and a read buffer: 128 KiB with pages of 4 KiB,
-/// 320 KiB with the largest.
-pub const FAN_IN: usize = 128;
-const READ_BUFFER: usize = 64 * 1024;
+/// below), so that hardly anything is written twice. Each costs two pages, an LZ4 block and a read buffer.
+pub const FAN_IN: usize = 256;
+/// Read buffers of all files together; a few get large ones, so that a disk is not asked for crumbs.
+const READ_BYTES: usize = 32 << 20;
+const READ_BUFFER: RangeInclusive<usize> = 64 << 10..=1 << 20;
 const WRITE_BUFFER: usize = 1 << 20;
 
 /// A file that is opened when its turn comes.
@@ -88,22 +90,24 @@ fn passes(
 ) -> Result<Made, CompactError> {
     let mut pass = 0;
     while inputs.len() > FAN_IN {
-        let mut merged: Vec<Input> = Vec::new();
-        let mut rest = inputs.into_iter().peekable();
+        // Only as many as must be are written twice, and of them the newest: what came before is larger as a rule.
+        let spare = inputs.len() - FAN_IN;
+        let groups = spare.div_ceil(FAN_IN - 1);
+        let rest = inputs.split_off(inputs.len().saturating_sub(spare + groups));
+        let (each, whole) = (rest.len().div_ceil(groups), stamp.whole && inputs.is_empty());
+        let (mut rest, mut group) = (rest.into_iter().peekable(), 0);
         while rest.peek().is_some() {
-            let group: Vec<Input> = rest.by_ref().take(FAN_IN).collect();
-            let stamp = Stamp { whole: stamp.whole && merged.is_empty(), ..stamp };
-            let path = out.with_extension(format!("{pass}-{}", merged.len()));
-            let temp = Temp(path);
-            merge(group, stamp, &temp.0, cancel)?;
-            merged.push(Box::new(move || {
+            let stamp = Stamp { whole: whole && group == 0, ..stamp };
+            let temp = Temp(out.with_extension(format!("{pass}-{group}")));
+            merge(rest.by_ref().take(each).collect(), stamp, &temp.0, cancel)?;
+            inputs.push(Box::new(move || {
                 let file = File::open(&temp.0)?;
                 // Its name goes now, its bytes with the reader.
                 drop(temp);
                 Ok(Box::new(file))
             }));
+            group += 1;
         }
-        inputs = merged;
         pass += 1;
     }
     let temp = Temp(out.to_path_buf());
@@ -120,10 +124,11 @@ fn merge(
     cancel: &CancellationToken,
 ) -> Result<Made, CompactError> {
     let write = |source| CompactError::Write { path: path.to_path_buf(), source };
+    let read_buffer = (READ_BYTES / inputs.len().max(1)).clamp(*READ_BUFFER.start(), *READ_BUFFER.end());
     let mut decoders = Vec::with_capacity(inputs.len());
     for input in inputs {
         let input = Stoppable { input: input().map_err(LtxError::Io)?, cancel: cancel.clone() };
-        decoders.push(Decoder::new(BufReader::with_capacity(READ_BUFFER, input))?);
+        decoders.push(Decoder::new(BufReader::with_capacity(read_buffer, input))?);
     }
     let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(write)?;
     let mut writer = BufWriter::with_capacity(WRITE_BUFFER, file);

@@ -31,7 +31,7 @@ pub(super) fn reachable(edges: &[Edge]) -> Vec<bool> {
 }
 
 /// Adds to `kept` what its files need, until every state that one of them ends with is reachable within `kept` if it is
-/// within `edges` (of which `reachable` can be reached). The places that were added.
+/// within `edges` (of which `reachable` can be reached), by this file or another. The places that were added.
 pub(super) fn close(edges: &[Edge], reachable: &[bool], kept: &[bool]) -> Vec<usize> {
     // By end, and of one end those that begin first last: they need the fewest others.
     let mut order: Vec<usize> = (0..edges.len()).filter(|&at| reachable[at]).collect();
@@ -39,6 +39,18 @@ pub(super) fn close(edges: &[Edge], reachable: &[bool], kept: &[bool]) -> Vec<us
     let mut ends: BTreeSet<u64> = order.iter().filter(|&&at| kept[at]).map(|&at| edges[at].max).collect();
     let mut wanted: Vec<bool> = kept.to_vec();
     let mut added = Vec::new();
+    // Nothing leads to the file itself, but others end as it does: that of them which needs the fewest.
+    for lone in (0..edges.len()).filter(|&at| kept[at] && !reachable[at]) {
+        let end = edges[lone].max;
+        let after = order.partition_point(|&at| edges[at].max <= end);
+        let others = after.checked_sub(1).map(|last| order[last]).filter(|&at| edges[at].max == end);
+        if let Some(at) = others
+            && ends.insert(end)
+        {
+            wanted[at] = true;
+            added.push(at);
+        }
+    }
     let mut after = order.len();
     while let Some(last) = after.checked_sub(1) {
         let end = edges[order[last]].max;

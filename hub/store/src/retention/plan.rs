@@ -3,6 +3,7 @@
 use super::closure::{self, Edge};
 use super::policy::{Period, Policy};
 use crate::destinations::Listed;
+use std::cmp::Reverse;
 use std::fmt;
 use std::time::Duration;
 use walhub_common::{Level, Txid};
@@ -96,6 +97,14 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// What to delete, in this order: the newest first. Whatever ends the deleting in the middle, each file that is left ends
+    /// with a restore point if it did before.
+    pub fn in_order(&self) -> Vec<&Listed> {
+        let mut going: Vec<&Listed> = self.delete.iter().map(|(file, _)| file).collect();
+        going.sort_by_key(|file| Reverse((file.range.max(), file.range.min())));
+        going
+    }
+
     /// Bytes that go.
     pub fn delete_bytes(&self) -> u64 {
         self.delete.iter().map(|(file, _)| file.size).fold(0, u64::saturating_add)

@@ -99,6 +99,11 @@ impl World {
             self.times.push(time);
         }
         let newest = self.times.len() as u64;
+        if newest > self.put && self.rng.random_bool(0.05) {
+            // Brought up to date by a snapshot: nothing of it lies on level 0.
+            self.listed(9, 1, newest);
+            self.put = newest;
+        }
         while self.put < newest {
             let end = self.rng.random_range(self.put + 1..=newest);
             let begin = self.put + 1;
@@ -127,11 +132,31 @@ impl World {
                 self.published.insert(level, last);
             }
         }
+        self.rest(newest);
         if newest > 0 && self.rng.random_bool(0.2) {
             let end = self.rng.random_range(1..=newest);
             if end == newest || self.rng.random_bool(0.5) {
                 self.listed(9, 1, newest);
             }
+        }
+    }
+
+    /// The newest file of level 0 gives way to one of its last transaction, where higher levels hold all of it.
+    fn rest(&mut self, newest: u64) {
+        let range = |file: &Listed| (file.range.min().get(), file.range.max().get());
+        let last = |file: &&Listed| file.level == Level::RAW && range(file).1 == newest;
+        let Some((min, max)) = self.files.iter().find(last).map(range).filter(|(min, max)| min < max) else {
+            return;
+        };
+        let mut above: Vec<(u64, u64)> =
+            self.files.iter().filter(|file| file.level != Level::RAW).map(range).collect();
+        above.sort_unstable();
+        let held = above
+            .iter()
+            .fold(min - 1, |held, (from, to)| if *from <= held + 1 { held.max(*to) } else { held });
+        if held == max && self.rng.random_bool(0.5) {
+            self.files.retain(|file| file.level != Level::RAW || range(file) != (min, max));
+            self.listed(0, max, max);
         }
     }
 
@@ -199,6 +224,16 @@ fn whatever_is_deleted_the_newest_state_and_every_promised_restore_point_stay() 
                 }
                 let raw = |files: &[Listed]| files.iter().any(|file| file.level == Level::RAW);
                 assert_eq!(raw(&left), raw(&world.files), "{at}: one file of level 0 stays");
+            }
+            // Cut off after any of them: what is left ends with a restore point, if it did before.
+            let mut order = verdict.in_order();
+            order.truncate(world.rng.random_range(0..=order.len()));
+            let first: Vec<Listed> = order.into_iter().cloned().collect();
+            let (before, left) = (points(&world.files), without(&world.files, &first));
+            let after = points(&left);
+            for file in &left {
+                let end = file.range.max().get();
+                assert!(after.contains(&end) || !before.contains(&end), "{at}: {file:?}\n{verdict:#?}");
             }
             let applied = if world.rng.random_bool(0.7) { gone } else { some };
             world.files = without(&world.files, &applied);
