@@ -14,6 +14,7 @@
 //!   damaged object goes: the newest state can be restored from there again, restore points before the snapshot may be lost.
 //! - An object under a lock stays; the snapshot stands in for it, which newest-state restores begin with. Of a database on hold
 //!   nothing is replaced.
+//! - It is done in a [`Turn`]: nothing is compacted or retired there meanwhile, or by a plan that knows the damaged object.
 //!
 //! Non-goals: noticing damage, a damaged live database.
 
@@ -26,7 +27,7 @@ pub(crate) mod bench;
 mod tests;
 
 use crate::buffer::{Registered, WalBuffer};
-use crate::copies::{Board, Place};
+use crate::copies::{Board, Place, Turn};
 use crate::restore::BufferSource;
 use crate::retain::{Claim, Holds, Pins};
 use good::{Good, Wanted};
@@ -99,6 +100,9 @@ pub enum RepairError {
     /// Readers did not end.
     #[error("the database was being read for {} s; it is tried again with the next drill", PATIENCE.as_secs())]
     Read,
+    /// Files of the database are being put there, or deleted.
+    #[error("its files were being changed for {} s; it is tried again with the next drill", PATIENCE.as_secs())]
+    Busy,
     /// The destination refuses.
     #[error(transparent)]
     Destination(#[from] DestinationError),
@@ -170,6 +174,9 @@ impl Repairer {
         // would show it again.
         let packed = damage.there && damage.object.level == Level::RAW && place.destination.packs().is_some();
         let mut good = self.good(place, database, damage, damaged, !packed, cancel).await?;
+        let turn = self.turn(place, database, cancel).await?;
+        // Whatever comes of it, what leads where has changed.
+        self.board.points().forget(place.lane, database.id);
         let mut stays = false;
         if !damage.there {
             self.put(place, &good).await?;
@@ -189,6 +196,7 @@ impl Repairer {
             let _claim = self.claim(key, cancel).await?;
             stays = matches!(self.delete(place, &damage.object).await?, Deleted::Locked);
         }
+        drop(turn);
         let FileKey { level, range, .. } = &damage.object;
         let (from, txid) = (&good.from, good.key.range.max().get());
         let done = match (good.key == damage.object, damage.there) {
@@ -248,6 +256,28 @@ impl Repairer {
             .map(|sibling| Arc::new(DestinationSource(sibling.destination.clone())) as DynSource);
         let buffer = Arc::new(BufferSource::new(self.buffer.clone())) as DynSource;
         std::iter::once(buffer).chain(destinations).collect()
+    }
+
+    /// Waits until nobody else changes compacted files there.
+    async fn turn(
+        &self,
+        place: &Place,
+        database: &Registered,
+        cancel: &CancellationToken,
+    ) -> Result<Turn, RepairError> {
+        let patience = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            if let Some(turn) = self.board.points().begin_put(place.lane, database.id) {
+                return Ok(turn);
+            }
+            if tokio::time::Instant::now() >= patience {
+                return Err(RepairError::Busy);
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return Err(RepairError::Cancelled),
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
     }
 
     /// Waits until nobody reads the database.
