@@ -92,6 +92,18 @@ impl Faulty {
         self.state().failed
     }
 
+    /// With the times of [`Faulty::with_clock`].
+    fn timed(&self, database: &DatabaseKey, mut files: Vec<Listed>) -> Vec<Listed> {
+        if self.clock.is_some() {
+            let state = self.state();
+            for file in &mut files {
+                let key = FileKey { database: database.clone(), level: file.level, range: file.range };
+                file.time_ms = state.times.get(&key).copied().unwrap_or(file.time_ms);
+            }
+        }
+        files
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -181,15 +193,7 @@ impl Destination for Faulty {
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, DestinationError> {
         self.enter(&self.context(Operation::List, database), Operation::List).await?;
-        let mut files = self.inner.list(database, level, cancel).await?;
-        if self.clock.is_some() {
-            let state = self.state();
-            for file in &mut files {
-                let key = FileKey { database: database.clone(), level, range: file.range };
-                file.time_ms = state.times.get(&key).copied().unwrap_or(file.time_ms);
-            }
-        }
-        Ok(files)
+        Ok(self.timed(database, self.inner.list(database, level, cancel).await?))
     }
 
     async fn list_all(
@@ -198,7 +202,7 @@ impl Destination for Faulty {
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, DestinationError> {
         self.enter(&self.context(Operation::List, database), Operation::List).await?;
-        self.inner.list_all(database, cancel).await
+        Ok(self.timed(database, self.inner.list_all(database, cancel).await?))
     }
 
     async fn read_at(
