@@ -5,6 +5,7 @@ use crate::buffer::log::probe::Step;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// An image of the data folder as a power cut could leave it: of every log file, sectors behind the synced end are there
 /// or not, each for itself.
@@ -118,8 +119,19 @@ async fn cut_in_rounds(max_bytes: u64, rounds: u64, steps: impl Fn(u64) -> u64) 
         let position = verify(&after, "a");
         assert!(position >= at_the_cut, "round {round}: {position} of {at_the_cut}");
         after.trim(EveryDatabase::by(&[])).await.unwrap();
-        append_next(&after, "a").await.unwrap();
+        append_when_there_is_room(&after, "a").await;
         after.close().await.unwrap();
         verify(&open(&options(&to)), "a");
+    }
+}
+
+/// Right after a start nothing can go before sled knows all that lies in a file: until then a full buffer refuses, as it
+/// tells agents, which try again.
+pub(super) async fn append_when_there_is_room(buffer: &DiskBuffer, name: &str) {
+    let begin = Instant::now();
+    while let Err(error) = append_next(buffer, name).await {
+        assert!(matches!(error, BufferError::Full { .. }), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(60), "there is never room: {error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -1,5 +1,6 @@
 //! A log in which segments stand for others, or were copied: what a new index makes of it, and what a failing disk does.
 
+use super::power_cut::append_when_there_is_room;
 use super::*;
 use crate::buffer::EveryDatabase;
 use crate::buffer::log::probe::Step;
@@ -108,4 +109,26 @@ async fn a_disk_that_fails_while_room_is_made_costs_nothing() {
     for name in ["a", "b"] {
         verify(&buffer, name);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_file_without_a_start_does_not_keep_room_from_being_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = small(dir.path(), Probe::default());
+    let buffer = open(&own);
+    buffer.register(&key("a"), Some(5), "/a").await.unwrap();
+    append_next(&buffer, "a").await.unwrap();
+    buffer.close().await.unwrap();
+    drop(buffer);
+    let newest = fs::read_dir(dir.path().join("log")).unwrap().map(|e| e.unwrap().path()).max().unwrap();
+    let blank = newest.with_file_name("0000000000000077.log");
+    fs::write(&blank, [0; 3000]).unwrap();
+
+    let buffer = open(&own);
+    buffer.trim(EveryDatabase::by(&[])).await.unwrap();
+    for _ in 0..200 {
+        append_when_there_is_room(&buffer, "a").await;
+    }
+    verify(&buffer, "a");
+    assert!(!blank.exists(), "nothing in it is needed");
 }

@@ -94,6 +94,11 @@ impl LogFile {
     }
 }
 
+/// The file is there, and its start says nothing.
+pub(in crate::buffer) fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+}
+
 fn first_salt(file: &File) -> io::Result<Option<u64>> {
     let mut bytes = [0; PREFIX_BYTES + MAX_HEAD_BYTES];
     let got = file.read_at(&mut bytes, FILE_HEADER_BYTES)?;

@@ -1,6 +1,6 @@
 //! Start-up: finds the end of the log, cuts off what was never acknowledged, and reads the state back.
 
-use super::file::{Files, LogFile};
+use super::file::{Files, LogFile, is_damage};
 use super::head::{Head, decode_cursors};
 use super::probe::{Probe, Step};
 use super::record::Malformed;
@@ -134,7 +134,7 @@ fn read_files(
 
 fn readable(files: &Files, number: u64) -> io::Result<Option<Arc<LogFile>>> {
     match files.get(number) {
-        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+        Err(e) if is_damage(&e) => {
             let path = files.path(number);
             tracing::error!(path = %path.display(), error = %e, "a log file is damaged at its start and cannot be read");
             Ok(None)

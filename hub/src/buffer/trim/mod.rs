@@ -14,7 +14,7 @@ mod survey;
 use super::cursor::CursorTable;
 use super::flusher::Flusher;
 use super::index::Index;
-use super::log::file::Files;
+use super::log::file::{Files, is_damage};
 use super::log::reader::SegmentReader;
 use super::rewrite::Rewriter;
 use super::squash::{Losses, Merger, WhenFull};
@@ -197,7 +197,7 @@ impl Trimmer {
         enough: Enough,
     ) -> Result<bool, BufferError> {
         if self.oldest.as_ref().is_none_or(|oldest| oldest.contents.file != file) {
-            let contents = contents(on, file)?;
+            let Some(contents) = contents(on, file)? else { return Ok(false) };
             let last = contents.last(on.index)?;
             self.oldest = Some(Oldest { contents, last, needed_at: [None; 2] });
         }
@@ -233,10 +233,12 @@ fn survey(on: &Trimmed<'_>, takers: &dyn Takers, enough: Enough) -> Result<Surve
     Ok(survey)
 }
 
-fn contents(on: &Trimmed<'_>, file: u64) -> Result<Contents, BufferError> {
+/// What lies in a file; `None` when its start is damaged, as recovery has said.
+fn contents(on: &Trimmed<'_>, file: u64) -> Result<Option<Contents>, BufferError> {
     match on.files.get(file) {
-        Ok(Some(log)) => Contents::of(&log),
-        Ok(None) => Ok(Contents { file, parts: Vec::new() }),
+        Ok(Some(log)) => Contents::of(&log).map(Some),
+        Ok(None) => Ok(Some(Contents { file, parts: Vec::new() })),
+        Err(e) if is_damage(&e) => Ok(None),
         Err(source) => Err(BufferError::Io { doing: "open a log file", source }),
     }
 }
@@ -293,7 +295,16 @@ fn unlink_nearly_dead(
         if on.total() <= target || bytes > on.budget() {
             break;
         }
-        let contents = contents(on, file)?;
+        let Some(contents) = contents(on, file)? else {
+            // It can be read no more, but what the index knows to be in it may be looked at by hand; when that is nothing,
+            // or needed no more, it goes.
+            if bytes == 0 {
+                tracing::warn!(file, "a log file that is damaged at its start goes: nothing in it is needed");
+                unlink(on, &Contents { file, parts: Vec::new() }, enough)?;
+                progress = true;
+            }
+            continue;
+        };
         let Some(rest) = needed(on, takers, &contents, enough)? else { continue };
         if !rest.is_empty() {
             let mut rewriter = Rewriter::new(on.flusher);
