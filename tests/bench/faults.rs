@@ -14,13 +14,15 @@ use walhub_tests::workload::Writer;
 const VICTIM: &str = "victim";
 const NEIGHBOUR: &str = "neighbour";
 const PATIENCE: Duration = Duration::from_secs(180);
+/// Size of the folder's disk: more than the database writes in all windows together.
+const DISK_MIB: u32 = 256;
 /// The goal: this many times the lag before.
 const GOAL: f64 = 1.2;
 
 pub(crate) fn run(plan: &Plan) -> Vec<Row> {
     let scratch = Scratch::new("bench-faults");
     let mut rows = measure(plan, "s3", of_s3(VICTIM, OwnS3::launch(&scratch.join("s3"))));
-    rows.extend(measure(plan, "folder", of_folder(VICTIM, &scratch.join("folder"))));
+    rows.extend(measure(plan, "folder", of_folder(VICTIM, &scratch.join("folder"), DISK_MIB)));
     rows
 }
 
@@ -44,6 +46,7 @@ fn measure(plan: &Plan, kind: &str, victim: Victim) -> Vec<Row> {
         fault.end();
         let what =
             format!("lag of a folder beside a failing {kind}, {}: p99 ms (before: {before})", fault.name);
+        eprintln!("{what}: {during:.1}");
         let goal = format!("≤ {GOAL}x, is {:.2}x", during / before);
         rows.push(Row::new(what, during, None).goal(goal, |_| during <= before * GOAL));
     }

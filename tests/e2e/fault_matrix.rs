@@ -114,5 +114,5 @@ fn an_azure_destination_that_fails_troubles_nobody() {
 #[test]
 fn a_folder_that_fails_troubles_nobody() {
     let scratch = tempfile::tempdir().expect("a folder");
-    endure("file", Cluster::new("fault-matrix-file"), faults::of_folder(VICTIM, scratch.path()));
+    endure("file", Cluster::new("fault-matrix-file"), faults::of_folder(VICTIM, scratch.path(), 16));
 }

@@ -167,11 +167,11 @@ fn played(proxy: &Arc<Proxy>) -> Vec<Fault> {
     ]
 }
 
-/// A folder on a small disk of its own below `scratch`, where that may be made (root); else on the disk of `scratch`, with
+/// A folder on a disk of its own of `mebibytes` MiB below `scratch`, where that may be made (root); else on the disk of `scratch`, with
 /// the faults that need no such disk.
-pub fn of_folder(name: &str, scratch: &Path) -> Victim {
+pub fn of_folder(name: &str, scratch: &Path, mebibytes: u32) -> Victim {
     let mount = scratch.join("disk");
-    let disk = Disk::mount(&mount).map(Arc::new);
+    let disk = Disk::mount(&mount, mebibytes).map(Arc::new);
     std::fs::create_dir_all(&mount).expect("a folder");
     let (root, aside, ballast) = (mount.join("copies"), mount.join("aside"), mount.join("ballast"));
     let destination = Destination::file(name, &root);
@@ -234,10 +234,10 @@ pub fn of_folder(name: &str, scratch: &Path) -> Victim {
 struct Disk(PathBuf);
 
 impl Disk {
-    fn mount(path: &Path) -> Option<Disk> {
+    fn mount(path: &Path, mebibytes: u32) -> Option<Disk> {
         std::fs::create_dir_all(path).expect("a mount point");
         let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"]).arg(path);
+        command.args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"]).arg(path);
         (run(command).code == 0).then(|| Disk(path.to_owned()))
     }
 

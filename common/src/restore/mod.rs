@@ -22,6 +22,8 @@ mod delta_tests;
 mod error;
 pub mod feed;
 pub mod frames;
+mod held;
+mod image_file;
 mod in_use;
 mod journal;
 mod output;

@@ -1,7 +1,7 @@
 //! The writing half of a restore: compressed pages in any order become the database file, on all cores.
 //!
 //! ```text
-//! Frames ─▶ bounded queue ─▶ N threads: expand ▸ sum ▸ positioned write ─▶ one more: sync, journal
+//! Frames ─▶ bounded queue ─▶ N threads: hold single pages ▸ expand ▸ sum ▸ positioned write ─▶ one more: sync, journal
 //! ```
 //! Invariants
 //! - The output name never holds a partial or unverified database, whatever fails and whenever the process dies.
@@ -9,12 +9,14 @@
 //! - The database checksum is computed from the very pages that were written.
 //! - What a killed restore has written is used by the next one to the same point: a journal beside the temporary file says
 //!   which pages lie there. It is trusted for nothing: the pages are summed again, and the whole is compared.
-//! - Memory: a bit for each page, and for each core a queued piece and a megabyte.
+//! - Memory: a bit for each page, for each thread a queued piece and a megabyte, and an eighth of the database, but
+//!   between 8 and 128 MiB, for single pages that wait for their neighbours.
 //!
 //! Non-goals: which pages come from where; no network. Only [`PageSender::send`] is for async code, all else blocks.
 
 use super::feed::FeedClosed;
 use super::frames::Frames;
+use super::image_file::ImageFile;
 use super::journal;
 use super::output::{Output, with_suffix};
 use super::workers::{Core, spawn};
@@ -103,10 +105,13 @@ impl PageSink {
                 (PageSet::empty(point.commit), Checksum::EMPTY)
             }
         };
-        file.set_len(point.bytes()).map_err(RestoreError::io("make room in", output.temp()))?;
+        let file = ImageFile::new(file, output.temp(), point.bytes());
+        let file = file.map_err(RestoreError::io("make room in", output.temp()))?;
         let resumed = written.len();
         let core = Arc::new(Core::new(file, output.temp().to_owned(), point, written, sum));
-        let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, MAX_THREADS);
+        // Half of them wait for the disk.
+        let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = threads.min(MAX_THREADS);
         let (frames, queue) = mpsc::channel(threads);
         let (due, requests) = sync_channel(1);
         let failed = RestoreError::io("start a thread for", output.temp());

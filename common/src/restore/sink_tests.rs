@@ -95,6 +95,32 @@ fn pages_in_any_order_become_the_database() {
     }
 }
 
+/// As a chain of files gives them: single pages from all over the database first, then the rest in long runs. There are more
+/// single pages than may be held.
+#[test]
+fn single_pages_before_the_runs_that_lie_between_them() {
+    for seed in 0..3 {
+        let source = Source::new(20_000, seed);
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("app.db");
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut pages: Vec<u32> = (1..=20_000).collect();
+        pages.shuffle(&mut random);
+        let (single, rest) = pages.split_at_mut([300, 4_000, 12_000][seed as usize]);
+        rest.sort_unstable();
+        let small = single.chunks(50).map(|pages| {
+            let mut pages = pages.to_vec();
+            pages.sort_unstable();
+            source.frames(pages)
+        });
+        let sink = PageSink::create(&out, false, source.point).unwrap();
+        fed(&sink, small.chain(rest.chunks(1500).map(|pages| source.frames(pages.iter().copied()))));
+        assert_eq!(finish(sink).unwrap().progress.pages_written, 20_000);
+        assert!(fs::read(&out).unwrap() == source.bytes);
+        assert_eq!(left(folder.path()), [out]);
+    }
+}
+
 #[test]
 fn whatever_is_wrong_is_named_and_leaves_nothing() {
     let source = Source::new(10, 1);
@@ -190,6 +216,37 @@ fn what_a_broken_restore_wrote_is_used_again_and_never_believed() {
     assert_eq!(sink.resumed(), 0);
     drop(sink);
     assert_eq!(left(folder.path()), [out]);
+}
+
+/// What lies there when a restore is killed is what lies there while it runs.
+#[test]
+fn a_killed_restore_is_gone_on_with_from_its_last_sync() {
+    let source = Source::new(45_000, 4);
+    let folder = tempfile::tempdir().unwrap();
+    let (out, next) = (folder.path().join("app.db"), folder.path().join("next.db"));
+    let sink = PageSink::create(&out, false, source.point).unwrap();
+    let pages: Vec<u32> = (1..=40_000).collect();
+    fed(&sink, pages.chunks(500).map(|pages| source.frames(pages.iter().copied())));
+    let (journal, temp) = (".walhub-restore.journal", ".walhub-restore.tmp");
+    let beside = |path: &Path, end: &str| PathBuf::from(format!("{}{end}", path.display()));
+    // 128 MiB are 32,768 pages: a sync is due.
+    let began = std::time::Instant::now();
+    while !beside(&out, journal).exists() && began.elapsed().as_secs() < 60 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    for end in [journal, temp] {
+        fs::copy(beside(&out, end), beside(&next, end)).unwrap();
+    }
+    drop(sink);
+    let sink = PageSink::create(&next, false, source.point).unwrap();
+    assert!((1..=40_000).contains(&sink.resumed()), "{}", sink.resumed());
+    let had = sink.present();
+    let rest: Vec<u32> = had.gaps().flatten().collect();
+    fed(&sink, rest.chunks(500).map(|pages| source.frames(pages.iter().copied())));
+    let report = finish(sink).unwrap();
+    assert_eq!(report.progress.pages_written, rest.len() as u64);
+    assert!(fs::read(&next).unwrap() == source.bytes);
+    assert_eq!(left(folder.path()), [next]);
 }
 
 #[test]

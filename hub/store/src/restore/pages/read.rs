@@ -137,7 +137,11 @@ impl Reader {
     pub(super) async fn small(&self, file: &PlannedFile) -> Result<Load, DestinationError> {
         let bytes = self.read(file, 0..file.size).await?;
         check_header(&bytes, file).map_err(|text| self.corrupt(file, text))?;
-        let (header, frames) = whole(&bytes).map_err(|error| self.corrupt(file, error.to_string()))?;
+        // Every page is expanded for it: on all cores, and beside the tasks that read.
+        let (header, frames) = tokio::task::spawn_blocking(move || whole(&bytes))
+            .await
+            .map_err(|error| self.fault(file, Fault::Unavailable(error.to_string())))?
+            .map_err(|error| self.corrupt(file, error.to_string()))?;
         Ok(Load::Small(header, frames))
     }
 
