@@ -22,6 +22,27 @@ fn standing(report: &Value, state: &str) -> Vec<String> {
     of.map(|line| line["database"].as_str().expect("a name").replace("/app.db", "")).collect()
 }
 
+/// What the plan says that it takes adds up, and is twice what a restore into a file takes.
+fn assert_costs_add_up(cluster: &Cluster, plan: &Value) {
+    let list = plan["list"].as_array().expect("a list");
+    let sum =
+        |what: &str| list.iter().map(|line| line["at_most"][what].as_u64().expect("a number")).sum::<u64>();
+    for what in ["bytes", "requests"] {
+        assert!(sum(what) > 0, "{plan}");
+        assert_eq!(plan["at_most"][what].as_u64(), Some(sum(what)), "{plan}");
+    }
+    assert!(plan["at_most"]["seconds"].as_f64() > Some(0.0), "{plan}");
+    let txid = list[0]["asked_txid"].to_string();
+    let arguments = ["restore", "n00/app.db", "--txid", &txid, "--dry-run", "--json"];
+    // What lies at the folder changes meanwhile.
+    eventually("the plan into a file to be half of the bound", PATIENCE, || {
+        let whole = cluster.hubctl(&arguments).json();
+        let bound = cluster.hubctl(&[&arguments[..], &["--in-place"]].concat()).json();
+        let twice = whole["total_bytes"].as_u64().map(|bytes| 2 * bytes);
+        ensure(bound["at_most"]["bytes"].as_u64() == twice, || format!("{whole} {bound}"))
+    });
+}
+
 #[test]
 fn a_fleet_comes_back_in_waves_past_a_failure_a_dead_hub_and_a_node_that_is_away() {
     let mut cluster = Cluster::new("fleet");
@@ -42,6 +63,7 @@ fn a_fleet_comes_back_in_waves_past_a_failure_a_dead_hub_and_a_node_that_is_away
         (Some(3), Some(12)),
         "{plan}"
     );
+    assert_costs_add_up(&cluster, &plan);
     let unasked = cluster.hubctl(&arguments);
     assert_eq!(unasked.code, 2, "live databases are not changed without a word: {unasked:?}");
     arguments.push("--yes");

@@ -212,11 +212,7 @@ fn may_widen(job: &Job, fleet: &Fleet, now_ms: i64) -> bool {
 
 /// What agents are to be told now, by database.
 pub(super) fn orders(job: &Job) -> BTreeMap<usize, RestoreOrder> {
-    let rate = match (job.spec.node_rate, job.spec.total_rate / u64::from(job.spec.parallelism.max(1))) {
-        (0, share) => share,
-        (node, 0) => node,
-        (node, share) => node.min(share),
-    };
+    let rate = job.pace().share();
     let order = |(at, stand): (usize, &Stand)| {
         let Stand::Ordered { .. } = stand else { return None };
         let target = &job.targets[at];

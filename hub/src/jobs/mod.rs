@@ -2,7 +2,7 @@
 //! every restart until each database is there or the operator was told why not.
 //!
 //! - [`selector`], [`waves`]: which databases, in which order.
-//! - [`plan`]: selection and point as a list of databases with positions.
+//! - [`plan`], [`cost`]: selection and point as a list of databases with positions, and what that takes.
 //! - [`model`], [`machine`]: a job as a value, and every decision about it as a pure function.
 //! - [`journal`]: jobs on disk, one file each.
 //! - [`owner`]: the one task that owns them; gives orders to agents and hears of them.
@@ -16,6 +16,7 @@
 //!
 //! Non-goals: how a database is restored (the agent), restores into files of an operator (`crate::restore`).
 
+mod cost;
 mod journal;
 mod machine;
 mod model;
@@ -30,6 +31,7 @@ mod owner_tests;
 #[cfg(test)]
 mod tests;
 
+pub use cost::Cost;
 pub use journal::Journals;
 pub use model::{JobId, Mode};
 pub use owner::{Action, JobError, Jobs, View};

@@ -1,6 +1,7 @@
 //! A job as a value: what was asked, its databases, where each stands; and the records that change it, which are what is
 //! written to disk.
 
+use super::cost::{Cost, Pace};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use walhub_common::{DatabaseKey, clock};
@@ -93,6 +94,9 @@ pub struct Target {
     pub until: (u64, u64),
     /// Time of that point, Unix milliseconds.
     pub until_ms: i64,
+    /// What bringing it there takes at most.
+    #[serde(default)]
+    pub cost: Cost,
 }
 
 /// What a node reported at the end.
@@ -220,6 +224,12 @@ impl Job {
     /// Id of the order for a database.
     pub(super) fn order_id(&self, target: usize) -> String {
         format!("{}.{target}", self.spec.id)
+    }
+
+    /// How it goes about its databases.
+    pub(super) fn pace(&self) -> Pace {
+        let Spec { mode, parallelism, node_rate, total_rate, .. } = self.spec;
+        Pace { mode, parallelism, node_rate, total_rate }
     }
 
     /// Databases that were not restored.

@@ -1,5 +1,6 @@
 //! The owner with a real desk and a real folder: agents that come late, a hub that dies, words of operators.
 
+use super::cost::Cost;
 use super::journal::Journals;
 use super::model::{JobId, Target};
 use super::owner::{Action, JobError, Jobs};
@@ -82,6 +83,7 @@ fn planned(request_id: &str, databases: &[&str], max_failures: u32) -> Planned {
         wave: 1,
         until: (n as u64 + 1, 1 << 63),
         until_ms: 9,
+        cost: Cost::default(),
     };
     let targets = databases.iter().enumerate().map(target).collect();
     Planned { asked: Asked::new(request).unwrap(), targets, unplanned: Vec::new(), waves: 1 }

@@ -1,5 +1,6 @@
 //! From what was asked to a list of databases, each with its position and its wave.
 
+use super::cost::{Cost, Pace};
 use super::model::{Mode, Target};
 use super::selector::{Selection, SelectorError};
 use super::view;
@@ -13,6 +14,7 @@ use walhub_common::{AgentName, DatabaseKey, Txid};
 use walhub_proto::v1;
 use walhub_proto::v1::job_request::Point;
 use walhub_store::restore as planning;
+use walhub_store::restore::source::BUFFER;
 
 /// Databases of one job.
 const MAX_TARGETS: usize = 50_000;
@@ -71,6 +73,12 @@ impl Planned {
     /// As a value for people.
     pub fn wire(&self) -> v1::JobPlan {
         view::plan(self)
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        let Asked { mode, parallelism, request, .. } = &self.asked;
+        let (node_rate, total_rate) = (request.node_bytes_per_second, request.total_bytes_per_second);
+        Pace { mode: *mode, parallelism: *parallelism, node_rate, total_rate }
     }
 }
 
@@ -140,7 +148,7 @@ impl Planner {
         }
         let mut found: Vec<(DatabaseKey, Result<Found, String>)> = futures_util::stream::iter(matching)
             .map(|key| async {
-                let found = self.look_up(&key, asked.point).await;
+                let found = self.look_up(&key, &asked).await;
                 (key, found)
             })
             .buffered(LOOKUPS)
@@ -149,8 +157,8 @@ impl Planner {
         let (mut targets, mut unplanned) = (Vec::new(), Vec::new());
         for (database, found) in found.drain(..) {
             match found {
-                Ok(Found { until, until_ms }) => {
-                    targets.push(Target { database, wave: 0, until, until_ms });
+                Ok(Found { until, until_ms, cost }) => {
+                    targets.push(Target { database, wave: 0, until, until_ms, cost });
                 }
                 Err(reason) => unplanned.push((database, reason)),
             }
@@ -159,14 +167,21 @@ impl Planner {
         Ok(Planned { asked, targets, unplanned, waves })
     }
 
-    async fn look_up(&self, database: &DatabaseKey, point: planning::Target) -> Result<Found, String> {
+    async fn look_up(&self, database: &DatabaseKey, asked: &Asked) -> Result<Found, String> {
         let sources = self.restores.select(None).map_err(|e| e.to_string())?;
         let _pin = self.restores.pins().pin(database).await;
-        let request = Request { database: database.clone(), target: point, after: None, source: None };
+        let request = Request { database: database.clone(), target: asked.point, after: None, source: None };
         let prepared = self.restores.prepare(&sources, &request).await.map_err(|e| e.to_string())?;
         let until_ms = restore::time_ms(prepared.plan.files.last(), prepared.header.as_ref());
+        // Of the plan nothing is kept but its sizes: a job may have thousands of databases.
+        let kind = |name: &planning::SourceName| {
+            sources.iter().find(|source| source.name() == name).map_or(BUFFER, |source| source.kind())
+        };
+        let cost = Cost::of(planning::estimate(&prepared.plan, kind), asked.mode);
         match prepared.header.and_then(|header| header.provenance) {
-            Some(known) => Ok(Found { until: (prepared.plan.reached.get(), known.post.get()), until_ms }),
+            Some(known) => {
+                Ok(Found { until: (prepared.plan.reached.get(), known.post.get()), until_ms, cost })
+            }
             None => {
                 Err("nobody took a checksum at that point (no walhub wrote it), so a node could not prove \
                          that it is there; restore it with -o or --to"
@@ -179,6 +194,7 @@ impl Planner {
 struct Found {
     until: (u64, u64),
     until_ms: i64,
+    cost: Cost,
 }
 
 /// Gives every database, sorted by name, its wave, and sorts by it; the number of waves.
@@ -207,6 +223,7 @@ mod tests {
                 wave: 0,
                 until: (1, 1),
                 until_ms: 0,
+                cost: Cost::default(),
             })
             .collect();
         let waves = arrange(&mut targets, &["1".into(), "50%".into()]).unwrap();

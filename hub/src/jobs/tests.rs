@@ -1,6 +1,7 @@
 //! Jobs against a world that does everything at the worst time: agents come, go, answer twice and lie, operators interfere,
 //! the hub is killed between any two records.
 
+use super::cost::Cost;
 use super::journal::Journals;
 use super::machine::{AWAY_AT_WORK_MS, AWAY_MS, Fleet, heard, next, operator, orders};
 use super::model::{Job, JobId, Mode, Phase, Record, Spec, Stand, Target};
@@ -38,6 +39,7 @@ fn begun(agents: usize, waves: &[u32], parallelism: u32, max_failures: u32) -> R
         wave: waves[n % waves.len()],
         until: (7 + n as u64, (1 << 63) | n as u64),
         until_ms: 5,
+        cost: Cost { bytes: n as u64, ..Cost::default() },
     };
     let mut targets: Vec<Target> = (0..waves.len()).map(target).collect();
     targets.sort_by(|a, b| (a.wave, &a.database).cmp(&(b.wave, &b.database)));

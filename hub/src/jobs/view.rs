@@ -1,5 +1,6 @@
 //! Jobs and plans on the wire.
 
+use super::cost;
 use super::machine::Fleet;
 use super::model::{Job, Phase, Report, Stand, Target};
 use super::plan::Planned;
@@ -18,6 +19,7 @@ pub(super) fn plan(planned: &Planned) -> v1::JobPlan {
         targets: planned.targets.iter().map(pending).collect(),
         unplanned: unplanned.collect(),
         waves: planned.waves,
+        at_most: Some(cost::total(&planned.targets, planned.pace()).wire()),
     }
 }
 
@@ -77,6 +79,7 @@ pub(super) fn job(job: &Job, fleet: &Fleet) -> v1::Job {
         away,
         operator: spec.operator.clone(),
         unplanned: left_out.collect(),
+        at_most: Some(cost::total(&job.targets, job.pace()).wire()),
     }
 }
 
@@ -112,6 +115,7 @@ fn target_of(target: &Target, state: TargetState) -> v1::JobTarget {
         until: Some(v1::Position { txid: target.until.0, checksum: target.until.1 }),
         until_ms: target.until_ms,
         state: state.into(),
+        at_most: Some(target.cost.wire()),
         ..v1::JobTarget::default()
     }
 }

@@ -9,6 +9,40 @@ use walhub_proto::v1;
 use walhub_proto::v1::job_request::Point;
 use walhub_proto::v1::{JobState, OrderState, TargetState};
 
+/// What it takes at most, as it was planned.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct AtMost {
+    /// Read from where copies lie.
+    pub(crate) bytes: u64,
+    pub(crate) requests: u64,
+    /// By list prices.
+    pub(crate) cost_usd: f64,
+    /// When every node is there.
+    pub(crate) seconds: f64,
+}
+
+impl From<v1::JobCost> for AtMost {
+    fn from(cost: v1::JobCost) -> AtMost {
+        AtMost {
+            bytes: cost.bytes,
+            requests: cost.requests,
+            cost_usd: cost.cost_micros as f64 / 1e6,
+            seconds: cost.time_ms as f64 / 1e3,
+        }
+    }
+}
+
+impl AtMost {
+    /// `at most 1.2 GiB read from copies in 120 requests, 0.0120 US dollars, about 12.3 s`.
+    pub(crate) fn text(&self) -> String {
+        let AtMost { bytes, requests, cost_usd, seconds } = self;
+        let bytes = output::bytes(*bytes);
+        format!(
+            "at most {bytes} read from copies in {requests} requests, {cost_usd:.4} US dollars, about {seconds:.1} s"
+        )
+    }
+}
+
 /// Element of `hubctl jobs list`.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Summary {
@@ -29,6 +63,8 @@ pub(crate) struct Summary {
     pub(crate) failed: u32,
     pub(crate) running: u32,
     pub(crate) away: u32,
+    /// Null of jobs that an older hub planned.
+    pub(crate) at_most: Option<AtMost>,
 }
 
 /// One database of a report.
@@ -54,6 +90,7 @@ pub(crate) struct Line {
     /// From the order to its end, by the hub's clock.
     pub(crate) hub_seconds: f64,
     pub(crate) error: Option<String>,
+    pub(crate) at_most: Option<AtMost>,
 }
 
 /// A database that matched and has no such point.
@@ -85,6 +122,11 @@ fn some(text: String) -> Option<String> {
 
 fn time(ms: i64) -> Option<String> {
     (ms != 0).then(|| clock::format_ms(ms))
+}
+
+/// Nothing takes no request at all: nobody has estimated it.
+pub(crate) fn planned(cost: Option<v1::JobCost>) -> Option<AtMost> {
+    cost.filter(|cost| cost.requests > 0).map(AtMost::from)
 }
 
 fn key(database: Option<&v1::DatabaseRef>) -> String {
@@ -146,6 +188,7 @@ impl From<v1::Job> for Summary {
             failed: job.failed,
             running: job.running,
             away: job.away,
+            at_most: planned(job.at_most),
         }
     }
 }
@@ -182,6 +225,7 @@ impl From<&v1::JobTarget> for Line {
             seconds: update.elapsed_ms as f64 / 1000.0,
             hub_seconds: target.took_ms as f64 / 1000.0,
             error: some(target.message.clone()),
+            at_most: planned(target.at_most),
         }
     }
 }
@@ -323,6 +367,7 @@ mod tests {
                 update: Some(update),
                 message: if *state == TargetState::Failed { "no\u{1b}[2J".into() } else { String::new() },
                 took_ms: 2000,
+                at_most: Some(v1::JobCost { bytes: 4096, requests: 12, cost_micros: 1500, time_ms: 40 }),
             }
         };
         let done = targets.iter().filter(|(_, state)| *state == TargetState::Done).count() as u32;
@@ -360,6 +405,12 @@ mod tests {
             (&"20261123-0230-abcd".into(), &"verified".into())
         );
         assert_eq!(json["list"][1]["error"], "no [2J");
+        assert_eq!(json["list"][0]["at_most"]["cost_usd"], 0.0015);
+        assert!(json["at_most"].is_null(), "nobody has estimated the job");
+        assert_eq!(
+            report.list[0].at_most.as_ref().map(AtMost::text).unwrap_or_default(),
+            "at most 4.0 KiB read from copies in 12 requests, 0.0015 US dollars, about 0.0 s"
+        );
     }
 
     #[test]

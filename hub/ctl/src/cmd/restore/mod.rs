@@ -59,13 +59,15 @@ Exit codes: 0 restored, 1 failed (the message says what), 2 wrong usage, 130 int
 half-written has the name of the output. A restore of more than 64 MiB that breaks off leaves what it has beside it \
 (.walhub-restore.tmp and .journal); the same command goes on from there.
 
---dry-run: estimates by list prices (S3: 0.4 US dollars for a million reads, 0.09 for a GB that leaves its region).
+--dry-run: estimates by list prices (S3: 0.4 US dollars for a million reads, 0.09 for a GB that leaves its region). With \
+--in-place they are bounds, for each database and for all, and are told before the question whether to go on as well: \
+how many pages of a live database differ is known when its node has compared them.
 
 JSON of several: {\"restored\", \"failed\", \"databases\": [one such object, or {\"database\", \"error\"}]}
 JSON with --in-place: {\"job\", \"state\", \"reason\", \"asked\", \"operator\", \"started\", \"ended\", \"seconds\", \"wave\", \
 \"waves\", \"databases\", \"restored\", \"failed\", \"running\", \"away\", \"list\": [{\"database\", \"wave\", \"state\", \
 \"asked_txid\", \"asked_time\", \"reached_txid\", \"checksum\", \"verdict\", \"new_txid\", \"safety_txid\", \"bytes\", \"seconds\", \
-\"hub_seconds\", \"error\"}], \"left_out\": [{\"database\", \"error\"}]}
+\"hub_seconds\", \"error\", \"at_most\"}], \"at_most\": {\"bytes\", \"requests\", \"cost_usd\", \"seconds\"}, \"left_out\": [{\"database\", \"error\"}]}
 
 Example:
   hubctl restore pos-17/app.db -o app.db

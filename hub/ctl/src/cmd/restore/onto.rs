@@ -3,7 +3,7 @@
 use super::Args;
 use super::checks::{self, Checks};
 use crate::cmd::jobs::follow::{self, Follow, Interrupts};
-use crate::cmd::jobs::report::{Line, Picture};
+use crate::cmd::jobs::report::{self, AtMost, Line, Picture};
 use crate::connect::Hub;
 use crate::fault::{Usage, clean, sentence};
 use crate::output::{self, Table};
@@ -63,8 +63,22 @@ fn rate(text: &str) -> Result<u64, String> {
 #[derive(Debug, Serialize)]
 struct Planned {
     waves: u32,
+    at_most: Option<AtMost>,
     list: Vec<Line>,
     left_out: Vec<LeftOut>,
+}
+
+impl Planned {
+    /// What it takes, for people.
+    fn cost(&self) -> Vec<String> {
+        let Some(at_most) = &self.at_most else { return Vec::new() };
+        vec![
+            at_most.text(),
+            "in place every file is read once for the checksums of its pages, and at most once more for the pages \
+             that differ; only those go to the nodes, and how many they are is known when each has compared"
+                .to_owned(),
+        ]
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -210,7 +224,8 @@ async fn plan(hub: &Hub, request: v1::JobRequest) -> anyhow::Result<Planned> {
         }
     });
     let list = plan.targets.iter().map(Line::from).collect();
-    Ok(Planned { waves: plan.waves, list, left_out: left.collect() })
+    let at_most = report::planned(plan.at_most);
+    Ok(Planned { waves: plan.waves, at_most, list, left_out: left.collect() })
 }
 
 fn show(planned: &Planned, json: bool) -> anyhow::Result<ExitCode> {
@@ -219,14 +234,28 @@ fn show(planned: &Planned, json: bool) -> anyhow::Result<ExitCode> {
         output::json(planned)?;
         return Ok(code);
     }
-    let mut table = Table::new(&[">WAVE", "DATABASE", ">TXID", "TIME"]);
+    let headings =
+        [">WAVE", "DATABASE", ">TXID", "TIME", ">READ AT MOST", ">REQUESTS", ">US DOLLARS", ">SECONDS"];
+    let mut table = Table::new(&headings);
     for line in &planned.list {
         let time = line.asked_time.clone().unwrap_or_default();
-        table.row([line.wave.to_string(), line.database.clone(), line.asked_txid.to_string(), time]);
+        let cost = line.at_most.as_ref();
+        let number = |of: &dyn Fn(&AtMost) -> String| cost.map(of).unwrap_or_default();
+        table.row([
+            line.wave.to_string(),
+            line.database.clone(),
+            line.asked_txid.to_string(),
+            time,
+            number(&|cost| output::bytes(cost.bytes)),
+            number(&|cost| cost.requests.to_string()),
+            number(&|cost| format!("{:.4}", cost.cost_usd)),
+            number(&|cost| format!("{:.1}", cost.seconds)),
+        ]);
     }
     let mut lines = table.lines();
     lines.extend(planned.left_out.iter().map(|left| format!("{} left out: {}", left.database, left.error)));
     lines.push(format!("{} databases in {} waves", planned.list.len(), planned.waves));
+    lines.extend(planned.cost());
     output::lines(&lines)?;
     Ok(code)
 }
@@ -235,6 +264,9 @@ fn show(planned: &Planned, json: bool) -> anyhow::Result<ExitCode> {
 async fn confirm(planned: &Planned, interrupts: &mut Interrupts) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(Usage("live databases are changed: add --yes".into()).into());
+    }
+    for line in planned.cost() {
+        eprintln!("hubctl: {line}");
     }
     let first = planned.list.first().map(|line| line.database.as_str()).unwrap_or_default();
     eprint!(
