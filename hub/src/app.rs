@@ -214,6 +214,9 @@ impl App {
         let board = Arc::new(Board::with_meters(reload::first_roster(&config, destinations), meters));
         let (registry, orders) = (Registry::default(), OrderDesk::default());
         let fleet = Arc::new(Fleet { epochs, labels, registry, orders, board: board.clone() });
+        // Before anything is deleted: what jobs still have to restore stays.
+        let on_nodes = TaskGroup::new("jobs");
+        let jobs = Jobs::start(journals, fleet.clone(), &on_nodes);
         let fanout = Fanout::start(buffer.clone(), board.clone(), &config.data_dir.join(TMP))
             .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
         let fanout = Arc::new(fanout);
@@ -262,8 +265,6 @@ impl App {
         let scratch = rules.scratch.clone().unwrap_or_else(|| data_dir.clone());
         let drills = Drills::start(parts, drilled, rules, &data_dir, &drilling)
             .map_err(|source| AppError::Data { path: scratch, source })?;
-        let on_nodes = TaskGroup::new("jobs");
-        let jobs = Jobs::start(journals, fleet.clone(), &on_nodes);
         let planner = Planner::new(buffer.clone(), fleet.clone(), restores.clone());
         let importer = Importer::new(buffer.clone(), for_import, data_dir.join(TMP));
         let handles = Handles {

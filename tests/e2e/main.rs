@@ -1,5 +1,6 @@
 //! The whole chain, driven from outside: real processes, real servers, real writers. One file per theme.
 
+mod awaited;
 mod company;
 mod config_faults;
 mod crash;

@@ -14,6 +14,7 @@ use walhub_proto::v1::retention_service_server::RetentionService;
 use walhub_proto::v1::{self, RetentionReport, RetentionVerdict};
 use walhub_store::destinations::Listed;
 use walhub_store::restore::PlannedFile;
+use walhub_store::retention::Kept;
 
 /// Files in one message.
 const FILES: usize = 1000;
@@ -53,7 +54,14 @@ fn messages(report: &Report) -> Vec<RetentionReport> {
     };
     let mut files: Vec<RetentionVerdict> =
         report.plan.delete.iter().map(|(file, why)| verdict(file, true, why.to_string())).collect();
-    files.extend(report.plan.keep.iter().map(|(file, why)| verdict(file, false, why.to_string())));
+    let stays = |why: &Kept| match why {
+        Kept::Awaited(txid) => {
+            let by = report.needs.points.get(txid).map(|by| format!(" ({by})")).unwrap_or_default();
+            format!("{why}{by}")
+        }
+        why => why.to_string(),
+    };
+    files.extend(report.plan.keep.iter().map(|(file, why)| verdict(file, false, stays(why))));
     let message = |files: &[RetentionVerdict]| RetentionReport {
         database: Some(reference(&report.database)),
         destination: report.destination.to_string(),

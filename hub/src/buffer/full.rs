@@ -4,8 +4,9 @@ use super::contract::{Subject, bytes_of, fill, key, lane, register, segment, txi
 use super::squash::{MergeError, Merger, Opens};
 use super::{BufferError, DatabaseId, EveryDatabase, SegmentMeta, SegmentRef, Takers, WalBuffer};
 use std::io::Read;
-use std::sync::Arc;
-use walhub_common::{DestinationName, Pos};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use walhub_common::{DestinationName, Pos, TxidRange};
 
 /// Merges into a count and a sum over all bytes: a stand-in for LTX, which the buffer does not know. However segments
 /// are merged, once or again, the result for a range is the same: see [`folded`].
@@ -155,6 +156,124 @@ fn singles(merged: &SegmentRef, size: usize) -> Vec<Vec<u8>> {
         }
     }
     all
+}
+
+/// Lanes, and what somebody waits for.
+#[derive(Debug)]
+struct Awaiting {
+    lanes: Arc<[DestinationName]>,
+    runs: Mutex<Vec<TxidRange>>,
+    revision: AtomicU64,
+}
+
+impl Awaiting {
+    fn runs(&self) -> MutexGuard<'_, Vec<TxidRange>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Takers for Awaiting {
+    fn of(&self, _: DatabaseId) -> Arc<[DestinationName]> {
+        self.lanes.clone()
+    }
+
+    fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Relaxed)
+    }
+
+    fn kept(&self, _: DatabaseId) -> Vec<TxidRange> {
+        self.runs().clone()
+    }
+
+    fn give_up_kept(&self) {
+        self.runs().clear();
+        self.revision.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What stays for a point that is awaited, although lanes have taken everything; and that agents come before it. `subject`
+/// must squash with [`Fold`], hold at most about `max_bytes`, and be empty at first.
+pub async fn kept_suite(subject: &mut dyn Subject, max_bytes: u64) {
+    let buffer = subject.buffer();
+    let id = register(&*buffer, "awaited").await.id;
+    let size = usize::try_from(max_bytes / 300).unwrap();
+    let run = |min, max| TxidRange::new(txid(min), txid(max)).unwrap();
+    let takers = Arc::new(Awaiting {
+        lanes: [lane("a")].into(),
+        runs: Mutex::new(vec![run(5, 9)]),
+        revision: AtomicU64::new(0),
+    });
+    buffer.trim(takers.clone()).await.unwrap();
+    let mut position = None;
+    let grow = async |buffer: &dyn WalBuffer, position: &mut Option<Pos>, count: u64, taken: bool| {
+        for _ in 0..count {
+            let made = segment(*position, position.map_or(1, |p: Pos| p.txid.get() + 1), &[size], 5);
+            made.append(buffer, id).await.unwrap();
+            *position = made.position();
+            if taken {
+                buffer.set_cursor(&lane("a"), id, position.unwrap().txid).unwrap();
+            }
+            let usage = buffer.usage();
+            assert!(usage.bytes <= usage.max_bytes, "{usage:?}");
+        }
+    };
+    grow(&*buffer, &mut position, 900, true).await;
+    for _ in 0..2 {
+        let buffer = subject.buffer();
+        let held = buffer.read(id, Some(txid(4)), u64::MAX).unwrap();
+        let ends: Vec<u64> = held.iter().map(|segment| segment.meta.range.max().get()).take(5).collect();
+        assert_eq!(ends, [5, 6, 7, 8, 9], "each is a point of its own still");
+        let mut before = position_at(4, size);
+        for segment_ref in &held[..5] {
+            let made = segment(before, segment_ref.meta.range.max().get(), &[size], 5);
+            assert_eq!(bytes_of(&*buffer, id, segment_ref), made.bytes());
+            before = made.position();
+        }
+        assert!(
+            matches!(buffer.read(id, Some(txid(300)), 1), Err(BufferError::Trimmed { .. })),
+            "others are gone"
+        );
+        subject.reopen().await;
+        subject.buffer().trim(takers.clone()).await.unwrap();
+    }
+    // What no lane takes is merged, but not across a point that is awaited.
+    let awaited = position.unwrap().txid.get() + 20;
+    takers.runs().push(run(awaited - 2, awaited));
+    takers.revision.fetch_add(1, Ordering::Relaxed);
+    let buffer = subject.buffer();
+    grow(&*buffer, &mut position, 600, false).await;
+    let held = buffer.list(id, Some(txid(9)), usize::MAX).unwrap();
+    assert!(held.iter().any(|segment| segment.meta.range.count() > 1), "some were merged");
+    let ends: Vec<u64> = held.iter().map(|segment| segment.meta.range.max().get()).collect();
+    assert!(!takers.runs().is_empty() && ends.contains(&awaited), "{awaited}: {ends:?}");
+}
+
+/// The position after so many segments of `kept_suite`.
+fn position_at(count: u64, size: usize) -> Option<Pos> {
+    (1..=count).fold(None, |position, n| segment(position, n, &[size], 5).position())
+}
+
+/// Where lanes take everything and what is awaited alone leaves no room, it goes: agents come first.
+pub async fn given_up_suite(subject: &mut dyn Subject, max_bytes: u64) {
+    let buffer = subject.buffer();
+    let id = register(&*buffer, "awaited").await.id;
+    let size = usize::try_from(max_bytes / 300).unwrap();
+    let all = TxidRange::new(txid(1), txid(1 << 40)).unwrap();
+    let takers = Arc::new(Awaiting {
+        lanes: [lane("a")].into(),
+        runs: Mutex::new(vec![all]),
+        revision: AtomicU64::new(0),
+    });
+    buffer.trim(takers.clone()).await.unwrap();
+    let mut position: Option<Pos> = None;
+    for _ in 0..900 {
+        let made = segment(position, position.map_or(1, |p| p.txid.get() + 1), &[size], 5);
+        made.append(&*buffer, id).await.unwrap();
+        position = made.position();
+        buffer.set_cursor(&lane("a"), id, position.unwrap().txid).unwrap();
+    }
+    assert!(takers.runs().is_empty(), "nothing else would have made room");
+    assert!(matches!(buffer.read(id, None, 1), Err(BufferError::Trimmed { .. })));
 }
 
 /// A segment that is larger than the whole buffer is refused for what it is.

@@ -5,7 +5,7 @@ use super::squash::{GivenUp, LEAST_GAIN, Losses, MAX_RUN, Merger, cost, next_run
 use super::tail::{Tail, check_adoption, wanted};
 use super::{
     BufferError, Chunk, DatabaseId, Place, Registered, SegmentMeta, SegmentRef, Takers, Usage, WalBuffer,
-    lineage_for,
+    is_kept, lineage_for,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -132,10 +132,17 @@ impl State {
         one.max(all)
     }
 
+    /// True when nobody needs this segment, or whoever does can have it elsewhere.
+    fn may_go(&self, id: DatabaseId, min: Txid, one_is_enough: bool) -> bool {
+        let range = self.databases[&id].segments[&min].meta.range;
+        let kept = self.takers.as_ref().is_some_and(|takers| is_kept(&takers.kept(id), range));
+        !kept && Some(range.max()) <= self.passed(id, one_is_enough)
+    }
+
     fn trim(&mut self, target_bytes: u64) {
         while self.usage.bytes > target_bytes {
             let Some((&number, &(id, min))) = self.order.first_key_value() else { return };
-            if Some(self.databases[&id].segments[&min].meta.range.max()) > self.passed(id, false) {
+            if !self.may_go(id, min, false) {
                 return;
             }
             self.remove(number);
@@ -143,6 +150,16 @@ impl State {
     }
 
     fn make_room(&mut self, target_bytes: u64, merger: Option<&dyn Merger>) {
+        self.free(target_bytes, merger);
+        if self.usage.bytes > target_bytes
+            && let Some(takers) = &self.takers
+        {
+            takers.give_up_kept();
+            self.free(target_bytes, merger);
+        }
+    }
+
+    fn free(&mut self, target_bytes: u64, merger: Option<&dyn Merger>) {
         self.trim(target_bytes);
         let numbers: Vec<u64> = self.order.keys().copied().collect();
         for number in numbers {
@@ -150,8 +167,7 @@ impl State {
                 return;
             }
             let (id, min) = self.order[&number];
-            if Some(self.databases[&id].segments[&min].meta.range.max()) <= self.passed(id, merger.is_some())
-            {
+            if self.may_go(id, min, merger.is_some()) {
                 self.remove(number);
             }
         }
@@ -178,7 +194,10 @@ impl State {
     fn squash(&mut self, id: DatabaseId, merger: &dyn Merger, wanted: u64) {
         let lanes = self.takers.as_ref().map(|takers| takers.of(id));
         let at = |lane: &DestinationName| self.cursors.get(&(lane.clone(), id)).copied();
-        let cuts: BTreeSet<Txid> = lanes.iter().flat_map(|lanes| lanes.iter()).filter_map(at).collect();
+        let mut cuts: BTreeSet<Txid> = lanes.iter().flat_map(|lanes| lanes.iter()).filter_map(at).collect();
+        let furthest = cuts.last().copied();
+        let kept = self.takers.as_ref().map(|takers| takers.kept(id)).unwrap_or_default();
+        cuts.extend(kept.into_iter().map(|run| run.max()));
         let (mut freed, mut after) = (0, self.passed(id, true));
         while freed < wanted {
             let stored: Vec<&Stored> =
@@ -200,7 +219,7 @@ impl State {
             let before: u64 = inputs.iter().map(|s| s.bytes).sum();
             let gain = before.saturating_sub(merged.len() as u64);
             let numbers: Vec<u64> = stored.iter().map(|s| s.number).collect();
-            let given_up = cost(inputs, cuts.last().copied());
+            let given_up = cost(inputs, furthest);
             for number in numbers {
                 self.remove(number);
             }
@@ -423,7 +442,7 @@ impl WalBuffer for MemoryBuffer {
 mod tests {
     use super::*;
     use crate::buffer::contract::{Subject, suite};
-    use crate::buffer::full::{Fold, bound_suite, oversized_suite, squash_suite};
+    use crate::buffer::full::{Fold, bound_suite, given_up_suite, kept_suite, oversized_suite, squash_suite};
 
     struct Memory(Arc<MemoryBuffer>);
 
@@ -451,6 +470,13 @@ mod tests {
     async fn gives_up_restore_points_and_no_data() {
         let buffer = MemoryBuffer::squashing(4 << 20, Arc::new(Fold));
         squash_suite(&mut Memory(Arc::new(buffer)), 4 << 20).await;
+    }
+
+    #[tokio::test]
+    async fn keeps_what_somebody_waits_for() {
+        let buffer = || Memory(Arc::new(MemoryBuffer::squashing(4 << 20, Arc::new(Fold))));
+        kept_suite(&mut buffer(), 4 << 20).await;
+        given_up_suite(&mut buffer(), 4 << 20).await;
     }
 
     #[tokio::test]

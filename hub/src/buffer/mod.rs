@@ -256,6 +256,20 @@ pub trait Takers: Send + Sync + std::fmt::Debug {
         let _ = lane;
         false
     }
+
+    /// Runs of transactions of `database` that stay whatever lanes have taken; the end of each stays a restore point.
+    fn kept(&self, database: DatabaseId) -> Vec<TxidRange> {
+        let _ = database;
+        Vec::new()
+    }
+
+    /// Without the room that kept runs take, more would have to be refused: nothing is kept from now on.
+    fn give_up_kept(&self) {}
+}
+
+/// Whether a segment of these transactions is part of a run that stays.
+fn is_kept(runs: &[TxidRange], range: TxidRange) -> bool {
+    runs.iter().any(|&run| run.min() <= range.max() && range.min() <= run.max())
 }
 
 /// The same lanes for every database.

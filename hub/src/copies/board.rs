@@ -10,6 +10,7 @@
 //!
 //! Non-goal: it decides nothing; the rule is [`super::policy`].
 
+use super::awaited::Awaited;
 use super::meters::Meters;
 use super::points::Points;
 use super::roster::{LaneId, Roster, Terms};
@@ -22,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use walhub_common::{DatabaseKey, DestinationName, Txid};
+use walhub_common::{DatabaseKey, DestinationName, Txid, TxidRange};
 
 /// How a lane is doing.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -137,6 +138,7 @@ pub struct Board {
     health: Mutex<BTreeMap<LaneId, LaneHealth>>,
     entries: Mutex<HashMap<DatabaseId, Entry>>,
     /// Counts changes of who serves what.
+    awaited: Awaited,
     revision: AtomicU64,
     /// What compaction does.
     compaction: Arc<Report>,
@@ -166,6 +168,7 @@ impl Board {
             roster: watch::Sender::new(Arc::new(roster)),
             health: Mutex::default(),
             entries: Mutex::default(),
+            awaited: Awaited::default(),
             revision: AtomicU64::new(0),
             compaction: Arc::default(),
             mirror: MirrorReport::default(),
@@ -187,6 +190,11 @@ impl Board {
     /// Where the hub itself is kept.
     pub fn mirror(&self) -> &MirrorReport {
         &self.mirror
+    }
+
+    /// Restore points that somebody waits to bring back.
+    pub fn awaited(&self) -> &Awaited {
+        &self.awaited
     }
 
     /// Restore points that destinations surely have.
@@ -322,7 +330,17 @@ impl Takers for Board {
     }
 
     fn revision(&self) -> u64 {
-        self.revision.load(Ordering::Relaxed)
+        // Both only grow, so their sum is another one whenever one of them is.
+        self.revision.load(Ordering::Relaxed).wrapping_add(self.awaited.revision())
+    }
+
+    fn kept(&self, database: DatabaseId) -> Vec<TxidRange> {
+        let key = lock(&self.entries).get(&database).map(|entry| entry.key.clone());
+        key.map(|key| self.awaited.buffered(&key)).unwrap_or_default()
+    }
+
+    fn give_up_kept(&self) {
+        self.awaited.give_up_buffered();
     }
 
     fn answers(&self, name: &DestinationName) -> bool {

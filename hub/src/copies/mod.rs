@@ -6,10 +6,12 @@
 //! - [`roster`]: the destinations in service, as a value.
 //! - [`meters`]: requests of today.
 //! - [`points`]: restore points that destinations surely have.
+//! - [`awaited`]: restore points that are still to be brought back.
 //! - [`board`]: the shared picture.
 //!
 //! Non-goals: no copying, no connections; of all this only the requests of today lie on disk (cursors belong to the buffer).
 
+pub mod awaited;
 pub mod board;
 pub mod meters;
 pub mod points;
@@ -17,6 +19,7 @@ pub mod policy;
 pub mod roster;
 pub mod rules;
 
+pub use awaited::{Awaited, Need, Needs, Wait};
 pub use board::{Board, Inbox, LaneHealth, Row};
 pub use meters::Meters;
 pub use points::{Points, Turn};

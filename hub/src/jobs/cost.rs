@@ -121,12 +121,14 @@ struct Wave<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::model::Stays;
     use super::*;
 
     fn target(name: &str, wave: u32, bytes: u64, ms: u64) -> Target {
         let cost = Cost { bytes, requests: 12, micros: 7, ms };
         let (until, until_ms) = ((1, 1), 0);
-        Target { database: name.parse().unwrap(), wave, until, until_ms, cost }
+        let stays = Stays::default();
+        Target { database: name.parse().unwrap(), wave, until, until_ms, cost, stays }
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //! written to disk.
 
 use super::cost::{Cost, Pace};
+use crate::copies::Need;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use walhub_common::{DatabaseKey, clock};
+use walhub_common::{DatabaseKey, Txid, clock};
 use walhub_proto::v1;
 
 /// Name of a job at this hub: the minute it began, and something random.
@@ -97,6 +98,27 @@ pub struct Target {
     /// What bringing it there takes at most.
     #[serde(default)]
     pub cost: Cost,
+    /// What must stay for it until then.
+    #[serde(default)]
+    pub stays: Stays,
+}
+
+/// What leads to a point, beside what destinations have up to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Stays {
+    /// The buffer, from this transaction on.
+    pub buffered_from: Option<u64>,
+    /// Files of several destinations.
+    pub everything: bool,
+}
+
+impl Target {
+    /// What is awaited as long as it is not restored.
+    pub(super) fn need(&self) -> Need {
+        let Stays { buffered_from, everything } = self.stays;
+        let txid = Txid::new(self.until.0).unwrap_or(Txid::FIRST);
+        Need { txid, buffered_from: buffered_from.and_then(Txid::new), everything }
+    }
 }
 
 /// What a node reported at the end.

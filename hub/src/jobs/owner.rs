@@ -5,9 +5,10 @@
 
 use super::journal::{Journal, Journals};
 use super::machine::{self, Fleet as Seen};
-use super::model::{Job, JobId, Record, Spec};
+use super::model::{Job, JobId, Record};
 use super::plan::Planned;
 use super::view;
+use crate::copies::{Awaited, Wait};
 use crate::fleet::Fleet;
 use crate::fleet::orders::News;
 use std::collections::BTreeMap;
@@ -20,8 +21,6 @@ use tokio_util::sync::CancellationToken;
 use walhub_common::task::TaskGroup;
 use walhub_common::{DatabaseKey, clock};
 use walhub_proto::v1;
-use walhub_proto::v1::job_request::Point;
-use walhub_proto::v1::selector::By;
 
 /// Ended jobs that are remembered.
 const HISTORY: usize = 100;
@@ -105,12 +104,14 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// Carries on what was on disk, in a task of `group`.
+    /// Carries on what was on disk, in a task of `group`. What it waits for is known when this returns.
     pub fn start(mut journals: Journals, fleet: Arc<Fleet>, group: &TaskGroup) -> Jobs {
-        let held = journals.take();
+        let found = journals.take();
         let (commands, asked) = mpsc::channel(COMMANDS);
         let (revision, seen) = watch::channel(1);
-        let jobs = held.into_iter().map(|(id, (job, journal))| (id, Held::new(job, journal, 1))).collect();
+        let awaited = fleet.board.awaited();
+        let held = |(id, (job, journal))| (id, Held::new(job, journal, 1).wait(awaited));
+        let jobs = found.into_iter().map(held).collect();
         let seen_fleet = Seen { seen: BTreeMap::new(), started_ms: clock::now_ms() };
         let owner = Owner { journals: Arc::new(journals), fleet, jobs, seen: seen_fleet, revision };
         group.spawn(owner.run(asked, group.token().clone()));
@@ -163,6 +164,8 @@ struct Held {
     changed: Vec<u64>,
     /// What lies at the desk: whether it was taken back.
     posted: BTreeMap<usize, bool>,
+    /// What leads to the points of databases that are not at their end stays.
+    waits: BTreeMap<usize, Wait>,
     /// The disk failed, and that was said.
     failing: bool,
 }
@@ -176,7 +179,31 @@ impl Held {
             due: Vec::new(),
             changed,
             posted: BTreeMap::new(),
+            waits: BTreeMap::new(),
             failing: false,
+        }
+    }
+
+    /// Waits for every point that is still to be restored.
+    fn wait(mut self, awaited: &Awaited) -> Held {
+        if self.job.phase.is_end() {
+            return self;
+        }
+        let by: Arc<str> = format!("job {}", self.job.spec.id).into();
+        for (at, (target, stand)) in self.job.targets.iter().zip(&self.job.stands).enumerate() {
+            if !stand.is_end() {
+                self.waits.insert(at, awaited.wait(&target.database, target.need(), &by));
+            }
+        }
+        self
+    }
+
+    /// Waits no longer for what a record ended.
+    fn release(&mut self, record: &Record) {
+        match record {
+            Record::Stand { target, stand } if stand.is_end() => drop(self.waits.remove(target)),
+            Record::Phase { phase, .. } if phase.is_end() => self.waits.clear(),
+            _ => {}
         }
     }
 
@@ -203,6 +230,7 @@ impl Held {
         self.failing = false;
         for record in &records {
             self.job.apply(record);
+            self.release(record);
             match record {
                 Record::Stand { target, .. } => self.changed[*target] = revision,
                 Record::Phase { phase, reason, .. } => {
@@ -398,7 +426,7 @@ impl Owner {
         while self.jobs.contains_key(&id) {
             id = JobId::new(clock::now_ms());
         }
-        let first = begun(id.clone(), planned, operator);
+        let (first, waits) = planned.record(id.clone(), operator);
         let (journals, record, name) = (self.journals.clone(), first.clone(), id.clone());
         let journal = tokio::task::spawn_blocking(move || journals.create(&name, &record)).await;
         let journal = journal.map_err(io::Error::other)??;
@@ -406,7 +434,10 @@ impl Owner {
         tracing::info!(
             job = %id, databases = job.targets.len(), waves = job.spec.waves, operator = job.spec.operator, "a job begins"
         );
-        self.jobs.insert(id.clone(), Held::new(job, journal, self.next_revision()));
+        let held = Held::new(job, journal, self.next_revision()).wait(self.fleet.board.awaited());
+        // Now the job waits itself.
+        drop(waits);
+        self.jobs.insert(id.clone(), held);
         self.forget().await;
         self.advance().await;
         Ok(view::job(&self.jobs[&id].job, &self.seen))
@@ -430,42 +461,4 @@ impl Owner {
             self.jobs.remove(id);
         }
     }
-}
-
-fn begun(id: JobId, planned: Planned, operator: String) -> Record {
-    let Planned { asked, targets, unplanned, waves } = planned;
-    let request = asked.request;
-    let (mut names, mut labels) = (Vec::new(), Vec::new());
-    for selector in request.selectors {
-        match selector.by {
-            Some(By::Name(text)) => names.push(text),
-            Some(By::Labels(text)) => labels.push(text),
-            None => {}
-        }
-    }
-    let (timestamp_ms, txid) = match request.point {
-        Some(Point::TimestampMs(ms)) => (Some(ms), None),
-        Some(Point::Txid(txid)) => (None, Some(txid)),
-        None => (None, None),
-    };
-    let spec = Spec {
-        id,
-        request_id: request.request_id,
-        operator,
-        started_ms: clock::now_ms(),
-        names,
-        labels,
-        timestamp_ms,
-        txid,
-        mode: asked.mode,
-        wave_words: request.waves,
-        waves,
-        max_failures: request.max_failures,
-        parallelism: asked.parallelism,
-        node_rate: request.node_bytes_per_second,
-        total_rate: request.total_bytes_per_second,
-        checks: request.checks,
-        unplanned: unplanned.into_iter().map(|(key, reason)| (key.to_string(), reason)).collect(),
-    };
-    Record::Begun { spec: Box::new(spec), targets }
 }

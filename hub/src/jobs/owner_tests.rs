@@ -2,7 +2,7 @@
 
 use super::cost::Cost;
 use super::journal::Journals;
-use super::model::{JobId, Target};
+use super::model::{JobId, Stays, Target};
 use super::owner::{Action, JobError, Jobs};
 use super::plan::{Asked, Planned};
 use crate::copies::{Board, Policy, Roster, Rules};
@@ -46,6 +46,18 @@ impl Life {
         self.fleet.orders.sit(&agent_name(agent), true)
     }
 
+    /// Whether the points of these databases are kept, at destinations and in the buffer.
+    fn awaited(&self, databases: &[&str]) -> Vec<bool> {
+        let awaited = self.fleet.board.awaited();
+        let kept = |name: &&str| {
+            let key = name.parse().unwrap();
+            let there = !awaited.of(&key).points.is_empty();
+            assert_eq!(there, !awaited.buffered(&key).is_empty());
+            there
+        };
+        databases.iter().map(kept).collect()
+    }
+
     async fn end(self) {
         assert!(self.group.shutdown(PATIENCE).await);
     }
@@ -84,9 +96,16 @@ fn planned(request_id: &str, databases: &[&str], max_failures: u32) -> Planned {
         until: (n as u64 + 1, 1 << 63),
         until_ms: 9,
         cost: Cost::default(),
+        stays: Stays { buffered_from: Some(1), everything: false },
     };
     let targets = databases.iter().enumerate().map(target).collect();
-    Planned { asked: Asked::new(request).unwrap(), targets, unplanned: Vec::new(), waves: 1 }
+    Planned {
+        asked: Asked::new(request).unwrap(),
+        targets,
+        unplanned: Vec::new(),
+        waves: 1,
+        waits: Arc::default(),
+    }
 }
 
 async fn next(chair: &Chair) -> RestoreOrder {
@@ -117,10 +136,12 @@ async fn a_job_goes_on_in_the_next_life_of_the_hub_where_it_was() {
     say(&a, &first, OrderState::Done);
     say(&b, &second, OrderState::Applying);
     life.until(|job| job.done == 1 && job.running == 1 && job.away == 1).await;
+    assert_eq!(life.awaited(&["a/1", "b/1", "c/1"]), [false, true, true]);
     life.end().await;
     drop((a, b));
 
     let life = Life::begin(dir.path());
+    assert_eq!(life.awaited(&["a/1", "b/1", "c/1"]), [false, true, true], "before anything else begins");
     let (a, b) = (life.sit("a"), life.sit("b"));
     let again = next(&b).await;
     assert_eq!(again, second, "what was ordered is ordered again, as it was");
@@ -129,7 +150,8 @@ async fn a_job_goes_on_in_the_next_life_of_the_hub_where_it_was() {
     say(&b, &again, OrderState::Done);
     say(&c, &third, OrderState::Done);
     let ended = life.until(|job| job.state() == JobState::Done).await;
-    assert_eq!((ended.id, ended.done), (job.id, 3));
+    assert_eq!((ended.id, ended.done, ended.kept), (job.id, 3, 0));
+    assert_eq!(life.awaited(&["a/1", "b/1", "c/1"]), [false; 3]);
     let silent = tokio::time::timeout(Duration::from_millis(50), a.next()).await;
     assert!(silent.is_err(), "what is done is not ordered again: {silent:?}");
     life.end().await;
@@ -143,6 +165,7 @@ async fn operators_stop_what_has_not_begun_and_hear_what_could_not_be_stopped() 
     assert!(matches!(life.jobs.act("nope", Action::Pause, "ann").await, Err(JobError::Unknown(_))));
     let a = life.sit("a");
     life.jobs.begin(planned("", &["a/1", "a/2", "a/3", "b/1"], 5), "ann").await.unwrap();
+    assert_eq!(life.awaited(&["a/1", "a/3", "b/1"]), [true; 3]);
     let (one, two) = (next(&a).await, next(&a).await);
     say(&a, &one, OrderState::Failed);
     let three = next(&a).await;
@@ -156,6 +179,7 @@ async fn operators_stop_what_has_not_begun_and_hear_what_could_not_be_stopped() 
     say(&a, &three, OrderState::Done);
     let ended = life.until(|job| job.state() == JobState::Cancelled).await;
     assert_eq!((ended.done, ended.failed), (1, 3), "{ended:?}");
+    assert_eq!(life.awaited(&["a/1", "a/3", "b/1"]), [false; 3]);
     let refused = life.jobs.act("", Action::Resume, "ann").await.unwrap_err().to_string();
     assert!(refused.contains("has ended"), "{refused}");
     life.end().await;

@@ -1,20 +1,23 @@
 //! From what was asked to a list of databases, each with its position and its wave.
 
 use super::cost::{Cost, Pace};
-use super::model::{Mode, Target};
+use super::model::{JobId, Mode, Record, Spec, Stays, Target};
 use super::selector::{Selection, SelectorError};
 use super::view;
 use super::waves::{self, WaveError};
 use crate::buffer::WalBuffer;
+use crate::copies::Wait;
 use crate::fleet::Fleet;
 use crate::restore::{self, Request, Restores};
 use futures_util::StreamExt;
 use std::sync::Arc;
-use walhub_common::{AgentName, DatabaseKey, Txid};
+use walhub_common::{AgentName, DatabaseKey, Txid, clock};
 use walhub_proto::v1;
 use walhub_proto::v1::job_request::Point;
+use walhub_proto::v1::selector::By;
 use walhub_store::restore as planning;
 use walhub_store::restore::source::BUFFER;
+use walhub_store::restore::{Listing, Reach};
 
 /// Databases of one job.
 const MAX_TARGETS: usize = 50_000;
@@ -67,6 +70,8 @@ pub struct Planned {
     pub unplanned: Vec<(DatabaseKey, String)>,
     /// Number of waves.
     pub waves: u32,
+    /// Nothing takes the points away as long as these live, however long whoever asked thinks about it.
+    pub(super) waits: Arc<Vec<Wait>>,
 }
 
 impl Planned {
@@ -79,6 +84,45 @@ impl Planned {
         let Asked { mode, parallelism, request, .. } = &self.asked;
         let (node_rate, total_rate) = (request.node_bytes_per_second, request.total_bytes_per_second);
         Pace { mode: *mode, parallelism: *parallelism, node_rate, total_rate }
+    }
+
+    /// The first record of a job that carries it out, and what waits for its points until then.
+    pub(super) fn record(self, id: JobId, operator: String) -> (Record, Arc<Vec<Wait>>) {
+        let Planned { asked, targets, unplanned, waves, waits } = self;
+        let request = asked.request;
+        let (mut names, mut labels) = (Vec::new(), Vec::new());
+        for selector in request.selectors {
+            match selector.by {
+                Some(By::Name(text)) => names.push(text),
+                Some(By::Labels(text)) => labels.push(text),
+                None => {}
+            }
+        }
+        let (timestamp_ms, txid) = match request.point {
+            Some(Point::TimestampMs(ms)) => (Some(ms), None),
+            Some(Point::Txid(txid)) => (None, Some(txid)),
+            None => (None, None),
+        };
+        let spec = Spec {
+            id,
+            request_id: request.request_id,
+            operator,
+            started_ms: clock::now_ms(),
+            names,
+            labels,
+            timestamp_ms,
+            txid,
+            mode: asked.mode,
+            wave_words: request.waves,
+            waves,
+            max_failures: request.max_failures,
+            parallelism: asked.parallelism,
+            node_rate: request.node_bytes_per_second,
+            total_rate: request.total_bytes_per_second,
+            checks: request.checks,
+            unplanned: unplanned.into_iter().map(|(key, reason)| (key.to_string(), reason)).collect(),
+        };
+        (Record::Begun { spec: Box::new(spec), targets }, waits)
     }
 }
 
@@ -154,17 +198,18 @@ impl Planner {
             .buffered(LOOKUPS)
             .collect()
             .await;
-        let (mut targets, mut unplanned) = (Vec::new(), Vec::new());
+        let (mut targets, mut unplanned, mut waits) = (Vec::new(), Vec::new(), Vec::new());
         for (database, found) in found.drain(..) {
             match found {
-                Ok(Found { until, until_ms, cost }) => {
-                    targets.push(Target { database, wave: 0, until, until_ms, cost });
+                Ok(Found { target, wait }) => {
+                    targets.push(target);
+                    waits.push(wait);
                 }
                 Err(reason) => unplanned.push((database, reason)),
             }
         }
         let waves = arrange(&mut targets, &asked.request.waves)?;
-        Ok(Planned { asked, targets, unplanned, waves })
+        Ok(Planned { asked, targets, unplanned, waves, waits: Arc::new(waits) })
     }
 
     async fn look_up(&self, database: &DatabaseKey, asked: &Asked) -> Result<Found, String> {
@@ -180,7 +225,14 @@ impl Planner {
         let cost = Cost::of(planning::estimate(&prepared.plan, kind), asked.mode);
         match prepared.header.and_then(|header| header.provenance) {
             Some(known) => {
-                Ok(Found { until: (prepared.plan.reached.get(), known.post.get()), until_ms, cost })
+                let reached = prepared.plan.reached;
+                let until = (reached.get(), known.post.get());
+                let stays = stays(&prepared.listings, reached);
+                let target = Target { database: database.clone(), wave: 0, until, until_ms, cost, stays };
+                // While the database is pinned, so that nobody deletes between the look and the wait.
+                let by = "a job that is being planned".into();
+                let wait = self.fleet.board.awaited().wait(database, target.need(), &by);
+                Ok(Found { target, wait })
             }
             None => {
                 Err("nobody took a checksum at that point (no walhub wrote it), so a node could not prove \
@@ -192,9 +244,26 @@ impl Planner {
 }
 
 struct Found {
-    until: (u64, u64),
-    until_ms: i64,
-    cost: Cost,
+    target: Target,
+    wait: Wait,
+}
+
+/// What leads to `txid` beside the files of a single destination. Pure.
+fn stays(listings: &[Listing], txid: Txid) -> Stays {
+    let (buffer, places): (Vec<&Listing>, Vec<&Listing>) =
+        listings.iter().partition(|listing| listing.source.as_str() == BUFFER);
+    let nearest = |place: &&Listing| {
+        let alone = std::slice::from_ref(*place);
+        Reach::new(alone, None).points().rfind(|point| *point <= txid)
+    };
+    let best = places.into_iter().map(|place| (nearest(&place), place)).max_by_key(|(nearest, _)| *nearest);
+    let nearest = best.and_then(|(nearest, _)| nearest);
+    if nearest == Some(txid) {
+        return Stays::default();
+    }
+    let together: Vec<Listing> = best.map(|(_, place)| place).into_iter().chain(buffer).cloned().collect();
+    let everything = Reach::new(&together, None).chain_to(txid).is_none();
+    Stays { buffered_from: Some(Txid::following(nearest).get()), everything }
 }
 
 /// Gives every database, sorted by name, its wave, and sorts by it; the number of waves.
@@ -214,6 +283,8 @@ fn arrange(targets: &mut [Target], wave_words: &[String]) -> Result<u32, WaveErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use walhub_common::{Level, TxidRange};
+    use walhub_store::destinations::Listed;
 
     #[test]
     fn the_databases_of_a_node_are_in_one_wave() {
@@ -224,6 +295,7 @@ mod tests {
                 until: (1, 1),
                 until_ms: 0,
                 cost: Cost::default(),
+                stays: Stays::default(),
             })
             .collect();
         let waves = arrange(&mut targets, &["1".into(), "50%".into()]).unwrap();
@@ -231,6 +303,37 @@ mod tests {
         let size = |wave| targets.iter().filter(|t| t.wave == wave).count();
         assert_eq!([size(1), size(2), size(3)], [4, 16, 20]);
         assert!(targets.iter().all(|t| (t.wave == 1) == (t.database.agent.as_str() == "n00")));
+    }
+
+    #[test]
+    fn what_no_destination_leads_to_is_kept_in_the_buffer() {
+        let listing = |name: &str, files: &[(u8, u64, u64)]| {
+            let file = |&(level, min, max): &(u8, u64, u64)| Listed {
+                level: Level::new(level).unwrap(),
+                range: TxidRange::from_raw(min, max).unwrap(),
+                size: 1,
+                time_ms: 0,
+            };
+            Listing { source: name.parse().unwrap(), files: files.iter().map(file).collect() }
+        };
+        let stays = |listings: &[Listing], txid| {
+            let Stays { buffered_from, everything } = stays(listings, Txid::new(txid).unwrap());
+            (buffered_from, everything)
+        };
+        let buffer = listing(BUFFER, &[(0, 4, 4), (0, 5, 5), (0, 6, 6), (0, 7, 7)]);
+        let near = listing("near", &[(9, 1, 3), (0, 4, 6)]);
+        let far = listing("far", &[(9, 1, 3), (0, 4, 4)]);
+        let all = [buffer.clone(), near.clone(), far.clone()];
+        assert_eq!(stays(&all, 3), (None, false));
+        assert_eq!(stays(&all, 6), (None, false), "a destination has it");
+        assert_eq!(stays(&all, 5), (Some(5), false), "inside of a file of one, behind the end of the other");
+        assert_eq!(stays(&all, 7), (Some(7), false));
+        assert_eq!(stays(&[buffer.clone(), listing("new", &[])], 5), (Some(1), true), "nothing leads there");
+        let young = listing(BUFFER, &[(0, 1, 1), (0, 2, 2)]);
+        assert_eq!(stays(&[young], 2), (Some(1), false));
+        // One place has the beginning, another one the end.
+        let end = listing("end", &[(0, 4, 5)]);
+        assert_eq!(stays(&[listing("begin", &[(9, 1, 3)]), end], 5), (Some(4), true));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::cost::Cost;
 use super::journal::Journals;
 use super::machine::{AWAY_AT_WORK_MS, AWAY_MS, Fleet, heard, next, operator, orders};
-use super::model::{Job, JobId, Mode, Phase, Record, Spec, Stand, Target};
+use super::model::{Job, JobId, Mode, Phase, Record, Spec, Stand, Stays, Target};
 use super::owner::Action;
 use crate::fleet::orders::Presence;
 use rand::rngs::StdRng;
@@ -40,6 +40,7 @@ fn begun(agents: usize, waves: &[u32], parallelism: u32, max_failures: u32) -> R
         until: (7 + n as u64, (1 << 63) | n as u64),
         until_ms: 5,
         cost: Cost { bytes: n as u64, ..Cost::default() },
+        stays: Stays::default(),
     };
     let mut targets: Vec<Target> = (0..waves.len()).map(target).collect();
     targets.sort_by(|a, b| (a.wave, &a.database).cmp(&(b.wave, &b.database)));

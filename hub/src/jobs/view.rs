@@ -80,7 +80,14 @@ pub(super) fn job(job: &Job, fleet: &Fleet) -> v1::Job {
         operator: spec.operator.clone(),
         unplanned: left_out.collect(),
         at_most: Some(cost::total(&job.targets, job.pace()).wire()),
+        kept: kept(job),
     }
+}
+
+/// Points that are waited for: see the owner.
+fn kept(job: &Job) -> u32 {
+    let open = job.stands.iter().filter(|stand| !job.phase.is_end() && !stand.is_end());
+    u32::try_from(open.count()).unwrap_or(u32::MAX)
 }
 
 fn phase(phase: Phase) -> JobState {

@@ -4,7 +4,8 @@
 //! - What is deleted was planned as a value ([`walhub_store::retention`]) from what the destination itself lists, just
 //!   before; nothing is deleted at a destination that does not answer.
 //! - Only files of our own history: the newest one names its lineage, and does not reach beyond the hub's position.
-//! - Nothing of a database on hold ([`holds`], durable) or that somebody reads ([`pins`]) is deleted. A reader that comes
+//! - Nothing of a database on hold ([`holds`], durable) or that somebody reads ([`pins`]) is deleted, nor what leads to a point
+//!   that somebody waits to restore (`crate::copies::awaited`). A reader that comes
 //!   while files are being deleted ends that first.
 //! - One round at a time at a destination; a destination that is slow or away holds up no other.
 //! - A database at rest costs no requests: it is looked at again when its position moved, or when time makes a file old.

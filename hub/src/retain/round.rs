@@ -2,7 +2,8 @@
 
 use super::Shared;
 use crate::buffer::Registered;
-use crate::copies::Place;
+use crate::copies::{Needs, Place};
+use std::collections::BTreeSet;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::{HEADER_BYTES, Header};
 use walhub_common::{DatabaseKey, DestinationName, Txid};
@@ -20,6 +21,8 @@ pub struct Report {
     pub database: DatabaseKey,
     /// Where.
     pub destination: DestinationName,
+    /// Points that somebody waits to restore.
+    pub needs: Needs,
     /// The verdicts; none when the destination did not answer.
     pub plan: Plan,
     /// Newest transaction that any file names.
@@ -49,6 +52,7 @@ pub(super) async fn look(
     let mut report = Report {
         database: database.key.clone(),
         destination: place.destination.name().clone(),
+        needs: Needs::default(),
         plan: Plan::default(),
         reach: None,
         deleted: 0,
@@ -74,12 +78,16 @@ async fn judge(
     let files =
         DestinationSource(place.destination.clone()).list(key, cancel).await.map_err(|e| e.to_string())?;
     report.reach = files.iter().map(|file| file.range.max()).max();
+    let needs = shared.board.awaited().of(key);
     let shield = match () {
         () if shared.holds.is_held(key) => Some(Shield::Hold),
         () if shared.pins.in_use(key) => Some(Shield::InUse),
+        () if needs.everything => Some(Shield::Needs),
         () => None,
     };
-    report.plan = retention::plan(&files, asked.now_ms, asked.policy, shield);
+    let awaited: BTreeSet<Txid> = needs.points.keys().copied().collect();
+    report.plan = retention::plan(&files, asked.now_ms, asked.policy, shield, &awaited);
+    report.needs = needs;
     if report.plan.delete.is_empty() {
         return Ok(());
     }
@@ -91,7 +99,7 @@ async fn judge(
     let keys: Vec<FileKey> = report.plan.in_order().iter().map(key_of).collect();
     // A compacted file that was put meanwhile may need what the plan takes: the next round knows of it.
     let Some(turn) = points.begin_deleting(place.lane, database.id, changes) else { return Ok(()) };
-    let done = delete(shared, place, key, &keys, cancel, &mut report.deleted).await;
+    let done = delete(shared, place, key, &keys, &report.needs, cancel, &mut report.deleted).await;
     match &done {
         Ok(()) => {
             let left: Vec<Listed> = report.plan.keep.iter().map(|(file, _)| file.clone()).collect();
@@ -107,10 +115,15 @@ async fn delete(
     place: &Place,
     key: &DatabaseKey,
     files: &[FileKey],
+    needs: &Needs,
     cancel: &CancellationToken,
     deleted: &mut usize,
 ) -> Result<(), String> {
     let Some(claim) = shared.pins.claim(key) else { return Err("it is being read".to_owned()) };
+    // Who begins to wait reads the database meanwhile: before the claim, so it is seen here, or not until it is dropped.
+    if shared.board.awaited().of(key) != *needs {
+        return Err("somebody began or ended to wait for a point of it".to_owned());
+    }
     for batch in files.chunks(BATCH) {
         if shared.holds.is_held(key) {
             return Err("it was put on hold".to_owned());

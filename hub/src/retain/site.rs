@@ -100,7 +100,9 @@ impl Keeper {
         let report = round::look(&self.shared, &self.place, database, &asked, &self.stop).await;
         let position = database.position.map(|position| position.txid);
         let left = report.plan.delete.len() - report.deleted;
-        let complete = left == 0 && report.error.is_none() && report.reach == position;
+        // When nobody waits any more, what was kept for that goes.
+        let awaited = !report.needs.points.is_empty();
+        let complete = left == 0 && !awaited && report.error.is_none() && report.reach == position;
         seen.insert(database.id, Seen { position, complete, next_ms: report.plan.next_ms });
         let Report { database, destination, deleted, error, .. } = &report;
         if *deleted > 0 {

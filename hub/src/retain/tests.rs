@@ -4,7 +4,7 @@ use super::{Holds, Report, Retainer};
 use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::{Chunk, SegmentMeta, WalBuffer};
 use crate::config::DestinationEntry;
-use crate::copies::{Board, Place, Policy, Roster, Rules};
+use crate::copies::{Board, Need, Place, Policy, Roster, Rules};
 use crate::restore::Restores;
 use crate::testutil::{Image, Segment};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use walhub_store::destinations::config::FileConfig;
 use walhub_store::destinations::faulty::{Faults, Faulty};
 use walhub_store::destinations::file::FileDestination;
 use walhub_store::destinations::{Body, Destination, DynDestination, FileKey, PutMeta};
-use walhub_store::retention;
+use walhub_store::retention::{self, Kept};
 
 const HOUR: i64 = 3_600_000;
 /// Transactions, one an hour; the newest is an hour old.
@@ -189,14 +189,42 @@ async fn holds_and_readers_keep_everything() {
     let before = bench.count();
     bench.retainer.holds().add(&key(), "case 7").await.unwrap();
     let held = bench.now(true).await;
-    assert!(held.plan.delete.is_empty() && held.plan.keep[0].1 == retention::Kept::Hold);
+    assert!(held.plan.delete.is_empty() && held.plan.keep[0].1 == Kept::Hold);
     bench.retainer.holds().release(&key()).await.unwrap();
     let pin = bench.restores.pins().pin(&key()).await;
     let read = bench.now(true).await;
-    assert!(read.plan.delete.is_empty() && read.plan.keep[0].1 == retention::Kept::InUse);
+    assert!(read.plan.delete.is_empty() && read.plan.keep[0].1 == Kept::InUse);
     assert_eq!(bench.count(), before);
     drop(pin);
     assert!(bench.now(true).await.deleted > 40);
+    ends(bench).await;
+}
+
+#[tokio::test]
+async fn what_a_restore_waits_for_outlives_the_policy_and_goes_when_nobody_waits() {
+    let bench = Bench::new().await;
+    let awaited = bench.retainer.shared.board.awaited().clone();
+    let wait = |txid, everything| {
+        let txid = walhub_common::Txid::new(txid).unwrap();
+        awaited.wait(&key(), Need { txid, buffered_from: None, everything }, &"job 7".into())
+    };
+    let waits = [wait(5, false), wait(31, false), wait(44, false)];
+    let run = bench.now(true).await;
+    assert!(run.deleted > 30, "{run:#?}");
+    let why = Kept::Awaited(walhub_common::Txid::new(31).unwrap());
+    assert!(run.plan.keep.iter().any(|(_, reason)| *reason == why), "{:#?}", run.plan);
+    for txid in [5, 24, 31, 44, 60] {
+        bench.restores_to(txid).await.unwrap();
+    }
+    assert!(bench.restores_to(13).await.is_err() && bench.restores_to(32).await.is_err());
+    let all = wait(9, true);
+    let held = bench.now(true).await;
+    assert!(held.plan.delete.is_empty() && held.plan.keep[0].1 == Kept::Needs);
+    drop((waits, all));
+    assert!(bench.now(true).await.deleted > 0);
+    for txid in [5, 31, 44] {
+        assert!(bench.restores_to(txid).await.is_err(), "{txid}");
+    }
     ends(bench).await;
 }
 

@@ -295,7 +295,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Removes sealed snapshots that every lane has taken, when they are old or room is wanted. Afterwards the buffer says of
+    /// Removes sealed snapshots that every lane has taken and no awaited point needs, when they are old or room is wanted. Afterwards the buffer says of
     /// their segments that they were given back.
     pub fn sweep(&self, buffer: &dyn WalBuffer, takers: &dyn Takers) -> io::Result<()> {
         let databases = buffer.databases();
@@ -308,7 +308,9 @@ impl Staging {
             let lanes = takers.of(id);
             let passed = |lane: &DestinationName| buffer.cursor(lane, id) >= Some(range.max());
             let old = self.sealed.age(id).is_some_and(|age| age >= SEALED_AGE);
+            let kept = takers.kept(id).into_iter().any(|run| run.min() <= range.max());
             if (old || wanted)
+                && !kept
                 && !lanes.is_empty()
                 && lanes.iter().all(passed)
                 && self.sealed.drop_unread(id)?

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::buffer::contract::{Subject, suite};
-use crate::buffer::full::{bound_suite, oversized_suite, squash_suite};
+use crate::buffer::full::{bound_suite, given_up_suite, kept_suite, oversized_suite, squash_suite};
 use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::model::compare;
 use tempfile::TempDir;
@@ -82,6 +82,21 @@ async fn keeps_its_bound() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gives_up_restore_points_and_no_data() {
     squash_suite(&mut Disk::new(4 << 20, 64 << 10), 4 << 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keeps_what_somebody_waits_for() {
+    kept_suite(&mut Disk::new(4 << 20, 64 << 10), 4 << 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_waits_for_comes_after_what_agents_send() {
+    let mut disk = Disk::new(4 << 20, 64 << 10);
+    given_up_suite(&mut disk, 4 << 20).await;
+    let mut disk = Disk::new(4 << 20, 64 << 10);
+    disk.options.when_full = WhenFull::Block;
+    disk.reopen().await;
+    given_up_suite(&mut disk, 4 << 20).await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 //! - A file goes only when each segment in it was taken by those that must have it, or another segment in the log stands
 //!   for it, on disk and known to the index.
 //! - The database with the largest backlog pays first.
+//! - Runs that somebody waits to restore ([`Takers::kept`]) stay as well, until nothing else would make room.
 
 mod contents;
 pub(super) mod squash;
@@ -18,14 +19,14 @@ use super::log::file::{Files, is_damage};
 use super::log::reader::SegmentReader;
 use super::rewrite::Rewriter;
 use super::squash::{Losses, Merger, WhenFull};
-use super::{Bounds, BufferError, DatabaseId, Takers};
+use super::{Bounds, BufferError, DatabaseId, Takers, is_kept};
 use contents::{Contents, Fate};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use survey::Survey;
-use walhub_common::Txid;
+use walhub_common::{Txid, TxidRange};
 
 /// Time between two looks over the whole index that led to nothing.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -147,7 +148,7 @@ impl Trimmer {
         if self.exhausted.is_some_and(|(at, took)| at.elapsed() < PAUSE.max(took * 4)) {
             return Ok(false);
         }
-        let started = Instant::now();
+        let (started, mut gave_up) = (Instant::now(), false);
         loop {
             on.index.move_segments()?;
             let survey = survey(on, &*takers, enough)?;
@@ -158,6 +159,10 @@ impl Trimmer {
             }
             if !progress && on.when_full == WhenFull::Squash {
                 progress = squash::squash(on, &*takers, &survey.backlog())?;
+            }
+            if !progress && survey.keeps() && !std::mem::replace(&mut gave_up, true) {
+                takers.give_up_kept();
+                progress = true;
             }
             if !progress {
                 self.exhausted = Some((Instant::now(), started.elapsed()));
@@ -208,6 +213,7 @@ impl Trimmer {
             return Ok(false);
         }
         let passed = oldest.last.iter().all(|(id, txid)| on.passed(takers, *id, enough) >= Some(*txid));
+        let passed = passed && !holds_kept(on, takers, &oldest.contents)?;
         if !passed {
             *needed_at = Some(at);
         }
@@ -215,18 +221,61 @@ impl Trimmer {
     }
 }
 
+/// Lanes are given by what `passed` says of the whole database; `kept` is asked segment by segment.
+struct Terms {
+    passed: Option<Txid>,
+    kept: Vec<TxidRange>,
+}
+
+impl Terms {
+    fn of(on: &Trimmed<'_>, takers: &dyn Takers, id: DatabaseId, enough: Enough) -> Terms {
+        Terms { passed: on.passed(takers, id, enough), kept: takers.kept(id) }
+    }
+
+    /// Who needs a segment of these transactions.
+    fn need(&self, range: TxidRange) -> Option<Need> {
+        match () {
+            () if Some(range.max()) > self.passed => Some(Need::Lane),
+            () if is_kept(&self.kept, range) => Some(Need::Kept),
+            () => None,
+        }
+    }
+}
+
+/// Why a segment stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Need {
+    /// A lane has not taken it.
+    Lane,
+    /// It leads to a point that is awaited.
+    Kept,
+}
+
+/// Whether a part of the file that lies nowhere else leads to a point that is awaited.
+fn holds_kept(on: &Trimmed<'_>, takers: &dyn Takers, contents: &Contents) -> Result<bool, BufferError> {
+    let mut kept: BTreeMap<DatabaseId, Vec<TxidRange>> = BTreeMap::new();
+    for part in &contents.parts {
+        let runs = kept.entry(part.database).or_insert_with(|| takers.kept(part.database));
+        if is_kept(runs, part.range) && part.fate(on.index)? != Fate::Elsewhere {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Counts what is needed. sled must know everything.
 fn survey(on: &Trimmed<'_>, takers: &dyn Takers, enough: Enough) -> Result<Survey, BufferError> {
     let mut survey = Survey::default();
-    let mut current: Option<(DatabaseId, Option<Txid>)> = None;
+    let mut current: Option<(DatabaseId, Terms)> = None;
     on.index.every(|id, segment| {
-        let passed = match current {
-            Some((of, passed)) if of == id => passed,
-            _ => on.passed(takers, id, enough),
-        };
-        current = Some((id, passed));
-        if Some(segment.meta.range.max()) > passed && on.files.holds(segment.place.first.0) {
-            survey.count(id, &segment);
+        if current.as_ref().is_none_or(|(of, _)| *of != id) {
+            current = Some((id, Terms::of(on, takers, id, enough)));
+        }
+        let need = current.as_ref().and_then(|(_, terms)| terms.need(segment.meta.range));
+        match need.filter(|_| on.files.holds(segment.place.first.0)) {
+            Some(Need::Lane) => survey.count(id, &segment),
+            Some(Need::Kept) => survey.count_kept(&segment),
+            None => {}
         }
         true
     })?;
@@ -250,13 +299,13 @@ fn needed(
     contents: &Contents,
     enough: Enough,
 ) -> Result<Option<Vec<contents::Part>>, BufferError> {
-    let mut passed: BTreeMap<DatabaseId, Option<Txid>> = BTreeMap::new();
+    let mut terms: BTreeMap<DatabaseId, Terms> = BTreeMap::new();
     let mut needed = Vec::new();
     for part in &contents.parts {
         let id = part.database;
-        let passed = *passed.entry(id).or_insert_with(|| on.passed(takers, id, enough));
+        let terms = terms.entry(id).or_insert_with(|| Terms::of(on, takers, id, enough));
         // What began in a file that is gone went with it.
-        if passed >= Some(part.range.max()) || !on.files.holds(part.first.0) {
+        if terms.need(part.range).is_none() || !on.files.holds(part.first.0) {
             continue;
         }
         match part.fate(on.index)? {

@@ -68,9 +68,12 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn of(on: &'a Trimmed<'a>, takers: &dyn Takers, id: DatabaseId, left: u64) -> Self {
-        let cuts: BTreeSet<Txid> = on.cursors.of(takers.of(id).iter(), id).into_iter().flatten().collect();
+        let mut cuts: BTreeSet<Txid> =
+            on.cursors.of(takers.of(id).iter(), id).into_iter().flatten().collect();
+        let furthest = cuts.last().copied();
+        cuts.extend(takers.kept(id).into_iter().map(|run| run.max()));
         let after = on.passed(takers, id, Enough::One);
-        let (furthest, given_up) = (cuts.last().copied(), GivenUp::default());
+        let given_up = GivenUp::default();
         Self { on, id, after, left, cuts, furthest, freed: 0, merged: 0, given_up }
     }
 

@@ -14,16 +14,33 @@ pub(super) struct Survey {
     files: BTreeMap<u64, u64>,
     /// LTX bytes that wait, by database.
     backlog: BTreeMap<DatabaseId, u64>,
+    /// Something is there only for a point that is awaited.
+    keeps: bool,
 }
 
 impl Survey {
-    /// Counts a segment that is still needed.
+    /// Counts a segment that lanes still need.
     pub(super) fn count(&mut self, database: DatabaseId, segment: &SegmentRef) {
+        self.lies(segment);
+        *self.backlog.entry(database).or_default() += segment.bytes;
+    }
+
+    /// Counts a segment that no lane needs, and that leads to a point that is awaited.
+    pub(super) fn count_kept(&mut self, segment: &SegmentRef) {
+        self.lies(segment);
+        self.keeps = true;
+    }
+
+    /// True when room can be made at the expense of points that are awaited.
+    pub(super) fn keeps(&self) -> bool {
+        self.keeps
+    }
+
+    fn lies(&mut self, segment: &SegmentRef) {
         let bytes = segment.bytes + RECORD_BYTES * u64::from(segment.place.chunks);
         for file in segment.place.first.0..=segment.place.last.0 {
             *self.files.entry(file).or_default() += bytes;
         }
-        *self.backlog.entry(database).or_default() += segment.bytes;
     }
 
     /// Those of `files`, given with their sizes, of which at most half is needed, with what is, in their order: the

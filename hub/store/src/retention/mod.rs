@@ -1,4 +1,4 @@
-//! What may be deleted at one destination: files, time, policy ▸ a [`Plan`] with a reason for every file. Pure.
+//! What may be deleted at one destination: files, time, policy, awaited points ▸ a [`Plan`] with a reason for every file. Pure.
 //!
 //! # Invariants (`tests` tries to break them)
 //! - The newest state, and every restore point that the [`Policy`] keeps, can be restored from this destination alone
@@ -6,6 +6,7 @@
 //! - Every restore point that a file which stays ends with can be restored if it could before.
 //! - A file goes because others that were listed stand in for it, or because it is too old; never because of files that
 //!   are only expected.
+//! - What leads to a point that somebody waits to restore stays, however old it is.
 //! - At least one file of level 0 stays: Litestream goes on from it when somebody leaves us.
 //! - Where the listing has a hole, what lies behind it stays: another destination may lead there.
 //!

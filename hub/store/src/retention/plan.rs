@@ -4,6 +4,7 @@ use super::closure::{self, Edge};
 use super::policy::{Period, Policy};
 use crate::destinations::Listed;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 use walhub_common::{Level, Txid};
@@ -15,6 +16,10 @@ pub enum Kept {
     Hold,
     /// A restore, or a copy to elsewhere, is reading the database.
     InUse,
+    /// Somebody waits to restore the database, and it takes files of several destinations.
+    Needs,
+    /// Somebody waits to restore this transaction, and it ends there, or nearest before it.
+    Awaited(Txid),
     /// It lies behind a hole of the listing, or nothing begins the history.
     Hole,
     /// It does not look like a file of a history: a snapshot that does not begin with the first transaction.
@@ -40,6 +45,8 @@ impl fmt::Display for Kept {
         f.write_str(match self {
             Kept::Hold => "on hold",
             Kept::InUse => "being read",
+            Kept::Needs => "a restore waits for files of several destinations",
+            Kept::Awaited(txid) => return write!(f, "a restore of transaction {} waits for it", txid.get()),
             Kept::Hole => "behind a hole",
             Kept::Strange => "not a file of this history",
             Kept::Newest => "newest of level 0",
@@ -83,6 +90,8 @@ pub enum Shield {
     Hold,
     /// Somebody reads.
     InUse,
+    /// Somebody waits to read, and nobody can say which files it takes.
+    Needs,
 }
 
 /// The verdicts, by level and range.
@@ -118,8 +127,15 @@ struct Base {
     place: usize,
 }
 
-/// Judges `files`, which are all that the destination lists of one database, at `now_ms`.
-pub fn plan(files: &[Listed], now_ms: i64, policy: &Policy, shield: Option<Shield>) -> Plan {
+/// Judges `files`, which are all that the destination lists of one database, at `now_ms`. Each of `awaited`, or else the newest
+/// restore point before it, stays reachable if it is.
+pub fn plan(
+    files: &[Listed],
+    now_ms: i64,
+    policy: &Policy,
+    shield: Option<Shield>,
+    awaited: &BTreeSet<Txid>,
+) -> Plan {
     let mut files = files.to_vec();
     files.sort_by_key(|file| (file.level, file.range));
     files.dedup_by_key(|file| (file.level, file.range));
@@ -131,6 +147,7 @@ pub fn plan(files: &[Listed], now_ms: i64, policy: &Policy, shield: Option<Shiel
     match shield {
         Some(Shield::Hold) => return all(Kept::Hold),
         Some(Shield::InUse) => return all(Kept::InUse),
+        Some(Shield::Needs) => return all(Kept::Needs),
         None => {}
     }
     let edges: Vec<Edge> =
@@ -151,6 +168,9 @@ pub fn plan(files: &[Listed], now_ms: i64, policy: &Policy, shield: Option<Shiel
         .collect();
     periods(&files, policy, base, &mut verdicts);
     level_0(&files, before(now_ms, policy.l0_retention), base, &mut verdicts);
+    for txid in awaited {
+        wait_for(*txid, &edges, &reachable, &mut verdicts);
+    }
 
     let kept: Vec<bool> = verdicts.iter().map(Result::is_ok).collect();
     for at in closure::close(&edges, &reachable, &kept) {
@@ -234,6 +254,20 @@ fn level_0(files: &[Listed], cutoff_ms: i64, base: Option<Base>, verdicts: &mut 
             _ => Ok(Kept::Uncovered),
         };
     }
+}
+
+/// Keeps a file that ends with the awaited point, or nearest before it, unless one stays already.
+fn wait_for(txid: Txid, edges: &[Edge], reachable: &[bool], verdicts: &mut [Result<Kept, Dropped>]) {
+    let led = |at: &usize| reachable[*at] && edges[*at].max <= txid.get();
+    let Some(end) = (0..edges.len()).filter(led).map(|at| edges[at].max).max() else { return };
+    let mut ending = (0..edges.len()).filter(|&at| reachable[at] && edges[at].max == end);
+    if ending.clone().any(|at| verdicts[at].is_ok()) {
+        return;
+    }
+    // The one that begins first needs the fewest others.
+    let Some(first) = ending.next() else { return };
+    let at = ending.fold(first, |best, at| if edges[at].min < edges[best].min { at } else { best });
+    verdicts[at] = Ok(Kept::Awaited(txid));
 }
 
 /// Runs of transactions without a hole, ascending.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use walhub_common::{Level, Txid, TxidRange};
 
 const SECOND: i64 = 1_000;
+const NOBODY: BTreeSet<Txid> = BTreeSet::new();
 
 fn file(level: u8, min: u64, max: u64, time_s: i64) -> Listed {
     let range = TxidRange::from_raw(min, max).unwrap();
@@ -191,6 +192,7 @@ fn whatever_is_deleted_the_newest_state_and_every_promised_restore_point_stay() 
             keep_weekly: world.rng.random_range(0..2),
             ..policy([100, 5_000, 100_000][seed as usize % 3], [0, 10, 300][seed as usize / 3 % 3])
         };
+        let mut waits = BTreeSet::new();
         for round in 0..25 {
             world.step();
             if world.rng.random_bool(0.05) && !world.files.is_empty() {
@@ -199,8 +201,16 @@ fn whatever_is_deleted_the_newest_state_and_every_promised_restore_point_stay() 
                 world.files.remove(lost);
             }
             let at = format!("seed {seed} round {round}");
-            let promised = world.promised(&policy);
-            let verdict = plan(&world.files, world.now_s * SECOND, &policy, None);
+            let mut promised = world.promised(&policy);
+            // Somebody begins to wait for a point, and waits through some rounds.
+            match world.rng.random_range(0..10) {
+                0 => waits.clear(),
+                1 | 2 => waits.extend(Txid::new(world.rng.random_range(0..=world.times.len() as u64))),
+                _ => {}
+            }
+            let there = points(&world.files);
+            promised.extend(waits.iter().filter_map(|txid| there.range(..=txid.get()).next_back()));
+            let verdict = plan(&world.files, world.now_s * SECOND, &policy, None, &waits);
             assert_eq!(verdict.delete.len() + verdict.keep.len(), world.files.len(), "{at}");
             let gone: Vec<Listed> = verdict.delete.iter().map(|(file, _)| file.clone()).collect();
             // All of them, or only some, in any order.
@@ -249,12 +259,12 @@ fn a_plan_is_finished_when_it_was_applied_and_stays_the_same_until_it_says_so() 
         for _ in 0..20 {
             world.step();
             let now_ms = world.now_s * SECOND;
-            let first = plan(&world.files, now_ms, &policy, None);
+            let first = plan(&world.files, now_ms, &policy, None, &NOBODY);
             let left: Vec<Listed> = first.keep.iter().map(|(file, _)| file.clone()).collect();
-            let second = plan(&left, now_ms, &policy, None);
+            let second = plan(&left, now_ms, &policy, None, &NOBODY);
             assert!(second.delete.is_empty(), "seed {seed}: {second:#?}");
             let last_ms = second.next_ms.map_or(now_ms + 1_000_000_000, |next| next - 1);
-            assert!(plan(&left, last_ms, &policy, None).delete.is_empty(), "seed {seed}");
+            assert!(plan(&left, last_ms, &policy, None, &NOBODY).delete.is_empty(), "seed {seed}");
             world.files = left;
         }
     }
@@ -273,7 +283,7 @@ fn old_files_do_go() {
             files.push(file(9, 1, txid + 1, h * hour));
         }
     }
-    let plan = plan(&files, 24 * hour * SECOND + 1, &policy(12 * 3600, 300), None);
+    let plan = plan(&files, 24 * hour * SECOND + 1, &policy(12 * 3600, 300), None, &NOBODY);
     let (deleted, kept) = names(&plan);
     let expected: Vec<_> = [(9, 1, 121), (9, 1, 181), (9, 1, 241)].into();
     assert_eq!(kept.iter().filter(|f| f.0 == 9).copied().collect::<Vec<_>>(), expected);
@@ -289,39 +299,63 @@ fn old_files_do_go() {
 fn level_0_waits_for_a_compacted_file_that_is_listed() {
     let now = 10_000 * SECOND;
     let raw = [file(0, 1, 1, 10), file(0, 2, 5, 20), file(0, 6, 6, 30)];
-    assert!(plan(&raw, now, &policy(100, 5), None).delete.is_empty());
+    assert!(plan(&raw, now, &policy(100, 5), None, &NOBODY).delete.is_empty());
     let half = [&raw[..], &[file(1, 1, 3, 15)]].concat();
-    assert_eq!(names(&plan(&half, now, &policy(100_000, 5), None)).0, [(0, 1, 1)]);
+    assert_eq!(names(&plan(&half, now, &policy(100_000, 5), None, &NOBODY)).0, [(0, 1, 1)]);
     let both = [&half[..], &[file(1, 4, 5, 20)]].concat();
-    assert_eq!(names(&plan(&both, now, &policy(100_000, 5), None)).0, [(0, 1, 1), (0, 2, 5)]);
+    assert_eq!(names(&plan(&both, now, &policy(100_000, 5), None, &NOBODY)).0, [(0, 1, 1), (0, 2, 5)]);
     // A snapshot within retention is no compacted file: the points inside it would be lost.
     let snapshot = [&raw[..], &[file(9, 1, 6, 30)]].concat();
-    assert!(plan(&snapshot, now, &policy(100_000, 5), None).delete.is_empty());
-    assert_eq!(names(&plan(&snapshot, now, &policy(100, 5), None)).0, [(0, 1, 1), (0, 2, 5)]);
+    assert!(plan(&snapshot, now, &policy(100_000, 5), None, &NOBODY).delete.is_empty());
+    assert_eq!(names(&plan(&snapshot, now, &policy(100, 5), None, &NOBODY)).0, [(0, 1, 1), (0, 2, 5)]);
 }
 
 #[test]
 fn a_young_file_keeps_those_that_lead_to_it() {
     let raw = [(1, 0), (2, 1), (3, 2), (4, 50), (5, 51)].map(|(txid, time)| file(0, txid, txid, time));
     let files = [&raw[..], &[file(1, 1, 5, 51)]].concat();
-    let plan = plan(&files, 52 * SECOND, &policy(1_000, 10), None);
+    let plan = plan(&files, 52 * SECOND, &policy(1_000, 10), None, &NOBODY);
     assert!(plan.delete.is_empty(), "{plan:#?}");
     assert!(plan.keep.contains(&(file(0, 2, 2, 1), Kept::Needed)), "{plan:#?}");
+}
+
+#[test]
+fn what_a_restore_waits_for_stays_with_all_that_leads_there_until_nobody_waits() {
+    let old = [file(9, 1, 5, 0), file(0, 6, 6, 1), file(0, 7, 7, 2), file(0, 8, 8, 3)];
+    let files = [&old[..], &[file(9, 1, 20, 10), file(0, 20, 20, 10)]].concat();
+    let (now, policy) = (1_000_000 * SECOND, policy(1, 1));
+    let awaited = |txid| BTreeSet::from([Txid::new(txid).unwrap()]);
+    let seventh = plan(&files, now, &policy, None, &awaited(7));
+    assert_eq!(names(&seventh).0, [(0, 8, 8)]);
+    assert!(seventh.keep.contains(&(file(0, 7, 7, 2), Kept::Awaited(Txid::new(7).unwrap()))), "{seventh:#?}");
+    assert!(seventh.keep.contains(&(file(0, 6, 6, 1), Kept::Needed)), "{seventh:#?}");
+    // Where it is no restore point, what leads nearest to it stays.
+    assert!(plan(&files, now, &policy, None, &awaited(15)).delete.is_empty());
+    assert_eq!(
+        plan(&files, now, &policy, None, &awaited(20)).delete.len(),
+        4,
+        "what stays anyway leads there"
+    );
+    assert_eq!(plan(&files, now, &policy, None, &NOBODY).delete.len(), 4);
 }
 
 #[test]
 fn nothing_goes_while_it_is_held_or_read_or_has_no_beginning() {
     let files = [file(9, 1, 5, 0), file(9, 1, 9, 10), file(0, 3, 3, 0), file(0, 9, 9, 10)];
     let now = 1_000_000 * SECOND;
-    assert_eq!(plan(&files, now, &policy(1, 1), None).delete.len(), 2);
-    for (shield, reason) in [(Shield::Hold, Kept::Hold), (Shield::InUse, Kept::InUse)] {
-        let plan = plan(&files, now, &policy(1, 1), Some(shield));
+    assert_eq!(plan(&files, now, &policy(1, 1), None, &NOBODY).delete.len(), 2);
+    for (shield, reason) in
+        [(Shield::Hold, Kept::Hold), (Shield::InUse, Kept::InUse), (Shield::Needs, Kept::Needs)]
+    {
+        let plan = plan(&files, now, &policy(1, 1), Some(shield), &NOBODY);
         assert!(plan.delete.is_empty() && plan.keep.iter().all(|(_, why)| *why == reason));
     }
     let headless = [file(0, 3, 3, 0), file(1, 2, 7, 0), file(0, 9, 9, 10)];
-    assert!(plan(&headless, now, &policy(1, 1), None).keep.iter().all(|(_, why)| *why == Kept::Hole));
+    assert!(
+        plan(&headless, now, &policy(1, 1), None, &NOBODY).keep.iter().all(|(_, why)| *why == Kept::Hole)
+    );
     let torn = [file(9, 1, 5, 0), file(0, 2, 2, 0), file(0, 8, 8, 0), file(1, 7, 8, 0), file(9, 2, 4, 0)];
-    let plan = plan(&torn, now, &policy(1, 1), None);
+    let plan = plan(&torn, now, &policy(1, 1), None, &NOBODY);
     assert_eq!(names(&plan).0, [(0, 2, 2)]);
     assert!(plan.keep.contains(&(file(9, 2, 4, 0), Kept::Strange)));
 }
@@ -331,7 +365,7 @@ fn snapshots_of_days_weeks_and_months_stay() {
     let day = 86_400;
     let files: Vec<Listed> = (1..=100).map(|n| file(9, 1, n as u64, n * day)).collect();
     let policy = Policy { keep_daily: 3, keep_weekly: 3, keep_monthly: 3, ..policy(day as u64, 1) };
-    let plan = plan(&files, 100 * day * SECOND, &policy, None);
+    let plan = plan(&files, 100 * day * SECOND, &policy, None, &NOBODY);
     let kept = |reason| {
         plan.keep
             .iter()
@@ -351,6 +385,6 @@ fn snapshots_of_days_weeks_and_months_stay() {
 fn a_hundred_thousand_files_are_judged_at_once() {
     let mut files: Vec<Listed> = (1..=90_000).map(|n| file(0, n, n, n as i64)).collect();
     files.extend((0..3_000).map(|n| file(1, n * 30 + 1, n * 30 + 30, (n * 30 + 30) as i64)));
-    let plan = plan(&files, 90_000 * SECOND, &policy(1_000_000, 300), None);
+    let plan = plan(&files, 90_000 * SECOND, &policy(1_000_000, 300), None, &NOBODY);
     assert_eq!(plan.delete.len(), 90_000 - 300);
 }

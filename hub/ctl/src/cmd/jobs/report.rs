@@ -65,6 +65,8 @@ pub(crate) struct Summary {
     pub(crate) away: u32,
     /// Null of jobs that an older hub planned.
     pub(crate) at_most: Option<AtMost>,
+    /// Databases for which retention keeps what leads to their point.
+    pub(crate) kept: u32,
 }
 
 /// One database of a report.
@@ -189,6 +191,7 @@ impl From<v1::Job> for Summary {
             running: job.running,
             away: job.away,
             at_most: planned(job.at_most),
+            kept: job.kept,
         }
     }
 }
@@ -326,6 +329,12 @@ impl Report {
         }
         let mut lines = table.lines();
         lines.extend(self.left_out.iter().map(|left| format!("{} left out: {}", left.database, left.error)));
+        if self.summary.kept > 0 {
+            let kept = self.summary.kept;
+            lines.push(format!(
+                "retention keeps what leads to the points of {kept} databases until the job ends"
+            ));
+        }
         lines.push(self.summary.line());
         lines
     }
@@ -376,6 +385,7 @@ mod tests {
             state: state.into(),
             total: 2,
             done,
+            kept: 2 - done,
             ..Default::default()
         };
         v1::JobUpdate { job: Some(job), targets: targets.iter().map(target).collect() }
@@ -420,6 +430,10 @@ mod tests {
         let mut picture = Picture::default();
         picture.take(done.clone());
         assert!(picture.report().is_complete());
+        assert!(!picture.report().lines().concat().contains("retention"));
+        let mut half = Picture::default();
+        half.take(update(JobState::Running, &all[..1]));
+        assert!(half.report().lines().concat().contains("the points of 1 databases"));
         if let Some(job) = &mut done.job {
             job.unplanned = vec![v1::Unplanned { database: None, reason: "too old".into() }];
         }

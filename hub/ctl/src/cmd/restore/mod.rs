@@ -65,7 +65,7 @@ how many pages of a live database differ is known when its node has compared the
 
 JSON of several: {\"restored\", \"failed\", \"databases\": [one such object, or {\"database\", \"error\"}]}
 JSON with --in-place: {\"job\", \"state\", \"reason\", \"asked\", \"operator\", \"started\", \"ended\", \"seconds\", \"wave\", \
-\"waves\", \"databases\", \"restored\", \"failed\", \"running\", \"away\", \"list\": [{\"database\", \"wave\", \"state\", \
+\"waves\", \"databases\", \"restored\", \"failed\", \"running\", \"away\", \"kept\", \"list\": [{\"database\", \"wave\", \"state\", \
 \"asked_txid\", \"asked_time\", \"reached_txid\", \"checksum\", \"verdict\", \"new_txid\", \"safety_txid\", \"bytes\", \"seconds\", \
 \"hub_seconds\", \"error\", \"at_most\"}], \"at_most\": {\"bytes\", \"requests\", \"cost_usd\", \"seconds\"}, \"left_out\": [{\"database\", \"error\"}]}
 
