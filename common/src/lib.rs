@@ -1,5 +1,5 @@
-//! Words, formats and small tools shared by every walhub crate. No gRPC, no SQLite, no destination in here: bytes in,
-//! values out.
+//! Words, formats and small tools shared by every walhub crate. No gRPC, no destination in here: bytes in, values out; and no
+//! SQLite but in [`sql`], which asks restored files.
 
 pub mod backoff;
 pub mod checksum;
@@ -14,6 +14,7 @@ pub mod page;
 pub mod page_set;
 pub mod pos;
 pub mod restore;
+pub mod sql;
 pub mod stretch;
 pub mod task;
 pub mod telemetry;

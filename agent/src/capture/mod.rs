@@ -50,7 +50,6 @@
 
 mod align;
 mod attach;
-mod checks;
 mod error;
 mod fence;
 mod header;
@@ -72,7 +71,6 @@ mod vfs;
 mod wanted;
 mod yielding;
 
-pub use checks::check;
 pub use error::{Absent, AttachError, Broken, CaptureError, SqliteError};
 pub use fence::{Checkpointed, NoCheckpoint};
 pub use holders::Holders;

@@ -18,6 +18,7 @@ use tonic::{Code, Status, Streaming};
 use walhub_common::limits::MAX_MESSAGE_BYTES;
 use walhub_common::restore::feed::{self, FeedClosed, Feeder};
 use walhub_common::restore::{Applier, Proof, Report, RestoreError};
+use walhub_common::sql::Check;
 use walhub_common::{AgentName, DatabaseName, Txid, clock};
 use walhub_proto::convert;
 use walhub_proto::delta::{self, DeltaError};
@@ -95,7 +96,7 @@ pub(super) struct Args {
     in_place: bool,
     /// With --in-place: an assertion that must hold of the restored database before anything is changed
     #[arg(long = "check", value_name = "SQL = VALUE", requires = "in_place")]
-    checks: Vec<String>,
+    checks: Vec<Check>,
     /// Print JSON, see below
     #[arg(long)]
     pub(super) json: bool,
@@ -227,7 +228,7 @@ impl Args {
             database: name.to_string(),
             txid: self.txid.map(Txid::get),
             timestamp_ms: self.timestamp,
-            checks: self.checks.clone(),
+            checks: self.checks.iter().map(Check::to_string).collect(),
             timeout_ms: MAX_WAIT_MS,
         };
         let done = Client::connect(&config.state_dir)?.ask::<InPlace>(&request)?;

@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use walhub_common::Txid;
+use walhub_common::sql::{self, Announce, Check, Reader};
 use walhub_proto::v1::DatabaseRef;
 
 /// What was committed before must be at the hub within this time.
@@ -50,12 +51,14 @@ pub(super) async fn bring_back(
     };
     let folder = ground.shared.state.folder_of(&contact.name).join("restore");
     let trial = Arc::new(Trial(folder.join("trial.db")));
-    let mut work = Work { ground, order, tell, contact: &contact, trial };
+    let checks = order.checks.iter().map(|check| check.parse()).collect::<Result<_, sql::NoCheck>>();
+    let checks = checks.map_err(|why| Failure::Failed(format!("{why}; nothing was changed")))?;
+    let mut work = Work { ground, order, tell, contact: &contact, checks, trial };
     let (wanted, mut fetcher) = unless(cancel, work.prepare()).await?;
     let deadline = Instant::now() + LOCK_PATIENCE;
     for round in 1..=ROUNDS {
         unless(cancel, work.fetch(&wanted, &mut fetcher, round)).await?;
-        if !unless(cancel, work.check(&wanted)).await? {
+        if !work.check(&wanted, cancel).await? {
             continue;
         }
         if cancel.is_cancelled() {
@@ -81,6 +84,7 @@ struct Work<'a> {
     order: &'a Order,
     tell: Tell<'a>,
     contact: &'a Contact,
+    checks: Vec<Check>,
     trial: Arc<Trial>,
 }
 
@@ -163,7 +167,7 @@ impl Work<'_> {
             tracing::warn!(database = %self.contact.name, pages = surveyed.rotten, "pages on this disk are not what was written to them; they are replaced");
         }
         let page_bytes = u64::from(wanted.page_size().get());
-        let trial = if self.order.checks.is_empty() { 0 } else { u64::from(wanted.commit()) * page_bytes };
+        let trial = if self.checks.is_empty() { 0 } else { u64::from(wanted.commit()) * page_bytes };
         let scratch = u64::from(missing) * page_bytes + trial;
         let (path, state) =
             (self.contact.path.clone(), self.ground.shared.state.folder_of(&self.contact.name));
@@ -177,10 +181,31 @@ impl Work<'_> {
     }
 
     /// The checks hold of the state asked for. False: survey again.
-    async fn check(&self, wanted: &Arc<Wanted>) -> Result<bool, Failure> {
-        if self.order.checks.is_empty() {
+    async fn check(&self, wanted: &Arc<Wanted>, cancel: &CancellationToken) -> Result<bool, Failure> {
+        if self.checks.is_empty() {
             return Ok(true);
         }
+        if !unless(cancel, self.assemble(wanted)).await? {
+            return Ok(false);
+        }
+        let (trial, checks) = (self.trial.clone(), self.checks.clone());
+        let ask = move |announce: Announce| -> Result<(), String> {
+            let opened = Reader::open(&trial.0);
+            let reader =
+                opened.map_err(|error| format!("SQLite cannot read the restored database: {error}"))?;
+            announce.reader(&reader);
+            let held = checks.iter().try_for_each(|check| check.run(&reader));
+            held.map_err(|unmet| format!("in the restored database {unmet}"))
+        };
+        let held = sql::until(ask, cancel.cancelled()).await.map_err(bug)?;
+        self.trial.remove();
+        let held = held.map_err(|()| Failure::Cancelled)?;
+        held.map_err(|why| Failure::Failed(format!("{why}; the database is as it was")))?;
+        Ok(true)
+    }
+
+    /// Makes the state asked for as a file. False: survey again.
+    async fn assemble(&self, wanted: &Arc<Wanted>) -> Result<bool, Failure> {
         let trial = self.trial.clone();
         let made = tokio::task::spawn_blocking(move || trial.create()).await.map_err(bug)?;
         let file = made.map_err(|e| {
@@ -192,17 +217,10 @@ impl Work<'_> {
             return Err(odd());
         };
         match assembled {
-            Ok(()) => {}
-            Err(NotReplaced::Overtaken) => return Ok(false),
-            Err(why) => return Err(not_replaced(&why)),
+            Ok(()) => Ok(true),
+            Err(NotReplaced::Overtaken) => Ok(false),
+            Err(why) => Err(not_replaced(&why)),
         }
-        let (trial, checks) = (self.trial.clone(), self.order.checks.clone());
-        let held = tokio::task::spawn_blocking(move || crate::capture::check(&trial.0, &checks))
-            .await
-            .map_err(bug)?;
-        self.trial.remove();
-        held.map_err(|why| Failure::Failed(format!("{why}; the database is as it was")))?;
-        Ok(true)
     }
 
     /// `None`: survey again.

@@ -1,11 +1,12 @@
 //! `drills:`, how often restores are tried, of how much, and what they must show.
 
 use super::databases::pattern;
-use crate::drills::{Assertion, Assertions, Rules};
+use crate::drills::{Assertions, Rules};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 use walhub_common::config::{Section, value};
+use walhub_common::sql::Check;
 
 const EVERY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(366 * 86_400);
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
@@ -74,7 +75,7 @@ fn assertions(mut item: Section<'_>) -> Assertions {
     if patterns.is_empty() {
         item.fault_at("match", "is missing; write a pattern over AGENT/NAME, such as `match: pos-*/app.db`");
     }
-    let checks = item.one_or_list("check", value::parsed::<Assertion>);
+    let checks = item.one_or_list("check", value::parsed::<Check>);
     if checks.is_empty() {
         item.fault_at("check", "is missing; write `check: SELECT count(*) > 0 FROM users = 1`");
     }

@@ -27,7 +27,7 @@ mod tests;
 
 pub use ledger::Ledger;
 pub use model::{Copy, Drill, Verdict};
-pub use rules::{Assertion, Assertions, Rules};
+pub use rules::{Assertions, Rules};
 pub use run::Asked;
 
 use crate::buffer::WalBuffer;

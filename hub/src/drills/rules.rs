@@ -1,11 +1,10 @@
 //! What drills are to do: the checked `drills:` of the configuration. Pure.
 
 use glob::Pattern;
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 use walhub_common::DatabaseKey;
+use walhub_common::sql::Check;
 
 /// See the module doc.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,7 +51,7 @@ impl Default for Rules {
 
 impl Rules {
     /// What must be true of a database, from every entry that matches it.
-    pub fn checks_of(&self, database: &DatabaseKey) -> Vec<Assertion> {
+    pub fn checks_of(&self, database: &DatabaseKey) -> Vec<Check> {
         let name = database.to_string();
         let of = |entry: &&Assertions| entry.patterns.iter().any(|pattern| pattern.matches(&name));
         self.assertions.iter().filter(of).flat_map(|entry| entry.checks.iter().cloned()).collect()
@@ -65,36 +64,5 @@ pub struct Assertions {
     /// Any of them, over `agent/name`.
     pub patterns: Vec<Pattern>,
     /// All of them.
-    pub checks: Vec<Assertion>,
-}
-
-/// `SQL = value`: the first column of the first row, as text, is the value. The statement is everything before the last `=`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Assertion {
-    /// The statement.
-    pub sql: String,
-    /// What it must give.
-    pub value: String,
-}
-
-impl FromStr for Assertion {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.rsplit_once('=').map(|(sql, value)| (sql.trim(), value.trim()));
-        match parts {
-            Some((sql, value)) if !sql.is_empty() && !value.is_empty() => {
-                Ok(Self { sql: sql.to_owned(), value: value.to_owned() })
-            }
-            _ => Err(format!(
-                "{text:?} is not of the form \"SQL = value\", such as \"SELECT count(*) > 0 FROM users = 1\""
-            )),
-        }
-    }
-}
-
-impl fmt::Display for Assertion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} = {}", self.sql, self.value)
-    }
+    pub checks: Vec<Check>,
 }

@@ -11,14 +11,13 @@ use crate::repair::inspect::{Flaw, inspect};
 use crate::repair::{self, Damage, Mended, Repairer};
 use crate::retain::Pins;
 use futures_util::StreamExt;
-use rusqlite::InterruptHandle;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use walhub_common::restore::{Applier, Report, RestoreError, feed};
+use walhub_common::sql::{self, Announce};
 use walhub_common::{DatabaseKey, Txid, TxidRange, clock};
 use walhub_store::destinations::{DestinationError, Fault, FileKey};
 use walhub_store::restore::{
@@ -374,23 +373,10 @@ async fn apply(
 
 /// What SQLite says of it. The file goes when SQLite has closed it.
 async fn check(temp: Temp, checks: Checks, cancel: &CancellationToken) -> Result<(), Trouble> {
-    let (opened, handle) = oneshot::channel::<InterruptHandle>();
-    let mut looking = tokio::task::spawn_blocking(move || {
-        let told = |handle| drop(opened.send(handle));
-        checks::run(&temp.0, &checks, told)
-    });
-    let looked = tokio::select! {
-        looked = &mut looking => looked,
-        () = cancel.cancelled() => {
-            if let Ok(handle) = handle.await {
-                handle.interrupt();
-            }
-            let _ = looking.await;
-            return Err(Trouble::Undone("cancelled".to_owned()));
-        }
-    };
-    match looked {
-        Ok(said) => said.map_err(Trouble::Wrong),
+    let look = move |announce: Announce| checks::run(&temp.0, &checks, announce);
+    match sql::until(look, cancel.cancelled()).await {
+        Ok(Ok(said)) => said.map_err(Trouble::Wrong),
+        Ok(Err(())) => Err(Trouble::Undone("cancelled".to_owned())),
         Err(error) => Err(Trouble::Undone(format!("a task of the hub ended: {error}"))),
     }
 }

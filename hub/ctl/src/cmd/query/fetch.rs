@@ -1,7 +1,6 @@
 //! Brings the cached copy of a database to a point: nothing moves when it is there, the pages that differ otherwise.
 
 use super::cache::{Cache, Slot};
-use super::sql::Copy;
 use crate::cmd::restore::one::{self, Job};
 use crate::cmd::restore::progress::Progress;
 use crate::connect::Hub;
@@ -9,6 +8,7 @@ use crate::fault::sentence;
 use anyhow::{Context, anyhow};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+use walhub_common::sql::Reader;
 use walhub_common::{Checksum, DatabaseKey, PageSize, clock};
 use walhub_proto::pages::{self, PagesError};
 
@@ -45,7 +45,7 @@ pub(super) async fn fetch(
     means: &Means<'_>,
     database: &DatabaseKey,
     mut job: Job,
-) -> anyhow::Result<(State, Copy)> {
+) -> anyhow::Result<(State, Reader)> {
     let planned = pages::plan(means.hub.channel(), job.request()).await;
     let (plan, position) = planned.map_err(|error| match error {
         PagesError::Status(status) => anyhow!("{}: {}", job.failure(), sentence(&status)),
@@ -85,7 +85,7 @@ pub(super) async fn fetch(
     let checksum = state.checksum.clone();
     let opened = tokio::task::spawn_blocking(move || {
         slot.mark(&checksum)?;
-        Copy::open(&slot.copy())
+        Reader::open(&slot.copy())
     });
     let copy = opened.await?.with_context(|| format!("cannot read the copy of {database}"))?;
     Ok((state, copy))

@@ -4,7 +4,6 @@
 mod cache;
 mod fetch;
 mod render;
-mod sql;
 
 use crate::cmd::restore::checks::Checks;
 use crate::cmd::restore::one::Job;
@@ -26,14 +25,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use walhub_common::config::value;
+use walhub_common::sql::{self, Announce, Reader};
 use walhub_common::task::TaskGroup;
 use walhub_common::{AgentName, DatabaseKey, DatabaseName, Txid, clock};
-
-/// A statement that is ended is told so again and again: one word may come before it has begun.
-const INTERRUPT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Ask databases what they held in the past, without touching them
 #[derive(Debug, clap::Args)]
@@ -266,30 +262,28 @@ impl Args {
     /// Runs the statement on a thread; it ends when its time is over or we are interrupted.
     async fn statement(
         &self,
-        copy: sql::Copy,
+        copy: Reader,
         sql: &str,
         cancel: &CancellationToken,
     ) -> anyhow::Result<sql::Answer> {
-        let (handle, max_rows, sql) = (copy.interrupt_handle(), self.max_rows, sql.to_owned());
-        let (ended, mut end) = oneshot::channel();
-        let running = tokio::task::spawn_blocking(move || {
-            // Nobody waits for it when this process ends.
-            let _ = ended.send(copy.ask(&sql, max_rows));
-        });
-        let why = tokio::select! {
-            biased;
-            answer = &mut end => return answer?,
-            () = cancel.cancelled() => Interrupted.into(),
-            () = tokio::time::sleep(self.timeout) => {
-                anyhow!("the statement took longer than {:?}; --timeout gives it more", self.timeout)
+        let (max_rows, sql) = (self.max_rows, sql.to_owned());
+        let ask = move |announce: Announce| {
+            announce.reader(&copy);
+            copy.ask(&sql, max_rows)
+        };
+        let over = async {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => Interrupted.into(),
+                () = tokio::time::sleep(self.timeout) => {
+                    anyhow!("the statement took longer than {:?}; --timeout gives it more", self.timeout)
+                }
             }
         };
-        let mut interval = tokio::time::interval(INTERRUPT_INTERVAL);
-        while !running.is_finished() {
-            handle.interrupt();
-            interval.tick().await;
+        match sql::until(ask, over).await? {
+            Ok(answer) => Ok(answer?),
+            Err(why) => Err(why),
         }
-        Err(why)
     }
 }
 

@@ -1,11 +1,11 @@
 //! Answers as text: a table for people, CSV, or JSON. With several databases, each row says of which it is.
 
 use super::fetch::State;
-use super::sql::{Answer, Cell};
 use crate::output::{self, Table};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
+use walhub_common::sql::{Answer, Cell};
 
 /// Bytes of a blob that a table shows.
 const SHOWN: usize = 16;

@@ -1,7 +1,7 @@
 //! `hubctl restore --in-place`: databases brought back on their nodes, by a job of the hub.
 
 use super::Args;
-use super::checks::{self, Checks};
+use super::checks::Checks;
 use crate::cmd::jobs::follow::{self, Follow, Interrupts};
 use crate::cmd::jobs::report::{self, AtMost, Line, Picture};
 use crate::connect::Hub;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tonic::Status;
 use walhub_common::AgentName;
 use walhub_common::config::value;
+use walhub_common::sql::Check;
 use walhub_proto::v1;
 use walhub_proto::v1::job_request::Point;
 use walhub_proto::v1::selector::By;
@@ -45,8 +46,8 @@ pub(crate) struct OntoArgs {
     #[arg(long, value_name = "SIZE", value_parser = rate)]
     total_bandwidth: Option<u64>,
     /// What must hold of the restored database, here or on its node, before it takes its place; may be given several times
-    #[arg(long, value_name = "SQL = VALUE", value_parser = checks::checked)]
-    check: Vec<String>,
+    #[arg(long, value_name = "SQL = VALUE")]
+    check: Vec<Check>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -157,7 +158,7 @@ fn request(args: &Args) -> v1::JobRequest {
         parallelism: args.parallelism.map_or(0, u32::from),
         node_bytes_per_second: args.onto.bandwidth.unwrap_or(0),
         total_bytes_per_second: args.onto.total_bandwidth.unwrap_or(0),
-        checks: args.onto.check.clone(),
+        checks: args.onto.check.iter().map(Check::to_string).collect(),
     }
 }
 
