@@ -16,8 +16,8 @@ use walhub_common::limits::MAX_DATABASES_PER_AGENT;
 
 /// Folders below a watched one that are walked at most.
 const MAX_FOLDERS: usize = 10_000;
-/// A file that a restore is writing.
-const RESTORE_SUFFIX: &str = ".walhub-restore.tmp";
+/// In the names of files that a restore is writing, or has left.
+const RESTORE_INFIX: &str = ".walhub-restore.";
 
 /// One entry of `databases:` in the configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -174,7 +174,7 @@ fn walk(scan: &mut Scan, folder: &Path, pattern: &Pattern, recursive: bool) -> V
                 }
             } else if pattern.matches_with(name, options)
                 && !COMPANIONS.iter().any(|c| name.ends_with(c))
-                && !name.ends_with(RESTORE_SUFFIX)
+                && !name.contains(RESTORE_INFIX)
                 && fs::metadata(&path).is_ok_and(|m| m.is_file())
             {
                 files.push(path);
@@ -256,6 +256,7 @@ mod tests {
             "notes.txt",
             ".hidden.db",
             "x.db.walhub-restore.tmp",
+            "x.db.walhub-restore.journal",
         ] {
             touch(dir.path().join(other));
         }

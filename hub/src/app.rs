@@ -222,8 +222,8 @@ impl App {
         let fanout = Arc::new(fanout);
         let (levels, for_compaction) = (config.levels.clone(), board.clone());
         let (data_dir, mirror_interval) = (config.data_dir.clone(), config.mirror_interval);
-        let rules = config.drills.clone();
-        let reloader = Reloader::new(config, board.clone(), fanout.clone());
+        let rules = drills::Current::new(config.drills.clone());
+        let reloader = Reloader::new(config, board.clone(), fanout.clone(), rules.clone());
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
         let deletions = TaskGroup::new("retention");
         let mirrored = TaskGroup::new("mirror");
@@ -262,7 +262,7 @@ impl App {
             pins: restores.pins().clone(),
             holds: held_for_drills,
         };
-        let scratch = rules.scratch.clone().unwrap_or_else(|| data_dir.clone());
+        let scratch = rules.now().scratch_folder(&data_dir);
         let drills = Drills::start(parts, drilled, rules, &data_dir, &drilling)
             .map_err(|source| AppError::Data { path: scratch, source })?;
         let planner = Planner::new(buffer.clone(), fleet.clone(), restores.clone());

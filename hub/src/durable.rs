@@ -1,8 +1,9 @@
-//! Small files of the data folder that are replaced as a whole: a crash leaves the old or the new one.
+//! Small files of the data folder that are replaced as a whole, so that a crash leaves the old or the new one; and files that are
+//! not to last at all.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Replaces `dir/name` by `bytes`. Durable when it returns. Blocking.
 pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -12,4 +13,29 @@ pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&temp, dir.join(name))?;
     File::open(dir)?.sync_all()
+}
+
+/// A file that goes with its value, if it is there.
+#[derive(Debug)]
+pub(crate) struct Temp(PathBuf);
+
+impl Temp {
+    /// At this path. Makes nothing.
+    pub(crate) fn new(path: PathBuf) -> Temp {
+        Temp(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.0.display(), %error, "cannot remove a temporary file");
+        }
+    }
 }

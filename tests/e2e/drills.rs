@@ -172,6 +172,22 @@ fn a_missing_object_fails_loudly_until_it_is_put_again() {
     assert_eq!(cluster.hubctl(&["drills", "run", DATABASE, "--every-file"]).code, 0);
     same(&cluster, &live, &far);
 
+    // Other rules hold at once: a schedule, and every older point.
+    let drills = "drills: {every: 2s, sample: 100%, older-points: 16}\n";
+    cluster.hub_lines(&format!("{LEVELS}{drills}"));
+    cluster.write_hub_config();
+    let said = cluster.hubctl(&["reload", "--json"]).json();
+    assert_eq!(said["changes"], serde_json::json!(["drills has other settings"]));
+    assert_eq!(said["needs_restart"], serde_json::json!([]));
+    assert_eq!(cluster.hubctl(&["drills", "list", "--json"]).json()["outlook"]["every_ms"], 2000);
+    for destination in ["far", "near"] {
+        eventually("older points are tried by schedule", PATIENCE, || {
+            let last = shown(&cluster, destination)[0].clone();
+            let older = last["older_points"].as_array().is_some_and(|points| !points.is_empty());
+            ensure(last["verdict"] == "passed" && older, || last.to_string())
+        });
+    }
+
     let unknown = cluster.hubctl(&["drills", "run", "node/other.db"]);
     assert!(unknown.code == 1 && unknown.stderr.contains("knows no database"), "{unknown:?}");
     let nowhere = cluster.hubctl(&["repair", DATABASE, "--destination", "nowhere"]);
@@ -219,7 +235,8 @@ fn a_snapshot_stands_in_for_a_damaged_pack() {
     let far = cluster.path("far");
     cluster.add_folder("near");
     cluster.add(Destination::file("far", &far).with("layout: packed"));
-    cluster.hub_lines(LEVELS);
+    // What lay before the snapshot is lost with the pack, and a drill says so whenever it tries an older point.
+    cluster.hub_lines(&format!("{LEVELS}drills: {{every: 8760h, older-points: 0}}\n"));
     let (live, _) = history(&mut cluster);
     let mut packs: Vec<PathBuf> = std::fs::read_dir(far.join("walhub/packs"))
         .expect("packs")

@@ -191,7 +191,8 @@ fn an_agent_sees_and_gets_its_own_databases_only() {
     };
     let mut service = client.restore();
     let denied = client.block_on(async {
-        match service.restore(request.clone()).await {
+        let request = v1::RestorePagesRequest { point: Some(request.clone()), ..Default::default() };
+        match service.restore_pages(request).await {
             Err(status) => status,
             Ok(stream) => stream.into_inner().message().await.expect_err("not its own"),
         }

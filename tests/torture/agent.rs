@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use walhub_common::{Checksum, PageSize};
 use walhub_proto::v1;
-use walhub_proto::v1::restore_response::Message;
+use walhub_proto::v1::restore_pages_response::Message;
 use walhub_tests::Cluster;
 use walhub_tests::process::tail;
 
@@ -68,35 +68,39 @@ impl Agent {
         if replica.txid >= txid {
             return Ok(());
         }
-        let request = v1::RestoreRequest {
-            database: Some(v1::DatabaseRef { agent: NODE.to_owned(), name: NAME.to_owned() }),
-            target: Some(v1::restore_request::Target::Txid(txid)),
-            after_txid: replica.txid,
-            source: "buffer".to_owned(),
-        };
         let client = self.cluster.client();
+        let text = |status: tonic::Status| format!("reading back from the hub: {}", status.message());
+        let files = client.files(NODE, NAME, "buffer").map_err(text)?.files;
+        let mut ranges: Vec<v1::TxidRange> = files.into_iter().filter_map(|file| file.range).collect();
+        ranges.retain(|range| range.max > replica.txid && range.max <= txid);
+        ranges.sort_by_key(|range| range.max);
         let mut service = client.restore().max_decoding_message_size(1 << 30);
-        let mut file: Vec<u8> = Vec::new();
-        let mut apply = |file: &mut Vec<u8>| {
-            if !file.is_empty() {
-                replica.apply(file)?;
-                tally.add(&tally.txids, 1);
-                file.clear();
-            }
-            Ok::<(), String>(())
-        };
-        client.block_on(async {
-            let text = |status: tonic::Status| format!("reading back from the hub: {}", status.message());
-            let mut stream = service.restore(request).await.map_err(text)?.into_inner();
-            while let Some(response) = stream.message().await.map_err(text)? {
-                match response.message {
-                    Some(Message::File(_)) => apply(&mut file)?,
-                    Some(Message::Data(data)) => file.extend_from_slice(&data),
-                    Some(Message::Plan(_)) | None => {}
+        for range in ranges {
+            let point = v1::RestoreRequest {
+                database: Some(v1::DatabaseRef { agent: NODE.to_owned(), name: NAME.to_owned() }),
+                target: Some(v1::restore_request::Target::Txid(range.max)),
+                after_txid: replica.txid,
+                source: "buffer".to_owned(),
+            };
+            let request =
+                v1::RestorePagesRequest { point: Some(point), wanted: Vec::new(), verify_files: true };
+            let (mut plan, mut frames) = (None, Vec::new());
+            client.block_on(async {
+                let mut stream = service.restore_pages(request).await.map_err(text)?.into_inner();
+                while let Some(response) = stream.message().await.map_err(text)? {
+                    match response.message {
+                        Some(Message::Plan(found)) => plan = Some(found),
+                        Some(Message::Frames(some)) => frames.push(some),
+                        None => {}
+                    }
                 }
-            }
-            apply(&mut file)
-        })
+                Ok::<(), String>(())
+            })?;
+            let plan = plan.ok_or("pages without a plan")?;
+            replica.apply_pages(&plan, &frames)?;
+            tally.add(&tally.txids, 1);
+        }
+        Ok(())
     }
 
     fn refused(&self) -> u64 {

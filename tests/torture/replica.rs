@@ -1,8 +1,9 @@
 //! A replica made of captured transactions alone, with its own checksum of every page: after each transaction the sum
 //! over the whole database must be the one that was promised with it.
 
-use walhub_common::ltx::Decoder;
+use walhub_common::ltx::{Decoder, expand};
 use walhub_common::{Checksum, PageSize, Pgno};
+use walhub_proto::v1;
 
 pub(crate) struct Replica {
     page_size: Option<PageSize>,
@@ -13,6 +14,15 @@ pub(crate) struct Replica {
     pub(crate) txid: u64,
     /// Pages applied so far.
     pub(crate) pages: u64,
+}
+
+/// What a segment says of itself.
+struct Step {
+    first: u64,
+    last: u64,
+    post: Checksum,
+    page_size: PageSize,
+    commit: u32,
 }
 
 impl Replica {
@@ -33,33 +43,72 @@ impl Replica {
         let mut decoder = Decoder::new(file).map_err(|error| fault(&error))?;
         let header = *decoder.header();
         let provenance = header.provenance.ok_or_else(|| fault(&"a segment without checksums"))?;
-        if header.range.min().get() != self.txid + 1 {
-            return Err(fault(&format!("the next segment is {:?}", header.range)));
-        }
         if provenance.pre.is_some_and(|pre| pre != self.sum) || provenance.pre.is_none() != (self.txid == 0) {
             return Err(fault(&format!(
                 "a segment that starts from {:?}, not from {}",
                 provenance.pre, self.sum
             )));
         }
-        if self.page_size != Some(header.page_size) {
-            // Another page size is another image: every page must come.
-            *self = Replica {
-                page_size: Some(header.page_size),
-                txid: self.txid,
-                pages: self.pages,
-                ..Replica::new()
-            };
+        let (mut pages, mut page) = (Vec::new(), Vec::new());
+        while let Some(pgno) = decoder.next_page(&mut page).map_err(|error| error.to_string())? {
+            pages.push((pgno, page.clone()));
         }
-        let size = header.page_size.bytes();
-        let (before, after) = (self.sums.len(), header.commit as usize);
+        decoder.finish().map_err(|error| error.to_string())?;
+        let (first, last) = (header.range.min().get(), header.range.max().get());
+        let step =
+            Step { first, last, post: provenance.post, page_size: header.page_size, commit: header.commit };
+        self.take(&step, pages)
+    }
+
+    /// Applies the pages of one segment that must follow what is there, as the hub sends them.
+    pub(crate) fn apply_pages(
+        &mut self,
+        plan: &v1::RestorePlan,
+        messages: &[v1::PageFrames],
+    ) -> Result<(), String> {
+        let fault = |text: &str| format!("after TXID {}: {text}", self.txid);
+        let position = plan.position.ok_or_else(|| fault("a plan without a position"))?;
+        let [file] = &plan.files[..] else { return Err(fault("a segment is one file")) };
+        let step = Step {
+            first: file.range.map_or(0, |range| range.min),
+            last: position.txid,
+            post: Checksum::new(position.checksum).ok_or_else(|| fault("a segment without checksums"))?,
+            page_size: PageSize::new(plan.page_size).ok_or_else(|| fault("an impossible page size"))?,
+            commit: plan.commit,
+        };
+        let mut pages = Vec::new();
+        for frames in messages {
+            let mut at = 0;
+            for (page, bytes) in frames.pages.iter().zip(&frames.lengths) {
+                let pgno = Pgno::new(*page).ok_or_else(|| fault("page 0"))?;
+                let block = frames.data.get(at..at + *bytes as usize).ok_or_else(|| fault("short frames"))?;
+                let mut page = Vec::new();
+                expand(block, step.page_size, &mut page).map_err(|error| fault(&error.to_string()))?;
+                pages.push((pgno, page));
+                at += *bytes as usize;
+            }
+        }
+        self.take(&step, pages)
+    }
+
+    fn take(&mut self, step: &Step, pages: Vec<(Pgno, Vec<u8>)>) -> Result<(), String> {
+        let &Step { first, last, post, page_size, commit } = step;
+        if first != self.txid + 1 {
+            return Err(format!("after TXID {}: the next segment is {first} to {last}", self.txid));
+        }
+        if self.page_size != Some(page_size) {
+            // Another page size is another image: every page must come.
+            *self =
+                Replica { page_size: Some(page_size), txid: self.txid, pages: self.pages, ..Replica::new() };
+        }
+        let size = page_size.bytes();
+        let (before, after) = (self.sums.len(), commit as usize);
         for sum in self.sums.drain(after.min(before)..).flatten() {
             self.sum = self.sum.toggle(sum);
         }
         self.sums.resize(after, None);
         self.image.resize(after * size, 0);
-        let mut page = Vec::new();
-        while let Some(pgno) = decoder.next_page(&mut page).map_err(|error| error.to_string())? {
+        for (pgno, page) in pages {
             let slot =
                 self.sums.get_mut(pgno.index()).ok_or_else(|| format!("page {pgno} is beyond the end"))?;
             let sum = Checksum::of_page(pgno, &page);
@@ -70,22 +119,16 @@ impl Replica {
             self.image[pgno.index() * size..][..size].copy_from_slice(&page);
             self.pages += 1;
         }
-        decoder.finish().map_err(|error| error.to_string())?;
-        let lock = header.page_size.lock_page().index();
+        let lock = page_size.lock_page().index();
         if let Some(hole) =
             self.sums.iter().enumerate().position(|(index, sum)| sum.is_none() && index != lock)
         {
-            return Err(format!("TXID {}: page {} never came", header.range.max(), hole + 1));
+            return Err(format!("TXID {last}: page {} never came", hole + 1));
         }
-        if self.sum != provenance.post {
-            return Err(format!(
-                "TXID {}: the pages sum up to {}, promised was {}",
-                header.range.max(),
-                self.sum,
-                provenance.post
-            ));
+        if self.sum != post {
+            return Err(format!("TXID {last}: the pages sum up to {}, promised was {post}", self.sum));
         }
-        self.txid = header.range.max().get();
+        self.txid = last;
         Ok(())
     }
 

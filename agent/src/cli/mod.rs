@@ -14,6 +14,7 @@ mod restore_all;
 mod run;
 mod status;
 mod sync;
+mod whole;
 
 use crate::config::{Certificates, Config};
 use clap::{Parser, Subcommand};

@@ -1,35 +1,25 @@
-//! `walhub-agent restore PATH`: one of this node's own databases, streamed from the hub and proven. It is a process of its
+//! `walhub-agent restore PATH`: one of this node's own databases, fetched from the hub page by page and proven. It is a process of its
 //! own: the running agent goes on, and a file that is followed is never written to.
 
 use super::databases::scan_config;
 use super::progress::Bar;
+use super::whole::{self, Failed, Wanted};
 use super::{ConfigArgs, Failure, output, restore_all};
 use crate::config::{Certificates, Config};
 use crate::local::client::Client;
 use crate::local::protocol::{MAX_WAIT_MS, Request, Restored as InPlace};
-use crate::ship::connect::status_reason;
 use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::{Code, Status, Streaming};
-use walhub_common::limits::MAX_MESSAGE_BYTES;
-use walhub_common::restore::feed::{self, FeedClosed, Feeder};
-use walhub_common::restore::{Applier, Proof, Report, RestoreError};
+use walhub_common::restore::{Proof, Report};
 use walhub_common::sql::Check;
 use walhub_common::{AgentName, DatabaseName, Txid, clock};
-use walhub_proto::convert;
 use walhub_proto::delta::{self, DeltaError};
-use walhub_proto::pages::PagesError;
 use walhub_proto::v1::restore_request::Target;
-use walhub_proto::v1::restore_response::Message;
-use walhub_proto::v1::restore_service_client::RestoreServiceClient;
-use walhub_proto::v1::{DatabaseRef, RestoreRequest, RestoreResponse};
-
-/// The hub may have to fetch from far away between two messages, but not for longer.
-const STALL_TIMEOUT: Duration = Duration::from_secs(120);
+use walhub_proto::v1::{DatabaseRef, RestoreRequest};
 
 /// Restore one of this node's databases from the hub
 #[derive(Debug, clap::Args)]
@@ -47,7 +37,8 @@ connections see the old state, then the restored one, and go on. What is there b
 (\"safety_txid\"), so that it can be undone in the same way. The -wal file grows by the pages that differ.
 
 Exit codes: 0 restored, or nothing to do by --if-db-not-exists or --if-replica-exists; 1 failed; 2 wrong usage; 64 bad
-configuration; 130 interrupted.
+configuration; 130 interrupted. A restore of more than 64 MiB that breaks off leaves what it has beside the file
+(.walhub-restore.tmp and .journal); the same command goes on from there.
 
 JSON: {\"database\", \"output\", \"txid\", \"checksum\", \"verdict\": \"verified\"|\"unproven\", \"time\", \"page_size\", \"pages\",
 \"bytes\", \"files\", \"received_bytes\", \"seconds\", \"mb_per_second\"}, or {\"database\", \"output\", \"skipped\"} when there was
@@ -164,28 +155,6 @@ impl Outcome {
     }
 }
 
-/// Why no more bytes came.
-enum Stop {
-    /// The applier gave up; it knows why.
-    Applier,
-    /// The hub has nothing of this database.
-    NoReplica(anyhow::Error),
-    /// This is why.
-    Because(anyhow::Error),
-}
-
-impl From<FeedClosed> for Stop {
-    fn from(FeedClosed: FeedClosed) -> Stop {
-        Stop::Applier
-    }
-}
-
-impl From<anyhow::Error> for Stop {
-    fn from(error: anyhow::Error) -> Stop {
-        Stop::Because(error)
-    }
-}
-
 impl Args {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
         if self.in_place {
@@ -271,58 +240,39 @@ impl Args {
         let begun = Instant::now();
         let failure = format!("cannot restore {name} to {}", out.display());
         let identity = config.identity().map_err(anyhow::Error::msg)?;
+        let request = self.request(&identity.agent, name);
+        let link = async { identity.hub.connect().await.map_err(|e| anyhow!("{e}")) };
         if self.delta && out.exists() {
-            let request = self.request(&identity.agent, name);
             let mut bar = Bar::new(name.as_str(), 0);
             let mut before = 0;
             let restored = async {
-                let channel = identity.hub.connect().await.map_err(|e| anyhow!("{e}"))?;
                 let progress = |come: u64, _| {
                     bar.add(usize::try_from(come - before).unwrap_or(usize::MAX));
                     before = come;
                 };
-                delta::restore(channel, request, out, false, progress)
-                    .await
-                    .map_err(|e| anyhow!("{}", reason(&e)))
+                let restored = delta::restore(link.await?, request, out, false, progress).await;
+                restored.map_err(|error| anyhow!(delta_reason(&error)))
             };
-            let (report, plan) = tokio::select! {
+            let (report, _) = tokio::select! {
                 biased;
                 () = interrupted => return Err(Failure::Interrupted),
                 restored = restored => restored.context(failure)?,
             };
-            return Ok(Outcome::Restored(restored_to(name, report, plan.timestamp_ms, begun.elapsed())));
+            return Ok(Outcome::Restored(restored_to(name, report, begun.elapsed())));
         }
-        let (target, force) = (out.to_owned(), self.force);
-        let applier = tokio::task::spawn_blocking(move || Applier::new(target, force)).await?;
-        let applier = applier.map_err(|e| advised(e, &failure))?;
-        let (feeder, files) = feed::channel();
-        let reader = tokio::task::spawn_blocking(move || files.restore(applier));
-        let request = self.request(&identity.agent, name);
-        let mut time_ms = 0;
-        let pumped = tokio::select! {
-            biased;
-            () = interrupted => None,
-            pumped = async {
-                let channel = identity.hub.connect().await.map_err(|e| anyhow!("{e}"))?;
-                let client = RestoreServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-                pump(client, request, feeder, &mut time_ms).await
-            } => Some(pumped),
-        };
-        // Also after an interruption: the thread has to take its temporary file away.
-        let report = match (pumped, reader.await?) {
-            (_, Ok(report)) => report,
-            (None, Err(_)) => return Err(Failure::Interrupted),
-            (Some(Err(Stop::NoReplica(_))), Err(_)) if self.if_replica_exists => {
+        let wanted = Wanted { request: &request, out, force: self.force };
+        match whole::restore(wanted, link, interrupted).await {
+            Ok(report) => Ok(Outcome::Restored(restored_to(name, report, begun.elapsed()))),
+            Err(Failed::Interrupted) => Err(Failure::Interrupted),
+            Err(Failed::NoReplica(_)) if self.if_replica_exists => {
                 let skipped = "the hub holds nothing of this database";
                 let (database, output) = (name.to_string(), out.to_owned());
-                return Ok(Outcome::Skipped(Skipped { database, output, skipped }));
+                Ok(Outcome::Skipped(Skipped { database, output, skipped }))
             }
-            (Some(Err(Stop::Because(error) | Stop::NoReplica(error))), Err(_)) => {
-                return Err(error.context(failure).into());
-            }
-            (Some(Ok(()) | Err(Stop::Applier)), Err(error)) => return Err(advised(error, &failure).into()),
-        };
-        Ok(Outcome::Restored(restored_to(name, report, time_ms, begun.elapsed())))
+            Err(Failed::Because(error) | Failed::NoReplica(error)) => Err(error.context(failure).into()),
+            Err(Failed::Exists(error)) => Err(anyhow!("{failure}: {error} (--force, or -o FILE)").into()),
+            Err(Failed::Image(error)) => Err(anyhow!("{failure}: {error}").into()),
+        }
     }
 
     fn request(&self, agent: &AgentName, name: &DatabaseName) -> RestoreRequest {
@@ -367,81 +317,14 @@ fn path_of(config: &Config, name: &DatabaseName) -> Option<PathBuf> {
     listed.or_else(|| crate::state_dir::recorded_path(&config.state_dir, name))
 }
 
-async fn pump(
-    mut client: RestoreServiceClient<tonic::transport::Channel>,
-    request: RestoreRequest,
-    feeder: Feeder,
-    time_ms: &mut i64,
-) -> Result<(), Stop> {
-    let name = request.database.as_ref().map(|d| d.name.clone()).unwrap_or_default();
-    let asked = tokio::time::timeout(STALL_TIMEOUT, client.restore(request)).await;
-    let mut stream = asked.map_err(|_| stalled())?.map_err(refused)?.into_inner();
-    let Some(Message::Plan(plan)) = next(&mut stream).await? else {
-        return Err(odd("it sent no plan").into());
-    };
-    let (last, expected) = convert::promise_from_wire(&plan).map_err(|e| odd(&e.reason))?;
-    *time_ms = plan.timestamp_ms;
-    let mut bar = Bar::new(&name, plan.total_bytes);
-    let mut reached = 0;
-    while let Some(message) = next(&mut stream).await? {
-        match message {
-            Message::File(file) => {
-                let range = file.range.unwrap_or_default();
-                reached = range.max;
-                let text = format!("file {:016x}-{:016x}.ltx of {}", range.min, range.max, file.source);
-                feeder.file(output::clean(&text)).await?;
-            }
-            Message::Data(data) => {
-                bar.add(data.len());
-                feeder.data(data).await?;
-            }
-            Message::Plan(_) => return Err(odd("it sent two plans").into()),
-        }
-    }
-    if reached != last {
-        return Err(odd("it sent other files than it had planned").into());
-    }
-    Ok(feeder.finish(expected).await?)
-}
-
-async fn next(stream: &mut Streaming<RestoreResponse>) -> Result<Option<Message>, Stop> {
-    match tokio::time::timeout(STALL_TIMEOUT, stream.message()).await {
-        Err(_) => Err(stalled().into()),
-        Ok(Err(status)) => Err(refused(status)),
-        Ok(Ok(None)) => Ok(None),
-        Ok(Ok(Some(RestoreResponse { message: Some(message) }))) => Ok(Some(message)),
-        Ok(Ok(Some(RestoreResponse { message: None }))) => {
-            Err(odd("it sent a message of an unknown kind").into())
-        }
-    }
-}
-
-fn refused(status: Status) -> Stop {
-    let error = anyhow!(status_reason(&status));
-    if status.code() == Code::NotFound { Stop::NoReplica(error) } else { Stop::Because(error) }
-}
-
-fn reason(error: &DeltaError) -> String {
+fn delta_reason(error: &DeltaError) -> String {
     match error {
-        DeltaError::Hub(PagesError::Status(status)) => status_reason(status),
+        DeltaError::Hub(error) => whole::reason(error),
         other => other.to_string(),
     }
 }
 
-fn stalled() -> anyhow::Error {
-    anyhow!("the hub sent nothing for {} s; try again", STALL_TIMEOUT.as_secs())
-}
-
-fn odd(what: &str) -> anyhow::Error {
-    anyhow!("the hub does not keep to the protocol: {what}; is it of another version?")
-}
-
-fn advised(error: RestoreError, failure: &str) -> anyhow::Error {
-    let flag = if matches!(error, RestoreError::Exists(_)) { " (--force, or -o FILE)" } else { "" };
-    anyhow!("{failure}: {error}{flag}")
-}
-
-fn restored_to(name: &DatabaseName, report: Report, time_ms: i64, took: Duration) -> Restored {
+fn restored_to(name: &DatabaseName, report: Report, took: Duration) -> Restored {
     let seconds = took.as_secs_f64();
     Restored {
         database: name.to_string(),
@@ -452,7 +335,7 @@ fn restored_to(name: &DatabaseName, report: Report, time_ms: i64, took: Duration
             Proof::Source => "verified",
             Proof::FilesOnly => "unproven",
         },
-        time: clock::format_ms(time_ms),
+        time: clock::format_ms(report.timestamp_ms),
         page_size: report.page_size.get(),
         pages: report.pages,
         bytes: report.bytes,

@@ -197,11 +197,14 @@ impl Work<'_> {
             let held = checks.iter().try_for_each(|check| check.run(&reader));
             held.map_err(|unmet| format!("in the restored database {unmet}"))
         };
-        let held = sql::until(ask, cancel.cancelled()).await.map_err(bug)?;
+        let (held, cancelled) = sql::until(ask, cancel.cancelled()).await.map_err(bug)?;
         self.trial.remove();
-        let held = held.map_err(|()| Failure::Cancelled)?;
-        held.map_err(|why| Failure::Failed(format!("{why}; the database is as it was")))?;
-        Ok(true)
+        match (held, cancelled) {
+            (_, Some(())) => Err(Failure::Cancelled),
+            (held, None) => held
+                .map(|()| true)
+                .map_err(|why| Failure::Failed(format!("{why}; the database is as it was"))),
+        }
     }
 
     /// Makes the state asked for as a file. False: survey again.

@@ -35,7 +35,7 @@ use walhub_proto::v1::restore_service_server::{RestoreService, RestoreServiceSer
 use walhub_proto::v1::{
     Ack, AckLevel, DatabaseOpened, PageChecksumsRequest, PageChecksumsResponse, PageList, PageRun, PageTable,
     RefusalCode, Refused, ReplicateRequest, ReplicateResponse, RestorePagesRequest, RestorePagesResponse,
-    RestorePlan, RestoreRequest, RestoreResponse, SegmentChunk, Welcome,
+    RestorePlan, RestoreRequest, SegmentChunk, Welcome,
 };
 
 /// Smaller than what the capture makes, so that chunks are cut again.
@@ -548,12 +548,6 @@ impl Stream {
 #[tonic::async_trait]
 impl RestoreService for FakeHub {
     async fn plan_restore(&self, _: Request<RestoreRequest>) -> Result<Response<RestorePlan>, Status> {
-        Err(Status::unimplemented("not asked for by agents that follow"))
-    }
-
-    type RestoreStream = ReceiverStream<Result<RestoreResponse, Status>>;
-
-    async fn restore(&self, _: Request<RestoreRequest>) -> Result<Response<Self::RestoreStream>, Status> {
         Err(Status::unimplemented("not asked for by agents that follow"))
     }
 

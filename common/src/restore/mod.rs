@@ -1,6 +1,6 @@
 //! Builds a database file and proves that it is the one that was captured.
 //!
-//! A [`PageSink`] takes compressed pages in any order, each once: the way of every restore. An [`Applier`] takes whole LTX
+//! A [`PageSink`] takes compressed pages in any order, each once: the way of every restore ([`fill`](fill::fill)). An [`Applier`] takes whole LTX
 //! files oldest first, for histories whose pages nobody has sorted out (imports). Both write into
 //! `<output>.walhub-restore.tmp`, and only after everything verified the file gets its final name.
 //!
@@ -21,6 +21,7 @@ mod delta;
 mod delta_tests;
 mod error;
 pub mod feed;
+pub mod fill;
 pub mod frames;
 mod held;
 mod image_file;
@@ -39,6 +40,7 @@ mod writer;
 pub use applier::Applier;
 pub use delta::Delta;
 pub use error::RestoreError;
+pub use fill::{Unfilled, fill};
 pub use sink::{PageSender, PageSink, Point};
 
 use crate::{Checksum, PageSize, Pos, TxidRange};

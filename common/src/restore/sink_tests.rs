@@ -2,7 +2,7 @@
 
 use super::frames::{Frames, FramesBuilder};
 use super::sink::{PageSink, Point};
-use super::{Proof, RestoreError};
+use super::{Proof, RestoreError, Unfilled, fill};
 use crate::ltx::squeeze;
 use crate::{Checksum, PageSize, Pgno, Txid};
 use rand::rngs::StdRng;
@@ -257,4 +257,48 @@ fn little_is_not_worth_keeping() {
     fed(&sink, [source.frames(1..=90)]);
     assert!(!sink.break_off().unwrap());
     assert!(left(folder.path()).is_empty());
+}
+
+/// Pages that come one batch after the other, until they break off.
+struct Coming(Vec<Result<Frames, &'static str>>);
+
+impl super::fill::Pages for Coming {
+    type Error = &'static str;
+
+    async fn next(&mut self) -> Result<Option<Frames>, &'static str> {
+        match self.0.is_empty() {
+            true => Ok(None),
+            false => self.0.remove(0).map(Some),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sink_is_filled_or_says_why_not() {
+    let source = Source::new(40, 3);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let sink = || PageSink::create(&path, false, source.point).unwrap();
+    let all = || vec![Ok(source.frames(1..=20)), Ok(source.frames(21..=40))];
+
+    let mut came = 0;
+    let filled =
+        fill(sink(), &mut Coming(all()), |bytes| came += bytes, std::future::pending::<&str>()).await;
+    let report = finish(filled.unwrap()).unwrap();
+    assert_eq!((report.checksum, report.progress.bytes_in), (source.point.checksum.unwrap(), came));
+    assert_eq!(fs::read(&path).unwrap(), source.bytes);
+    fs::remove_file(&path).unwrap();
+
+    let broken = vec![Ok(source.frames(1..=20)), Err("the line is cut")];
+    let broken = fill(sink(), &mut Coming(broken), |_| (), std::future::pending()).await;
+    assert!(matches!(broken, Err(Unfilled::Broken { error: "the line is cut", kept: false })), "{broken:?}");
+    let over = fill(sink(), &mut Coming(all()), |_| (), std::future::ready("interrupted")).await;
+    assert!(matches!(over, Err(Unfilled::Broken { error: "interrupted", kept: false })), "{over:?}");
+    assert_eq!(left(dir.path()), Vec::<PathBuf>::new());
+
+    // A sink that fails ends the stream; its own reason is found at the end.
+    let twice = vec![Ok(source.frames(1..=20)), Ok(source.frames(1..=20))];
+    let filled = fill(sink(), &mut Coming(twice), |_| (), std::future::pending::<&str>()).await.unwrap();
+    assert!(matches!(finish(filled), Err(RestoreError::Unexpected(_))));
+    assert_eq!(left(dir.path()), Vec::<PathBuf>::new());
 }

@@ -20,8 +20,8 @@ const SHOWN: usize = 200;
 /// See the module doc.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    sql: String,
-    value: String,
+    pub(super) sql: String,
+    pub(super) value: String,
 }
 
 /// It is no check.
@@ -101,7 +101,7 @@ impl Check {
         }
     }
 
-    fn is(&self, found: &Cell) -> bool {
+    pub(super) fn is(&self, found: &Cell) -> bool {
         match found {
             Cell::Real(found) => self.value.parse() == Ok(*found),
             Cell::Blob(_) => self.value.eq_ignore_ascii_case(&found.to_string()),

@@ -164,36 +164,34 @@ fn uri(path: &Path) -> Result<String, SqlError> {
     Ok(uri)
 }
 
-/// Lets `work` ask on a thread of its own; it announces its reader, if it opens one. When `over` ends before, statements are ended
-/// until `work` has returned, and what `over` gave is the error. An error of its own: the thread panicked.
+/// Lets `work` ask on a thread of its own; it announces its reader, if it opens one. When `over` ends first, statements are ended until
+/// `work` has returned, and what `over` gave comes beside what `work` made of that. An error: the thread panicked.
 pub async fn until<T: Send + 'static, U>(
     work: impl FnOnce(Announce) -> T + Send + 'static,
     over: impl Future<Output = U>,
-) -> Result<Result<T, U>, tokio::task::JoinError> {
+) -> Result<(T, Option<U>), tokio::task::JoinError> {
     let (announce, mut announced) = oneshot::channel();
     let mut running = tokio::task::spawn_blocking(move || work(Announce(announce)));
     let why = tokio::select! {
         biased;
-        done = &mut running => return done.map(Ok),
+        done = &mut running => return done.map(|done| (done, None)),
         why = over => why,
     };
-    // Without a reader there is nothing to end.
     let handle: Option<Interrupt> = tokio::select! {
+        biased;
         handle = &mut announced => handle.ok(),
-        _ = &mut running => None,
+        done = &mut running => return done.map(|done| (done, Some(why))),
     };
     let mut interval = tokio::time::interval(INTERRUPT_INTERVAL);
-    while !running.is_finished() {
-        if let Some(handle) = &handle {
-            handle.interrupt();
+    loop {
+        tokio::select! {
+            done = &mut running => return done.map(|done| (done, Some(why))),
+            _ = interval.tick() => handle.iter().for_each(Interrupt::interrupt),
         }
-        interval.tick().await;
     }
-    Ok(Err(why))
 }
 
 /// See [`until`].
-#[derive(Debug)]
 pub struct Announce(oneshot::Sender<Interrupt>);
 
 impl Announce {

@@ -219,12 +219,6 @@ impl RestoreService for Service {
     ) -> Result<Response<Self::PageChecksumsStream>, Status> {
         Err(Status::unimplemented("not asked for by hubctl"))
     }
-
-    type RestoreStream = ReceiverStream<Result<v1::RestoreResponse, Status>>;
-
-    async fn restore(&self, _: Request<v1::RestoreRequest>) -> Result<Response<Self::RestoreStream>, Status> {
-        Err(Status::unimplemented("not asked for by hubctl"))
-    }
 }
 
 #[tonic::async_trait]

@@ -3,7 +3,7 @@
 use super::peer::Peer;
 use super::retention::reference;
 use super::{Handles, status};
-use crate::drills::{Asked, Copy, Drill, DrillError, Outlook, Verdict};
+use crate::drills::{Asked, Copy, Drill, DrillError, OlderPoint, Outlook, Verdict};
 use futures_util::{Stream, stream};
 use std::pin::Pin;
 use tokio::sync::mpsc;
@@ -80,6 +80,11 @@ fn wire(drill: Drill) -> v1::Drill {
         requests: drill.requests,
         message: drill.message,
         repairs: drill.repairs,
+        older: drill
+            .older
+            .into_iter()
+            .map(|OlderPoint { txid, point_ms }| v1::OlderPoint { txid, point_ms })
+            .collect(),
     }
 }
 

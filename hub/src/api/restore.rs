@@ -1,4 +1,4 @@
-//! `RestoreService`: plans, the bytes of a plan, and the page checksums of a database.
+//! `RestoreService`: plans, the pages of a plan, and the page checksums of a database.
 
 use super::peer::Peer;
 use super::{Handles, checksums, pages, status};
@@ -13,16 +13,15 @@ use walhub_common::{DatabaseKey, Pos, Txid};
 use walhub_proto::convert;
 use walhub_proto::v1::restore_pages_response::Message as PagesMessage;
 use walhub_proto::v1::restore_request::Target as WireTarget;
-use walhub_proto::v1::restore_response::Message;
 use walhub_proto::v1::restore_service_server::RestoreService;
 use walhub_proto::v1::{
     FileInfo, PageChecksumsRequest, Position, RestorePagesRequest, RestorePagesResponse, RestorePlan,
-    RestoreRequest, RestoreResponse,
+    RestoreRequest,
 };
 use walhub_store::restore::source::BUFFER;
-use walhub_store::restore::{Ask, DynSource, Piece, PlannedFile, Prepared, SourceName, Target, estimate};
+use walhub_store::restore::{Ask, DynSource, PlannedFile, Prepared, SourceName, Target, estimate};
 
-/// Pieces of at most 1 MiB that are read before the connection takes them.
+/// Messages of at most 1 MiB that are made before the connection takes them.
 const READ_AHEAD: usize = 4;
 
 pub(super) struct Service {
@@ -109,10 +108,6 @@ pub(super) fn info(file: &PlannedFile) -> FileInfo {
     }
 }
 
-fn message(message: Message) -> RestoreResponse {
-    RestoreResponse { message: Some(message) }
-}
-
 #[tonic::async_trait]
 impl RestoreService for Service {
     type PageChecksumsStream = checksums::Answers;
@@ -164,39 +159,7 @@ impl RestoreService for Service {
         Ok(Response::new(Box::pin(plan.chain(ReceiverStream::new(read)))))
     }
 
-    type RestoreStream = Pin<Box<dyn Stream<Item = Result<RestoreResponse, Status>> + Send>>;
-
     async fn plan_restore(&self, request: Request<RestoreRequest>) -> Result<Response<RestorePlan>, Status> {
         Ok(Response::new(self.plan(Peer::of(request.extensions())?, request.get_ref()).await?.wire))
-    }
-
-    async fn restore(
-        &self,
-        request: Request<RestoreRequest>,
-    ) -> Result<Response<Self::RestoreStream>, Status> {
-        let Planned { database, sources, prepared, wire, pin } =
-            self.plan(Peer::of(request.extensions())?, request.get_ref()).await?;
-        tracing::info!(%database, txid = prepared.plan.reached.get(), bytes = wire.total_bytes, "restore");
-        let mut pieces = self.handles.restores.fetch(&sources, &database, &prepared.plan);
-        let (ahead, read) = mpsc::channel(READ_AHEAD);
-        // Reading goes on while the connection writes. Ends with the plan, or when the stream is dropped.
-        self.handles.tasks.spawn(async move {
-            let _pin = pin;
-            while let Some(piece) = pieces.next().await {
-                let piece = match piece {
-                    Ok(Piece::Start(file)) => Ok(message(Message::File(info(&file)))),
-                    Ok(Piece::Data(data)) => Ok(message(Message::Data(data))),
-                    Err(error) => {
-                        tracing::warn!(%database, %error, "a restore broke off");
-                        Err(status::source(&error))
-                    }
-                };
-                if ahead.send(piece).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let plan = futures_util::stream::once(async { Ok(message(Message::Plan(wire))) });
-        Ok(Response::new(Box::pin(plan.chain(ReceiverStream::new(read)))))
     }
 }

@@ -70,7 +70,7 @@ pub(super) fn session(error: &SessionError) -> Status {
 /// Why the configuration was not reloaded.
 pub(super) fn reload(error: &ReloadError) -> Status {
     match error {
-        ReloadError::Faults(_) | ReloadError::Destination(_) => {
+        ReloadError::Faults(_) | ReloadError::Destination(_) | ReloadError::Scratch { .. } => {
             Status::failed_precondition(error.to_string())
         }
         ReloadError::Ended(_) => Status::unavailable(error.to_string()),

@@ -16,6 +16,7 @@
 
 use super::sources;
 use crate::copies::{Place, Turn};
+use crate::durable::Temp;
 use crate::retain::{Holds, Pins};
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
@@ -151,25 +152,14 @@ impl Tails {
         let input = sources::streamed(vec![source], database, planned, &self.stop);
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let path = self.folder.join(format!("tail-{}-{number}.ltx", place.lane));
-        let temp = Temp(path.clone());
+        let temp = Temp::new(path.clone());
         let made = tokio::task::spawn_blocking(move || rename(input, range, &path)).await;
         let header = made.map_err(std::io::Error::other)??;
         let key = FileKey { database: database.clone(), level, range };
         let post = header.provenance.map(|provenance| provenance.post);
         let meta = PutMeta { time_ms: header.timestamp_ms, post };
-        place.destination.put(&key, Body::File(temp.0.clone()), meta, &self.stop).await?;
+        place.destination.put(&key, Body::File(temp.path().to_owned()), meta, &self.stop).await?;
         Ok(())
-    }
-}
-
-/// Removed with its value.
-struct Temp(PathBuf);
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "cannot remove a temporary file");
-        }
     }
 }
 

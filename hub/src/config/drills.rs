@@ -6,11 +6,12 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 use walhub_common::config::{Section, value};
-use walhub_common::sql::Check;
+use walhub_common::sql;
 
 const EVERY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(366 * 86_400);
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
 const SCRATCH: RangeInclusive<u64> = (1 << 20)..=(1 << 50);
+const OLDER_POINTS: RangeInclusive<usize> = 0..=16;
 const DOWNLOAD: RangeInclusive<u64> = 1024..=(1 << 50);
 /// More could not be read by anybody.
 const MAX_ASSERTIONS: usize = 1000;
@@ -42,6 +43,7 @@ pub(super) fn parse(root: &mut Section<'_>) -> Rules {
     }
     let (integrity, sql) = (asked(Check::Integrity), asked(Check::Sql));
     let repair = section.or("repair", default.repair, value::bool);
+    let older_points = section.or("older-points", default.older_points, value::int_in(OLDER_POINTS));
     let scratch: Option<PathBuf> = section.optional("scratch", value::path);
     let scratch = scratch.map(|path| std::path::absolute(&path).unwrap_or(path));
     let scratch_max = section.or("scratch-max", default.scratch_max, value::bytes_in(SCRATCH));
@@ -62,6 +64,7 @@ pub(super) fn parse(root: &mut Section<'_>) -> Rules {
         integrity,
         sql,
         repair,
+        older_points,
         scratch,
         scratch_max,
         download_limit,
@@ -75,7 +78,7 @@ fn assertions(mut item: Section<'_>) -> Assertions {
     if patterns.is_empty() {
         item.fault_at("match", "is missing; write a pattern over AGENT/NAME, such as `match: pos-*/app.db`");
     }
-    let checks = item.one_or_list("check", value::parsed::<Check>);
+    let checks = item.one_or_list("check", value::parsed::<sql::Check>);
     if checks.is_empty() {
         item.fault_at("check", "is missing; write `check: SELECT count(*) > 0 FROM users = 1`");
     }
@@ -118,11 +121,13 @@ mod tests {
         assert_eq!((none.every, none.repair, none.integrity, none.sql), (None, true, true, true));
         let short = parse("drills: {}\n").unwrap().drills;
         assert_eq!((short.every, short.sample), (Some(Duration::from_secs(86_400)), 5000));
+        assert_eq!(short.older_points, 1);
         let text = "drills:
   every: 6h
   sample: 0.5%
   checks: [checksum, sql]
   repair: false
+  older-points: 3
   scratch: /var/tmp
   scratch-max: 2GiB
   download-limit: 10MiB
@@ -133,6 +138,7 @@ mod tests {
 ";
         let drills = parse(text).unwrap().drills;
         assert_eq!((drills.sample, drills.integrity, drills.sql, drills.repair), (500, false, true, false));
+        assert_eq!(drills.older_points, 3);
         assert_eq!((drills.scratch_max, drills.download_limit), (2 << 30, Some(10 << 20)));
         let of = |key: &str| -> Vec<String> {
             drills.checks_of(&key.parse().unwrap()).iter().map(ToString::to_string).collect()
@@ -149,6 +155,7 @@ mod tests {
   sample: 5
   checks: [integrity, chksum]
   scratch-max: 5
+  older-points: 17
   sql:
     - {match: 'a/*'}
     - {check: SELECT 1}
@@ -160,9 +167,10 @@ mod tests {
             (7, "checksum"),
             (7, "lacks checksum"),
             (8, "out of bounds"),
-            (10, "check: is missing"),
-            (11, "match: is missing"),
-            (11, "SQL = value"),
+            (9, "16"),
+            (11, "check: is missing"),
+            (12, "match: is missing"),
+            (12, "SQL = value"),
         ] {
             let place = format!("hub.yml:{line}:");
             let found = faults.lines().any(|fault| fault.starts_with(&place) && fault.contains(words));

@@ -52,7 +52,7 @@ mod tests {
             let (path, checks) = (path.clone(), Checks { integrity, assertions });
             async move {
                 let look = move |announce: Announce| run(&path, &checks, announce);
-                sql::until(look, std::future::pending::<()>()).await.unwrap().unwrap()
+                sql::until(look, std::future::pending::<()>()).await.unwrap().0
             }
         };
         assert_eq!(checked(true, &["SELECT count(*) FROM sqlite_schema = 0", "SELECT 7 = 7"]).await, Ok(()));

@@ -1,23 +1,26 @@
 //! Drills: restores that are tried before they are needed, one copy after the other, and what they found.
 //!
 //! - [`rules`]: what is to be done; [`schedule`]: which copy is next, and when. Pure.
-//! - [`run`](self::run): one drill: everything is read from the one destination that is tried, applied into scratch space, held against the
-//!   checksum that the source took, and shown to SQLite. Where it does not hold, the objects used are read one by one, and
-//!   those to blame are named; [`crate::repair`] makes them anew.
+//! - [`run`](self::run): one drill: everything is read from the one destination that is tried, restored into scratch space ([`image`]), held
+//!   against the checksum that the source took, and shown to SQLite; then a few older points ([`points`]). Where it does not hold,
+//!   the objects used are read one by one, and those to blame are named; [`crate::repair`] makes them anew.
 //! - [`ledger`]: results on disk.
 //!
 //! # Invariants
 //! - One drill at a time, in scratch space of its own which is emptied at start, within bounds of size, bandwidth and time.
 //! - Nothing of the database that is read is deleted meanwhile ([`crate::retain::Pins`]).
 //! - Every copy gets its turn; results and turns outlive the hub.
+//! - Other rules hold from the next drill on; one under way keeps its own.
 //! - A drill that failed is an error in the log and stays in the status until one passes.
 //!
-//! Non-goals: restore points other than the newest; exporting metrics (the hub exports none).
+//! Non-goals: exporting metrics (the hub exports none).
 
 mod checks;
+mod image;
 mod ledger;
-mod measured;
+mod meter;
 mod model;
+mod points;
 mod rules;
 mod run;
 mod schedule;
@@ -26,13 +29,12 @@ mod schedule;
 mod tests;
 
 pub use ledger::Ledger;
-pub use model::{Copy, Drill, Verdict};
-pub use rules::{Assertions, Rules};
+pub use model::{Copy, Drill, OlderPoint, Verdict};
+pub use rules::{Assertions, Current, Rules};
 pub use run::Asked;
 
 use crate::buffer::WalBuffer;
 use crate::copies::Board;
-use crate::repair::Repairer;
 use crate::retain::{Holds, Pins};
 use ledger::Book;
 use run::Runner;
@@ -46,8 +48,6 @@ use tokio_util::sync::CancellationToken;
 use walhub_common::task::TaskGroup;
 use walhub_common::{DatabaseKey, DestinationName, clock};
 
-/// The folder of the scratch space: it is the hub's own, and emptied.
-const FOLDER: &str = "walhub-drills";
 /// How often it is looked whether a drill is due.
 const LOOK: Duration = Duration::from_secs(10);
 const LEAST_WAIT: Duration = Duration::from_millis(20);
@@ -82,7 +82,7 @@ struct Inner {
     buffer: Arc<dyn WalBuffer>,
     board: Arc<Board>,
     book: Book,
-    rules: Arc<Rules>,
+    rules: Current,
     running: Mutex<Option<(Copy, i64)>>,
 }
 
@@ -115,34 +115,25 @@ impl Drills {
     pub fn start(
         parts: Parts,
         ledger: Ledger,
-        rules: Rules,
+        rules: Current,
         data_dir: &Path,
         tasks: &TaskGroup,
     ) -> io::Result<Drills> {
-        let scratch = rules.scratch.as_deref().unwrap_or(data_dir).join(FOLDER);
+        let scratch = rules.now().scratch_folder(data_dir);
         if scratch.exists() {
             std::fs::remove_dir_all(&scratch)?;
         }
         std::fs::create_dir_all(&scratch)?;
         let Parts { buffer, board, pins, holds } = parts;
-        let rules = Arc::new(rules);
-        let repairer = Repairer::new(
-            buffer.clone(),
-            board.clone(),
-            holds,
-            pins.clone(),
-            &scratch,
-            tasks.token().clone(),
-        );
         let book = Book::new(ledger);
         let runner = Runner {
             buffer: buffer.clone(),
             board: board.clone(),
             pins,
-            repairer,
-            rules: rules.clone(),
-            scratch,
+            holds,
+            data_dir: data_dir.to_owned(),
             book: book.clone(),
+            stop: tasks.token().clone(),
         };
         let inner = Arc::new(Inner { buffer, board, book, rules, running: Mutex::default() });
         let (orders, queue) = mpsc::channel(MOST_WAITING);
@@ -194,7 +185,7 @@ impl Drills {
     /// How drills stand.
     pub fn outlook(&self) -> Outlook {
         let running = self.inner.running().clone();
-        Outlook { rules: self.inner.rules.clone(), copies: self.inner.copies(false).len(), running }
+        Outlook { rules: self.inner.rules.now(), copies: self.inner.copies(false).len(), running }
     }
 }
 
@@ -251,6 +242,7 @@ impl Owner {
             started_ms: clock::now_ms(),
             settle: Instant::now(),
         };
+        let mut changes = self.inner.rules.changes();
         loop {
             // A look is cheap, and what is ready may change without a word.
             let wake = Instant::now() + LOOK.min(self.wait(&times));
@@ -261,6 +253,8 @@ impl Owner {
                     let Some(order) = order else { return };
                     self.obey(order).await;
                 }
+                // Another schedule: when the next is due is found out anew.
+                _ = changes.changed() => {}
                 () = tokio::time::sleep_until(wake) => self.look(&mut times).await,
             }
         }
@@ -268,7 +262,7 @@ impl Owner {
 
     /// How long until the next drill of the schedule.
     fn due_in(&self, times: &Times) -> Option<Duration> {
-        let Rules { every, sample, .. } = *self.inner.rules;
+        let Rules { every, sample, .. } = *self.inner.rules.now();
         let interval = schedule::interval(every?, sample, self.inner.copies(false).len());
         let after = match times.first {
             true => schedule::first(interval, times.newest_ms, times.started_ms),
@@ -308,7 +302,7 @@ impl Owner {
         };
         if let Some(copy) = next {
             times.since = Instant::now();
-            let asked = Asked { copy, repair: self.inner.rules.repair, every_file: false };
+            let asked = Asked { copy, repair: self.inner.rules.now().repair, every_file: false };
             self.drill(&asked, &self.stop.child_token()).await;
             (times.seed, times.first) = (times.seed.wrapping_add(1), false);
         }
@@ -334,9 +328,10 @@ impl Owner {
     /// A drill, recorded and told.
     async fn drill(&self, asked: &Asked, cancel: &CancellationToken) -> Drill {
         *self.inner.running() = Some((asked.copy.clone(), clock::now_ms()));
-        let (timeout, late) = (self.inner.rules.timeout, cancel.child_token());
+        let rules = self.inner.rules.now();
+        let (timeout, late) = (rules.timeout, cancel.child_token());
         let mut drill = {
-            let running = self.runner.run(asked, &late);
+            let running = self.runner.run(asked, rules, &late);
             tokio::pin!(running);
             tokio::select! {
                 drill = &mut running => drill,

@@ -1,5 +1,6 @@
 //! What a drill found, as a value.
 
+use super::schedule;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use walhub_common::{DatabaseKey, DestinationName};
@@ -50,6 +51,15 @@ impl Verdict {
     }
 }
 
+/// A restore point that was tried beside the newest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OlderPoint {
+    /// After which transaction.
+    pub txid: u64,
+    /// Its time, Unix ms.
+    pub point_ms: i64,
+}
+
 /// One drill.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Drill {
@@ -68,6 +78,9 @@ pub struct Drill {
     /// The time of that, Unix ms; 0 when it did not come so far.
     #[serde(default)]
     pub point_ms: i64,
+    /// Points before it that were restored as well.
+    #[serde(default)]
+    pub older: Vec<OlderPoint>,
     /// Size of the restored database.
     #[serde(default)]
     pub database_bytes: u64,
@@ -95,12 +108,20 @@ impl Drill {
             verdict: Verdict::Undone,
             txid: 0,
             point_ms: 0,
+            older: Vec::new(),
             database_bytes: 0,
             bytes: 0,
             requests: 0,
             message: String::new(),
             repairs: Vec::new(),
         }
+    }
+}
+
+impl Drill {
+    /// Decides what chance is to decide in it: the same drill tries the same.
+    pub(super) fn seed(&self) -> u64 {
+        schedule::lot(&self.copy, self.began_ms as u64)
     }
 }
 

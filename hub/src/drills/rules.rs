@@ -1,10 +1,14 @@
 //! What drills are to do: the checked `drills:` of the configuration. Pure.
 
 use glob::Pattern;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use walhub_common::DatabaseKey;
 use walhub_common::sql::Check;
+
+const FOLDER: &str = "walhub-drills";
 
 /// See the module doc.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,6 +23,8 @@ pub struct Rules {
     pub sql: bool,
     /// Damaged and missing objects are made anew from other copies.
     pub repair: bool,
+    /// Points before the newest that each drill tries.
+    pub older_points: usize,
     /// Folder for what is restored; `None`: in the data folder.
     pub scratch: Option<PathBuf>,
     /// Largest database that is restored there, bytes.
@@ -40,6 +46,7 @@ impl Default for Rules {
             integrity: true,
             sql: true,
             repair: true,
+            older_points: 1,
             scratch: None,
             scratch_max: 10 << 30,
             download_limit: None,
@@ -50,6 +57,11 @@ impl Default for Rules {
 }
 
 impl Rules {
+    /// The scratch space: a folder of the hub's own, which is emptied when it starts.
+    pub fn scratch_folder(&self, data_dir: &Path) -> PathBuf {
+        self.scratch.as_deref().unwrap_or(data_dir).join(FOLDER)
+    }
+
     /// What must be true of a database, from every entry that matches it.
     pub fn checks_of(&self, database: &DatabaseKey) -> Vec<Check> {
         let name = database.to_string();
@@ -65,4 +77,30 @@ pub struct Assertions {
     pub patterns: Vec<Pattern>,
     /// All of them.
     pub checks: Vec<Check>,
+}
+
+/// The rules that are in force. Clones share them; a drill under way keeps those that it began with.
+#[derive(Clone, Debug)]
+pub struct Current(watch::Sender<Arc<Rules>>);
+
+impl Current {
+    /// From the beginning.
+    pub fn new(rules: Rules) -> Self {
+        Self(watch::Sender::new(Arc::new(rules)))
+    }
+
+    /// As they are now.
+    pub fn now(&self) -> Arc<Rules> {
+        self.0.borrow().clone()
+    }
+
+    /// Other ones from now on. Their scratch folder is there.
+    pub fn replace(&self, rules: Rules) {
+        self.0.send_replace(Arc::new(rules));
+    }
+
+    /// Hears of others.
+    pub(super) fn changes(&self) -> watch::Receiver<Arc<Rules>> {
+        self.0.subscribe()
+    }
 }

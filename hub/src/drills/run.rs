@@ -1,35 +1,34 @@
-//! One drill: list ▸ plan ▸ read ▸ apply ▸ compare ▸ check; and what is damaged, object by object.
+//! One drill: list ▸ plan ▸ restore ▸ compare ▸ check ▸ older points; and what is damaged, object by object.
 
 use super::checks::{self, Checks};
+use super::image::{self, Failed, Scratch};
 use super::ledger::Book;
-use super::measured::{Measured, Meter};
-use super::model::{Copy, Drill, Verdict};
+use super::meter::{Meter, Metered};
+use super::model::{Copy, Drill, OlderPoint, Verdict};
+use super::points;
 use super::rules::Rules;
 use crate::buffer::{Registered, WalBuffer};
 use crate::copies::{Board, Place};
+use crate::durable::Temp;
 use crate::repair::inspect::{Flaw, inspect};
 use crate::repair::{self, Damage, Mended, Repairer};
-use crate::retain::Pins;
-use futures_util::StreamExt;
-use std::io;
-use std::path::{Path, PathBuf};
+use crate::retain::{Holds, Pins};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
-use walhub_common::restore::{Applier, Report, RestoreError, feed};
+use walhub_common::restore::Report;
 use walhub_common::sql::{self, Announce};
 use walhub_common::{DatabaseKey, Txid, TxidRange, clock};
-use walhub_store::destinations::{DestinationError, Fault, FileKey};
+use walhub_store::destinations::FileKey;
 use walhub_store::restore::{
-    self, DestinationSource, DynSource, Listing, Piece, Plan, PlanError, PlannedFile, Reach, times,
+    self, Around, DestinationSource, DynSource, Listing, Plan, PlanError, PlannedFile, Reach,
 };
 
 /// Repairs and new attempts in one drill.
 const MAX_ROUNDS: usize = 4;
 /// Damaged objects that are told.
 const MAX_TOLD: usize = 5;
-/// Free disk space that a restore leaves.
-const RESERVE_BYTES: u64 = 256 << 20;
 
 /// What is asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,6 +45,8 @@ pub struct Asked {
 enum Trouble {
     /// Nothing was found out.
     Undone(String),
+    /// Neither, for want of room.
+    TooLarge(String),
     /// It is not what it should be, and no object is to blame.
     Wrong(String),
     /// These objects are to blame.
@@ -57,14 +58,17 @@ pub(super) struct Runner {
     pub(super) buffer: Arc<dyn WalBuffer>,
     pub(super) board: Arc<Board>,
     pub(super) pins: Pins,
-    pub(super) repairer: Repairer,
-    pub(super) rules: Arc<Rules>,
-    pub(super) scratch: PathBuf,
+    pub(super) holds: Arc<Holds>,
+    pub(super) data_dir: PathBuf,
     pub(super) book: Book,
+    /// Cancelled when the hub goes down.
+    pub(super) stop: CancellationToken,
 }
 
 /// What a drill works with.
 struct Site {
+    rules: Arc<Rules>,
+    scratch: PathBuf,
     place: Arc<Place>,
     database: Registered,
     /// What the destination was given, as far as its lane knows.
@@ -75,13 +79,13 @@ struct Site {
 impl Runner {
     /// One drill. That an object is being replaced is recorded before it is. Ends soon after `cancel`, but for a change under way at the
     /// destination.
-    pub(super) async fn run(&self, asked: &Asked, cancel: &CancellationToken) -> Drill {
+    pub(super) async fn run(&self, asked: &Asked, rules: Arc<Rules>, cancel: &CancellationToken) -> Drill {
         let began = Instant::now();
         let mut drill = Drill::begin(asked.copy.clone(), clock::now_ms());
-        let meter = Meter::new(self.rules.download_limit);
-        if let Err(trouble) = self.rounds(asked, &mut drill, &meter, cancel).await {
+        let meter = Meter::new(rules.download_limit);
+        if let Err(trouble) = self.rounds(asked, rules, &mut drill, &meter, cancel).await {
             (drill.verdict, drill.message) = match trouble {
-                Trouble::Undone(message) => (Verdict::Undone, message),
+                Trouble::Undone(message) | Trouble::TooLarge(message) => (Verdict::Undone, message),
                 Trouble::Wrong(message) => (Verdict::Failed, message),
                 Trouble::Damaged(damaged) => (Verdict::Failed, told(&damaged)),
             };
@@ -94,11 +98,15 @@ impl Runner {
     async fn rounds(
         &self,
         asked: &Asked,
+        rules: Arc<Rules>,
         drill: &mut Drill,
         meter: &Arc<Meter>,
         cancel: &CancellationToken,
     ) -> Result<(), Trouble> {
-        let site = self.site(&asked.copy, meter)?;
+        let site = self.site(&asked.copy, rules, meter)?;
+        let Runner { buffer, board, holds, pins, stop, .. } = self;
+        let (buffer, board, holds, pins) = (buffer.clone(), board.clone(), holds.clone(), pins.clone());
+        let repairer = Repairer::new(buffer, board, holds, pins, &site.scratch, stop.clone());
         let mut rounds = 0;
         let mut every_file = asked.every_file;
         let mut left = Vec::new();
@@ -120,7 +128,7 @@ impl Runner {
             self.book.add(drill.clone()).await;
             let mut mended = false;
             for damage in &damaged {
-                match self.repairer.mend(&site.place, &site.database, damage, &damaged, cancel).await {
+                match repairer.mend(&site.place, &site.database, damage, &damaged, cancel).await {
                     Ok(Mended { done, stays }) => {
                         mended = true;
                         drill.repairs.push(done);
@@ -142,7 +150,7 @@ impl Runner {
         }
     }
 
-    fn site(&self, copy: &Copy, meter: &Arc<Meter>) -> Result<Site, Trouble> {
+    fn site(&self, copy: &Copy, rules: Arc<Rules>, meter: &Arc<Meter>) -> Result<Site, Trouble> {
         let undone = |text: &str| Trouble::Undone(text.to_owned());
         let database =
             self.buffer.find(&copy.database).ok_or_else(|| undone("the hub knows no such database"))?;
@@ -151,8 +159,9 @@ impl Runner {
         let place = place.ok_or_else(|| undone("the database does not go to this destination"))?;
         let held = row.held(place.lane).ok_or_else(|| undone("nothing of it is known to lie there yet"))?;
         let plain = Arc::new(DestinationSource(place.destination.clone()));
-        let source: DynSource = Arc::new(Measured::new(plain, meter.clone()));
-        Ok(Site { place, database, held, source })
+        let source: DynSource = Arc::new(Around::new(plain, Metered(meter.clone())));
+        let scratch = rules.scratch_folder(&self.data_dir);
+        Ok(Site { rules, scratch, place, database, held, source })
     }
 
     /// Restores, without the files that were `left`, and looks.
@@ -192,10 +201,7 @@ impl Runner {
             }
             plan => plan?,
         };
-        let bytes = self.size(site, &plan, cancel).await?;
-        self.room(bytes).map_err(Trouble::Undone)?;
-        let temp = Temp(self.scratch.join("drill.db"));
-        let report = self.restore(site, &plan, &temp.0, cancel).await?;
+        let (report, temp) = self.restore(site, &plan, cancel).await?;
         (drill.txid, drill.point_ms) = (plan.reached.get(), report.timestamp_ms);
         drill.database_bytes = report.bytes;
         let known = site.database.position.filter(|position| position.txid == plan.reached);
@@ -208,31 +214,11 @@ impl Runner {
             )));
         }
         let checks = Checks {
-            integrity: self.rules.integrity,
-            assertions: if self.rules.sql { self.rules.checks_of(key) } else { Vec::new() },
+            integrity: site.rules.integrity,
+            assertions: if site.rules.sql { site.rules.checks_of(key) } else { Vec::new() },
         };
-        check(temp, checks, cancel).await
-    }
-
-    /// Bytes of the database, as the header of the newest file says.
-    async fn size(&self, site: &Site, plan: &Plan, cancel: &CancellationToken) -> Result<u64, Trouble> {
-        let Some(last) = plan.files.last() else { return Ok(0) };
-        let sources = std::slice::from_ref(&site.source);
-        let header = times::read_header(sources, &site.database.key, last, cancel).await;
-        let header = header.map_err(|error| damaged(&site.database.key, last, error.into()))?;
-        Ok(u64::from(header.commit) * u64::from(header.page_size.get()))
-    }
-
-    fn room(&self, bytes: u64) -> Result<(), String> {
-        if bytes > self.rules.scratch_max {
-            return Err(format!("the database has {bytes} bytes; scratch-max is {}", self.rules.scratch_max));
-        }
-        let stat = rustix::fs::statvfs(&self.scratch).map_err(|error| error.to_string())?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free < bytes.saturating_add(RESERVE_BYTES) {
-            return Err(format!("{bytes} bytes are needed in {}, {free} are free", self.scratch.display()));
-        }
-        Ok(())
+        check(temp, checks, cancel).await?;
+        self.older(site, &listings, plan.reached, drill, cancel).await
     }
 
     /// The database of a plan, proven; else what is to blame.
@@ -240,26 +226,49 @@ impl Runner {
         &self,
         site: &Site,
         plan: &Plan,
-        out: &Path,
         cancel: &CancellationToken,
-    ) -> Result<Report, Trouble> {
-        let (broken, applied) = apply(site, plan, out, cancel).await;
-        let message = match (broken, applied) {
-            (None, Ok(report)) => return Ok(report),
-            (Some(error), _) => match error.fault {
-                Fault::NotFound | Fault::Corrupt(_) => error.to_string(),
-                _ => return Err(Trouble::Undone(error.to_string())),
-            },
-            (None, Err(RestoreError::Io { action, path, source })) => {
-                return Err(Trouble::Undone(format!("cannot {action} {}: {source}", path.display())));
-            }
-            (None, Err(error)) => error.to_string(),
+    ) -> Result<(Report, Temp), Trouble> {
+        let scratch = Scratch { folder: &site.scratch, max_bytes: site.rules.scratch_max };
+        let key = &site.database.key;
+        let message = match image::restore(&site.source, key, plan, scratch, cancel).await {
+            Ok(restored) => return Ok(restored),
+            Err(Failed::Undone(message)) => return Err(Trouble::Undone(message)),
+            Err(Failed::TooLarge(message)) => return Err(Trouble::TooLarge(message)),
+            Err(Failed::Wrong(message)) => message,
         };
         let damaged = self.inspect_all(site, &plan.files, cancel).await?;
         if damaged.is_empty() {
             return Err(Trouble::Wrong(format!("every file is whole by itself, but {message}")));
         }
         Err(Trouble::Damaged(damaged))
+    }
+
+    /// Tries points before `newest`, by their checksums alone: what is asked in SQL is meant of the present.
+    async fn older(
+        &self,
+        site: &Site,
+        listings: &[Listing],
+        newest: Txid,
+        drill: &mut Drill,
+        cancel: &CancellationToken,
+    ) -> Result<(), Trouble> {
+        drill.older.clear();
+        for plan in points::older(listings, newest, site.rules.older_points, drill.seed()) {
+            let at = format!("at transaction {}", plan.reached.get());
+            let (report, _temp) = match self.restore(site, &plan, cancel).await {
+                Ok(restored) => restored,
+                // It was larger then.
+                Err(Trouble::TooLarge(reason)) => {
+                    tracing::debug!(copy = %drill.copy, txid = plan.reached.get(), reason, "an older point was not tried");
+                    continue;
+                }
+                Err(Trouble::Undone(message)) => return Err(Trouble::Undone(format!("{at}: {message}"))),
+                Err(Trouble::Wrong(message)) => return Err(Trouble::Wrong(format!("{at}: {message}"))),
+                Err(damaged) => return Err(damaged),
+            };
+            drill.older.push(OlderPoint { txid: plan.reached.get(), point_ms: report.timestamp_ms });
+        }
+        Ok(())
     }
 
     /// One file after the other; those that are not whole.
@@ -331,65 +340,12 @@ fn told(damaged: &[Damage]) -> String {
     told.join("; ")
 }
 
-/// Reads the files of a plan into a database file: what the destination failed with, and what came of it.
-async fn apply(
-    site: &Site,
-    plan: &Plan,
-    out: &Path,
-    cancel: &CancellationToken,
-) -> (Option<DestinationError>, Result<Report, RestoreError>) {
-    let path = out.to_owned();
-    let (feeder, feed) = feed::channel();
-    let reader = tokio::task::spawn_blocking(move || feed.restore(Applier::new(path, true)?));
-    let mut pieces = restore::fetch(std::slice::from_ref(&site.source), &site.database.key, plan, cancel);
-    let mut broken = None;
-    let whole = loop {
-        let fed = match pieces.next().await {
-            Some(Ok(Piece::Start(file))) => {
-                feeder.file(format!("level {} file {}.ltx", file.level, file.range)).await
-            }
-            Some(Ok(Piece::Data(data))) => feeder.data(data).await,
-            Some(Err(error)) => {
-                broken = Some(error);
-                break false;
-            }
-            None => break true,
-        };
-        if fed.is_err() {
-            break false;
-        }
-    };
-    if whole {
-        let _ = feeder.finish(None).await;
-    } else {
-        drop(feeder);
-    }
-    let applied = reader.await.unwrap_or_else(|error| {
-        let (action, path) = ("write", out.to_owned());
-        Err(RestoreError::Io { action, path, source: io::Error::other(error) })
-    });
-    (broken, applied)
-}
-
 /// What SQLite says of it. The file goes when SQLite has closed it.
 async fn check(temp: Temp, checks: Checks, cancel: &CancellationToken) -> Result<(), Trouble> {
-    let look = move |announce: Announce| checks::run(&temp.0, &checks, announce);
+    let look = move |announce: Announce| checks::run(temp.path(), &checks, announce);
     match sql::until(look, cancel.cancelled()).await {
-        Ok(Ok(said)) => said.map_err(Trouble::Wrong),
-        Ok(Err(())) => Err(Trouble::Undone("cancelled".to_owned())),
+        Ok((_, Some(()))) => Err(Trouble::Undone("cancelled".to_owned())),
+        Ok((said, None)) => said.map_err(Trouble::Wrong),
         Err(error) => Err(Trouble::Undone(format!("a task of the hub ended: {error}"))),
-    }
-}
-
-/// A file that goes with its value.
-struct Temp(PathBuf);
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %self.0.display(), %error, "cannot remove a restored database");
-        }
     }
 }

@@ -63,7 +63,8 @@ pub(super) fn next(
     })
 }
 
-fn lot(copy: &Copy, seed: u64) -> u64 {
+/// A number that belongs to a copy and a seed.
+pub(super) fn lot(copy: &Copy, seed: u64) -> u64 {
     copy.to_string().bytes().fold(mix(seed), |lot, byte| mix(lot ^ u64::from(byte)))
 }
 

@@ -1,20 +1,13 @@
 //! The newest position of a database that destinations prove: a chain of files from the beginning, and the checksum after
 //! the last one, read from its header. Non-goal: what to make of it.
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use futures_util::stream::BoxStream;
-use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, Pos};
-use walhub_store::destinations::error::{Context, Operation};
-use walhub_store::destinations::{DestinationError, DynDestination, Fault, FileKey, Listed};
-use walhub_store::restore::{
-    self, DestinationSource, DynSource, PlanError, RestoreError, Source, SourceName, Target,
-};
+use walhub_store::destinations::{DestinationError, DynDestination, Fault};
+use walhub_store::restore::around::{Around, Hooks, Request};
+use walhub_store::restore::{self, DestinationSource, DynSource, PlanError, RestoreError, Target};
 
 /// What the destinations say.
 pub(crate) struct Look {
@@ -85,73 +78,23 @@ async fn ask(
 
 /// A destination as a source that fails when it does not answer in time.
 pub(crate) fn patient(destination: DynDestination, patience: Duration) -> DynSource {
-    Arc::new(Patient { source: Arc::new(DestinationSource(destination)), patience })
+    Arc::new(Around::new(Arc::new(DestinationSource(destination)), Patience(patience)))
 }
 
-#[derive(Debug)]
-struct Patient {
-    source: DynSource,
-    patience: Duration,
-}
+#[derive(Clone, Copy, Debug)]
+struct Patience(Duration);
 
-impl Patient {
-    async fn within<T>(
+impl Hooks for Patience {
+    async fn asked<T: Send>(
         &self,
-        operation: Operation,
-        subject: impl fmt::Display,
-        answer: impl Future<Output = Result<T, DestinationError>>,
+        request: &Request<'_>,
+        answer: impl Future<Output = Result<T, DestinationError>> + Send,
     ) -> Result<T, DestinationError> {
-        match tokio::time::timeout(self.patience, answer).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                let text = format!("no answer within {} s", self.patience.as_secs());
-                Err(Context::new(self.source.name(), operation, subject).error(Fault::Unavailable(text)))
-            }
-        }
-    }
-}
-
-#[async_trait]
-impl Source for Patient {
-    fn name(&self) -> &SourceName {
-        self.source.name()
+        tokio::time::timeout(self.0, answer).await.unwrap_or_else(|_| {
+            let text = format!("no answer within {} s", self.0.as_secs());
+            Err(request.context().error(Fault::Unavailable(text)))
+        })
     }
 
-    fn lists_exact_times(&self) -> bool {
-        self.source.lists_exact_times()
-    }
-
-    async fn list(
-        &self,
-        key: &DatabaseKey,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<Listed>, DestinationError> {
-        self.within(Operation::List, key, self.source.list(key, cancel)).await
-    }
-
-    fn kind(&self) -> &'static str {
-        self.source.kind()
-    }
-
-    fn ranged(&self) -> bool {
-        self.source.ranged()
-    }
-
-    async fn read_at(
-        &self,
-        key: &FileKey,
-        range: Range<u64>,
-        cancel: &CancellationToken,
-    ) -> Result<Bytes, DestinationError> {
-        self.within(Operation::Open, key, self.source.read_at(key, range, cancel)).await
-    }
-
-    async fn open(
-        &self,
-        key: &FileKey,
-        offset: u64,
-        cancel: &CancellationToken,
-    ) -> Result<BoxStream<'static, Result<Bytes, DestinationError>>, DestinationError> {
-        self.within(Operation::Open, key, self.source.open(key, offset, cancel)).await
-    }
+    async fn came(&self, _: usize) {}
 }

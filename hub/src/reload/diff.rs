@@ -60,7 +60,6 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ("buffer.when-full", buffer.when_full != old.buffer.when_full),
         ("levels", *levels != old.levels),
         ("mirror-interval", *mirror_interval != old.mirror_interval),
-        ("drills", *drills != old.drills),
         ("log", (log_level, log_format) != (&old.log_level, &old.log_format)),
     ];
     let fates: Vec<Fate> = destinations.iter().map(|entry| fate(&old.destinations, entry)).collect();
@@ -82,6 +81,9 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
             databases.len(),
             old.databases.len()
         ));
+    }
+    if *drills != old.drills {
+        changes.push("drills has other settings".to_owned());
     }
     let needs_restart = restart.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect();
     Diff { fates, removed, changes, needs_restart }
@@ -106,7 +108,6 @@ impl Diff {
             tls: old.tls.clone(),
             buffer: old.buffer,
             mirror_interval: old.mirror_interval,
-            drills: old.drills.clone(),
             log_level: old.log_level.clone(),
             log_format: old.log_format,
             ..new
@@ -211,18 +212,19 @@ mod tests {
     #[test]
     fn rules_are_reloaded_and_the_rest_is_named() {
         let old = config(A, "");
-        let rest = "policy: {copies: 1}\ndatabases: [{match: '*', sync-interval: 5s}]\nbuffer: {max-bytes: 1GiB}\n\
+        let rest = "drills: {sample: 7%}\npolicy: {copies: 1}\ndatabases: [{match: '*', sync-interval: 5s}]\nbuffer: {max-bytes: 1GiB}\n\
                     log: {level: debug}\ndata-dir: /tmp";
         let mut new = config(A, rest);
         new.listen.set_port(1);
         let diff = diff(&old, &new);
         assert_eq!(diff.fates, [Fate::Kept { old: 0 }]);
-        assert_eq!(diff.changes.len(), 2, "{:?}", diff.changes);
+        assert_eq!(diff.changes.len(), 3, "{:?}", diff.changes);
+        assert_eq!(diff.changes[2], "drills has other settings");
         assert!(diff.changes[0].starts_with("the policy is copies 1, media 1"), "{:?}", diff.changes);
         assert_eq!(diff.needs_restart, ["listen", "data-dir", "buffer.max-bytes", "log"]);
         let settled = diff.settle(&old, new);
         assert_eq!((settled.listen, settled.buffer), (old.listen, old.buffer));
-        assert_eq!(settled.databases.len(), 1);
+        assert_eq!((settled.databases.len(), settled.drills.sample), (1, 7000));
         assert_eq!(super::diff(&settled, &settled.clone()).needs_restart, [""; 0]);
     }
 }

@@ -18,7 +18,10 @@ pub use diff::{Diff, Fate, diff};
 
 use crate::config::{Config, DestinationEntry, Layout};
 use crate::copies::{Board, LaneId, Meters, Place, Roster, Rules};
+use crate::drills;
 use crate::fanout::{Fanout, Trust};
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
@@ -41,6 +44,14 @@ pub enum ReloadError {
     /// A destination that cannot even be made, or whose packs its new layout does not see.
     #[error(transparent)]
     Destination(#[from] DestinationError),
+    /// The scratch folder of drills.
+    #[error("drills: scratch: cannot make {}: {source}", path.display())]
+    Scratch {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The hub is shutting down, or a bug.
     #[error("the hub does not reload: {0}")]
     Ended(String),
@@ -54,6 +65,7 @@ struct State {
 struct Inner {
     board: Arc<Board>,
     fanout: Arc<Fanout>,
+    drills: drills::Current,
     state: Mutex<State>,
     /// See [`Reloader::skeleton`].
     skeleton: std::sync::Mutex<Arc<str>>,
@@ -88,10 +100,10 @@ fn rules(config: &Config) -> Rules {
 
 impl Reloader {
     /// Over the parts of a hub that runs by `config`, its board with the [`first_roster`].
-    pub fn new(config: Config, board: Arc<Board>, fanout: Arc<Fanout>) -> Self {
+    pub fn new(config: Config, board: Arc<Board>, fanout: Arc<Fanout>, drills: drills::Current) -> Self {
         let next_lane = config.destinations.len();
         let skeleton = std::sync::Mutex::new(config.skeleton.clone());
-        let inner = Inner { board, fanout, state: Mutex::new(State { config, next_lane }), skeleton };
+        let inner = Inner { board, fanout, drills, state: Mutex::new(State { config, next_lane }), skeleton };
         Self { inner: Arc::new(inner), tasks: TaskGroup::new("reload") }
     }
 
@@ -181,9 +193,14 @@ impl Inner {
             opened.push((place.clone(), trust));
             places.push(place);
         }
+        let path = new.drills.scratch_folder(&state.config.data_dir);
+        if let Err(source) = tokio::fs::create_dir_all(&path).await {
+            return Err(ReloadError::Scratch { path, source });
+        }
         closed.extend(diff.removed.iter().map(|old| before.places()[*old].lane));
         // From here on nothing can fail. What counts changes at once; lanes that stay hear of it by themselves.
         self.board.apply(Roster::new(places, rules(&new)));
+        self.drills.replace(new.drills.clone());
         self.fanout.close(&closed, PUTS_DEADLINE).await;
         for (place, trust) in opened {
             self.fanout.open(place, trust);

@@ -5,9 +5,10 @@ use super::{Damage, RepairError};
 use crate::buffer::Registered;
 use crate::compact::streamed;
 use crate::copies::Place;
+use crate::durable::Temp;
 use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_util::sync::CancellationToken;
@@ -45,26 +46,6 @@ pub(super) struct Good {
     pub(super) post: Option<Checksum>,
     /// Names of the sources, for people.
     pub(super) from: String,
-}
-
-/// A file that goes with its value.
-#[derive(Debug)]
-pub(super) struct Temp(PathBuf);
-
-impl Temp {
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %self.0.display(), %error, "cannot remove a temporary file");
-        }
-    }
 }
 
 type Bad = HashSet<(SourceName, Level, TxidRange)>;
@@ -212,7 +193,7 @@ async fn cook(
     let timestamp_ms = time_ms.map_err(|error| Fault::Inputs(error.to_string()))?;
     let whole = range.min() == Txid::FIRST;
     let number = MADE.fetch_add(1, Ordering::Relaxed);
-    let temp = Temp(folder.join(format!("repair-{number}.ltx")));
+    let temp = Temp::new(folder.join(format!("repair-{number}.ltx")));
     let mut stamp = Stamp { timestamp_ms, node_id: database.lineage, whole };
     let mut made = merge(sources, database, &plan.files, stamp, &temp, cancel).await;
     if matches!(made, Err(CompactError::Unproved)) && plan.files.len() == 1 {

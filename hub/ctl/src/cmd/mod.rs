@@ -3,6 +3,7 @@
 pub(crate) mod agents;
 pub(crate) mod ca;
 pub(crate) mod cert;
+pub(crate) mod choice;
 pub(crate) mod completions;
 pub(crate) mod databases;
 pub(crate) mod destinations;

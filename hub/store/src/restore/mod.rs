@@ -1,6 +1,7 @@
 //! From a target to a stream of LTX files: list ▸ resolve ▸ plan ▸ fetch.
 //!
 //! - [`inventory`]: what every source holds of one database, and which sources did not answer.
+//! - [`source`]: where from; [`around`]: with something around each request.
 //! - [`reach`]: which transactions can be restored at all, and the cheapest chain of files to each. Pure.
 //! - [`times`]: which of these was the newest at a time. Reads a few headers, since listings of buckets show upload
 //!   times.
@@ -12,6 +13,7 @@
 //! Invariants: a chain has no hole; files of a chain may come from different sources; a plan never silently ends before
 //! what was asked for. Non-goals: applying the files, and proving the result (`walhub_common::restore` does).
 
+pub mod around;
 pub mod estimate;
 pub mod fetch;
 pub mod inventory;
@@ -26,6 +28,7 @@ pub mod times;
 #[cfg(test)]
 mod model_tests;
 
+pub use around::{Around, Hooks};
 pub use estimate::{Estimate, estimate};
 pub use fetch::{Piece, fetch};
 pub use inventory::{Inventory, Listing};

@@ -12,7 +12,7 @@ use walhub_common::DestinationName;
 #[command(after_help = "\
 JSON: {\"outlook\": {\"every_ms\", \"sample_percent\", \"copies\", \"running\", \"running_since\"}, \"drills\": [{\"database\", \
 \"destination\", \"verdict\": \"passed\"|\"repaired\"|\"failed\"|\"undone\"|\"repairing\", \"began\", \"elapsed_ms\", \"txid\", \
-\"restore_point\", \"database_bytes\", \"bytes_read\", \"requests\", \"message\", \"repairs\": []}]}
+\"restore_point\", \"older_points\": [{\"txid\", \"restore_point\"}], \"database_bytes\", \"bytes_read\", \"requests\", \"message\", \"repairs\": []}]}
 
 Example:
   hubctl drills list --failed

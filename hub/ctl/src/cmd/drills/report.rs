@@ -21,11 +21,20 @@ pub(super) struct Drill {
     pub(super) txid: Option<u64>,
     /// The time of that transaction.
     pub(super) restore_point: Option<String>,
+    /// Points before it that were restored as well.
+    pub(super) older_points: Vec<OlderPoint>,
     pub(super) database_bytes: u64,
     pub(super) bytes_read: u64,
     pub(super) requests: u64,
     pub(super) message: Option<String>,
     pub(super) repairs: Vec<String>,
+}
+
+/// A point tried beside the newest, as programs see it.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct OlderPoint {
+    pub(super) txid: u64,
+    pub(super) restore_point: Option<String>,
 }
 
 /// How drills stand, as programs see it.
@@ -66,12 +75,19 @@ impl From<v1::Drill> for Drill {
             elapsed_ms: drill.elapsed_ms,
             txid: (drill.txid != 0).then_some(drill.txid),
             restore_point: time(drill.point_ms),
+            older_points: drill.older.into_iter().map(OlderPoint::from).collect(),
             database_bytes: drill.database_bytes,
             bytes_read: drill.bytes,
             requests: drill.requests,
             message: (!drill.message.is_empty()).then_some(drill.message),
             repairs: drill.repairs,
         }
+    }
+}
+
+impl From<v1::OlderPoint> for OlderPoint {
+    fn from(point: v1::OlderPoint) -> OlderPoint {
+        OlderPoint { txid: point.txid, restore_point: time(point.point_ms) }
     }
 }
 
@@ -124,6 +140,7 @@ pub(super) fn table(drills: &[Drill]) -> Table {
         ">TOOK",
         ">TXID",
         "RESTORE POINT",
+        "OLDER TXIDS",
         ">SIZE",
         ">READ",
         ">REQUESTS",
@@ -140,6 +157,7 @@ pub(super) fn table(drills: &[Drill]) -> Table {
             output::millis(drill.elapsed_ms),
             drill.txid.map(|txid| txid.to_string()).unwrap_or_default(),
             drill.restore_point.clone().unwrap_or_default(),
+            drill.older_points.iter().map(|point| point.txid.to_string()).collect::<Vec<_>>().join(", "),
             output::bytes(drill.database_bytes),
             output::bytes(drill.bytes_read),
             drill.requests.to_string(),
@@ -195,6 +213,10 @@ mod tests {
             requests: 13,
             message: "level 0 file x.ltx: corrupt".into(),
             repairs: vec!["level 0 file x.ltx repaired from near".into()],
+            older: vec![
+                v1::OlderPoint { txid: 7, point_ms: 1000 },
+                v1::OlderPoint { txid: 3, point_ms: 500 },
+            ],
         }
     }
 
@@ -203,11 +225,12 @@ mod tests {
         assert_eq!(
             table(&[wire().into()]).lines().join("\n"),
             "\
-DATABASE       DESTINATION  VERDICT   BEGAN                  TOOK  TXID  RESTORE POINT            SIZE     READ  REQUESTS  WHY
-pos-17/app.db  far          repaired  2026-11-22T13:28:37Z  1.5 s    12  2026-11-22T13:28:20Z  4.0 KiB  2.0 KiB        13  level 0 file x.ltx: corrupt; level 0 file x.ltx repaired from near"
+DATABASE       DESTINATION  VERDICT   BEGAN                  TOOK  TXID  RESTORE POINT         OLDER TXIDS     SIZE     READ  REQUESTS  WHY
+pos-17/app.db  far          repaired  2026-11-22T13:28:37Z  1.5 s    12  2026-11-22T13:28:20Z  7, 3         4.0 KiB  2.0 KiB        13  level 0 file x.ltx: corrupt; level 0 file x.ltx repaired from near"
         );
         let json = serde_json::to_value(Drill::from(wire())).unwrap();
         assert_eq!((&json["verdict"], &json["txid"]), (&"repaired".into(), &12.into()));
+        assert_eq!(json["older_points"][1]["txid"], 3);
         let undone = v1::Drill { verdict: DrillVerdict::Undone.into(), txid: 0, ..wire() };
         let undone = Drill::from(undone);
         assert!(undone.txid.is_none() && !undone.is_good());

@@ -85,7 +85,7 @@ pub(super) async fn fetch(
     let checksum = state.checksum.clone();
     let opened = tokio::task::spawn_blocking(move || {
         slot.mark(&checksum)?;
-        Reader::open(&slot.copy())
+        anyhow::Ok(Reader::open(&slot.copy())?)
     });
     let copy = opened.await?.with_context(|| format!("cannot read the copy of {database}"))?;
     Ok((state, copy))

@@ -5,11 +5,10 @@ mod cache;
 mod fetch;
 mod render;
 
-use crate::cmd::restore::checks::Checks;
+use crate::cmd::choice::Choice;
 use crate::cmd::restore::one::Job;
 use crate::cmd::restore::onto;
 use crate::cmd::restore::progress::Progress;
-use crate::cmd::restore::target::{Target, parse_txid};
 use crate::cmd::restore::unless;
 use crate::connect::ConnectArgs;
 use crate::fault::{Interrupted, Usage, clean};
@@ -29,13 +28,11 @@ use tokio_util::sync::CancellationToken;
 use walhub_common::config::value;
 use walhub_common::sql::{self, Announce, Reader};
 use walhub_common::task::TaskGroup;
-use walhub_common::{AgentName, DatabaseKey, DatabaseName, Txid, clock};
+use walhub_common::{AgentName, DatabaseKey, DatabaseName};
 
 /// Ask databases what they held in the past, without touching them
 #[derive(Debug, clap::Args)]
 #[command(
-    group = clap::ArgGroup::new("many").args(["agent", "selector", "all"]),
-    group = clap::ArgGroup::new("when").args(["timestamp", "txid"]),
     group = clap::ArgGroup::new("form").args(["json", "csv"]),
     after_help = "\
 The state is restored into a copy in a cache folder of yours, and proven by its checksum. The next query moves that copy to \
@@ -58,21 +55,8 @@ pub(crate) struct Args {
     /// The database, unless several are chosen; then one SQL statement that reads
     #[arg(value_name = "AGENT/NAME] [SQL", num_args = 1..=2, required = true)]
     words: Vec<String>,
-    /// Every database of this agent
-    #[arg(long, value_name = "NAME")]
-    agent: Option<AgentName>,
-    /// Databases by a glob over AGENT/NAME, or by labels of agents such as site=berlin; may be given several times
-    #[arg(long, value_name = "GLOB|KEY=VALUE")]
-    selector: Vec<String>,
-    /// Every database of the hub
-    #[arg(long)]
-    all: bool,
-    /// The newest state at or before this time [default: the newest state]
-    #[arg(long, value_name = "RFC3339", value_parser = clock::parse_ms, allow_hyphen_values = true)]
-    timestamp: Option<i64>,
-    /// Exactly after this transaction (decimal, or 16 hex digits)
-    #[arg(long, value_name = "TXID", value_parser = parse_txid, conflicts_with = "many")]
-    txid: Option<Txid>,
+    #[command(flatten)]
+    choice: Choice,
     /// Folder of the copies [default: walhub/query in your cache folder]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -149,8 +133,7 @@ impl Args {
     }
 
     fn question(&self) -> anyhow::Result<Question> {
-        let many = self.agent.is_some() || self.all || !self.selector.is_empty();
-        match (&self.words[..], many) {
+        match (&self.words[..], self.choice.is_many()) {
             ([sql], true) => Ok(Question { database: None, sql: sql.clone() }),
             ([database, sql], false) => {
                 let database = database.parse().map_err(|e| Usage(format!("{database:?}: {e}")))?;
@@ -173,8 +156,7 @@ impl Args {
     }
 
     async fn several(&self, means: &Means<'_>, sql: &str) -> anyhow::Result<ExitCode> {
-        let selectors = onto::several(self.agent.as_ref(), &self.selector);
-        let found = unless(means.cancel, onto::matching(selectors, means.hub)).await?;
+        let found = unless(means.cancel, onto::matching(self.choice.selectors(None), means.hub)).await?;
         let key = |wire: walhub_proto::v1::DatabaseRef| {
             Ok(DatabaseKey::new(AgentName::new(wire.agent)?, DatabaseName::new(wire.name)?))
         };
@@ -235,24 +217,9 @@ impl Args {
 
     async fn ask(&self, means: &Means<'_>, database: DatabaseKey, sql: &str) -> anyhow::Result<Done> {
         let began = Instant::now();
-        let target = match (self.txid, self.timestamp) {
-            (Some(txid), _) => Target::Txid(txid),
-            (None, Some(ms)) => Target::Time(ms),
-            (None, None) => Target::Latest,
-        };
         let name = database.to_string();
-        let (source, out) = (String::new(), PathBuf::new());
-        let job = Job {
-            database: Some(database.clone()),
-            target,
-            source,
-            out,
-            force: false,
-            delta: false,
-            only_read: true,
-            checks: Checks::default(),
-            verify: false,
-        };
+        let any = Job::new(Some(database.clone()), self.choice.target(), PathBuf::new());
+        let job = Job { only_read: true, ..any };
         let (state, copy) = unless(means.cancel, fetch::fetch(means, &database, job)).await?;
         let answer = self.statement(copy, sql, means.cancel).await;
         let answer = answer.with_context(|| format!("{name} at TXID {}", state.txid))?;
@@ -281,8 +248,9 @@ impl Args {
             }
         };
         match sql::until(ask, over).await? {
-            Ok(answer) => Ok(answer?),
-            Err(why) => Err(why),
+            (Ok(answer), _) => Ok(answer),
+            (Err(_), Some(why)) => Err(why),
+            (Err(error), None) => Err(error.into()),
         }
     }
 }

@@ -34,9 +34,9 @@ pub(super) async fn restore(
 ) -> anyhow::Result<ExitCode> {
     let places = unless(cancel, Places::open(&args.direct.from, cancel)).await?;
     let origin = Origin::Places(&places);
-    if args.all || args.agent.is_some() {
+    if args.choice.is_many() {
         let mut databases = unless(cancel, places.databases(cancel)).await?;
-        databases.retain(|key| args.agent.as_ref().is_none_or(|agent| key.agent == *agent));
+        databases.retain(|key| args.choice.agent.as_ref().is_none_or(|agent| key.agent == *agent));
         if databases.is_empty() {
             bail!("there is no database at {}", places.location());
         }

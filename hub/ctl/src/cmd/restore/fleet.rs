@@ -39,15 +39,15 @@ pub(super) async fn restore(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let agent = args.agent.as_ref().map_or("", |name| name.as_str());
+    let agent = args.choice.agent.as_ref().map_or("", |name| name.as_str());
     let mut databases = unless(cancel, hub.status(agent, "")).await?.databases;
-    if !args.selector.is_empty() {
-        let chosen = unless(cancel, onto::matching(onto::several(None, &args.selector), hub)).await?;
+    if !args.choice.selector.is_empty() {
+        let chosen = unless(cancel, onto::matching(args.choice.selectors(None), hub)).await?;
         databases.retain(|status| status.database.as_ref().is_some_and(|key| chosen.contains(key)));
     }
     let jobs = jobs(args, databases)?;
     if jobs.is_empty() {
-        match &args.agent {
+        match &args.choice.agent {
             Some(agent) => bail!("the hub knows no database of agent {agent}; see `hubctl agents list`"),
             None => bail!("the hub knows no database yet"),
         }

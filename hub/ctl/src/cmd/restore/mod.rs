@@ -1,6 +1,6 @@
 //! `hubctl restore`: one database, the databases of one agent, or the whole fleet, streamed from the hub and proven.
 
-pub(crate) mod checks;
+mod checks;
 mod direct;
 mod fleet;
 pub(crate) mod one;
@@ -12,6 +12,7 @@ pub(crate) mod target;
 #[cfg(test)]
 mod tests;
 
+use crate::cmd::choice::Choice;
 use crate::connect::{ConnectArgs, Hub};
 use crate::fault::{Interrupted, Usage};
 use crate::model::Plan;
@@ -24,18 +25,14 @@ use progress::Progress;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use target::Target;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use walhub_common::DatabaseKey;
 use walhub_common::task::TaskGroup;
-use walhub_common::{AgentName, DatabaseKey, Txid, clock};
 
 /// Restore databases and prove that they are what they were at their source
 #[derive(Debug, clap::Args)]
-#[command(
-    group = clap::ArgGroup::new("what").args(["database", "agent", "selector", "all"]),
-    group = clap::ArgGroup::new("point").args(["timestamp", "txid"]),
-    after_help = "\
+#[command(after_help = "\
 The restored database appears under its name only when it is complete and its checksum equals the one taken at the \
 source. Several databases are restored side by side; one that fails does not stop the others, and the exit code is 1.
 
@@ -79,29 +76,15 @@ Example:
   hubctl restore --selector site=berlin --timestamp 2026-11-22T13:28:36Z --in-place --waves 1%,10%,100%
   hubctl restore pos-17/app.db --in-place --check 'SELECT count(*) FROM orders = 1205' --yes
   hubctl restore --from 's3://backups/fleet?region=eu-central-1' pos-17/app.db -o app.db
-  hubctl restore --from file:///srv/litestream/app.db -o app.db --check 'SELECT count(*) FROM orders = 1205'"
-)]
+  hubctl restore --from file:///srv/litestream/app.db -o app.db --check 'SELECT count(*) FROM orders = 1205'")]
 pub(crate) struct Args {
     /// The database
-    #[arg(value_name = "AGENT/NAME")]
+    #[arg(value_name = "AGENT/NAME", conflicts_with = "many")]
     database: Option<DatabaseKey>,
-    /// Every database of this agent
-    #[arg(long, value_name = "NAME")]
-    agent: Option<AgentName>,
-    /// Databases by a glob over AGENT/NAME, or by labels of agents such as site=berlin; may be given several times
-    #[arg(long, value_name = "GLOB|KEY=VALUE")]
-    selector: Vec<String>,
-    /// Every database of the hub
-    #[arg(long)]
-    all: bool,
-    /// The newest state at or before this time [default: the newest state]
-    #[arg(long, value_name = "RFC3339", value_parser = clock::parse_ms, allow_hyphen_values = true)]
-    timestamp: Option<i64>,
-    /// Exactly this transaction (decimal, or 16 hex digits)
-    #[arg(long, value_name = "TXID", value_parser = target::parse_txid, conflicts_with_all = ["agent", "selector", "all"])]
-    txid: Option<Txid>,
+    #[command(flatten)]
+    choice: Choice,
     /// The file to write
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["agent", "selector", "all", "to"])]
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["many", "to"])]
     output: Option<PathBuf>,
     /// Write DIR/<agent>/<name>
     #[arg(long, value_name = "DIR")]
@@ -141,14 +124,14 @@ impl Args {
             let words = "--waves, --max-failures, --bandwidth, --total-bandwidth, --yes and --detach go with --in-place";
             return Err(Usage(words.into()).into());
         }
-        if self.onto.is_asked() {
-            let hub = self.connect.connect().await?;
-            return onto::restore(&self, &hub).await;
-        }
-        let named = self.database.is_some() || self.agent.is_some() || !self.selector.is_empty() || self.all;
+        let named = self.database.is_some() || self.choice.is_many();
         if !named && !self.direct.is_asked() {
             let words = "a database is required: AGENT/NAME, --agent, --selector, --all, or --from URL";
             return Err(Usage(words.into()).into());
+        }
+        if self.onto.is_asked() {
+            let hub = self.connect.connect().await?;
+            return onto::restore(&self, &hub).await;
         }
         if !self.dry_run && self.output.is_none() && self.to.is_none() {
             let words = if self.database.is_some() {
@@ -199,14 +182,6 @@ impl Args {
         usize::from(self.parallelism.unwrap_or(4)).min(64)
     }
 
-    fn target(&self) -> Target {
-        match (self.txid, self.timestamp) {
-            (Some(txid), _) => Target::Txid(txid),
-            (None, Some(ms)) => Target::Time(ms),
-            (None, None) => Target::Latest,
-        }
-    }
-
     fn job(&self, database: DatabaseKey) -> Job {
         let out = match (&self.output, &self.to) {
             (Some(file), _) => file.clone(),
@@ -216,17 +191,17 @@ impl Args {
             }
         };
         let source = self.source.clone().unwrap_or_default();
-        let (database, checks) = (Some(database), self.onto.checks(self.integrity_check));
-        let (target, force, delta) = (self.target(), self.force, self.delta);
-        Job { database, target, source, out, force, delta, only_read: false, checks, verify: false }
+        Job { source, delta: self.delta, ..self.any(Some(database), out) }
     }
 
     /// The only database of its place.
     fn only(&self, out: PathBuf) -> Job {
-        let (target, force) = (self.target(), self.force);
+        self.any(None, out)
+    }
+
+    fn any(&self, database: Option<DatabaseKey>, out: PathBuf) -> Job {
         let checks = self.onto.checks(self.integrity_check);
-        let (database, source, delta) = (None, String::new(), false);
-        Job { database, target, source, out, force, delta, only_read: false, checks, verify: false }
+        Job { force: self.force, checks, ..Job::new(database, self.choice.target(), out) }
     }
 
     async fn plan_one(&self, hub: &Hub, database: DatabaseKey) -> anyhow::Result<ExitCode> {

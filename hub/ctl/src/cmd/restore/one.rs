@@ -18,7 +18,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 use walhub_common::DatabaseKey;
-use walhub_common::restore::{PageSink, RestoreError, sink};
+use walhub_common::restore::{PageSink, RestoreError, Unfilled, fill, sink};
+use walhub_common::sql;
 use walhub_proto::delta::{self, DeltaError};
 use walhub_proto::pages::PagesError;
 use walhub_proto::v1;
@@ -44,6 +45,13 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// A restore of everything, into a file that is not there.
+    pub(crate) fn new(database: Option<DatabaseKey>, target: Target, out: PathBuf) -> Job {
+        let (source, checks) = (String::new(), Checks::default());
+        let (force, delta, only_read, verify) = (false, false, false, false);
+        Job { database, target, source, out, force, delta, only_read, checks, verify }
+    }
+
     /// As the hub wants it.
     pub(crate) fn request(&self) -> v1::RestoreRequest {
         let reference =
@@ -147,38 +155,26 @@ async fn attempt(
     }
     let mut pages = found.pages(&sink.present(), job.verify);
     let bar = progress.bar(&job.name(), total_bytes);
-    let sender = sink.sender();
-    let pump = async {
-        while let Some(frames) = pages.next().await? {
-            bar.add(frames.blocks.iter().map(|block| block.bytes as usize).sum());
-            if sender.send(frames).await.is_err() {
-                break; // the sink has failed, and knows why
-            }
-        }
-        anyhow::Ok(())
+    let came = |bytes| bar.add(usize::try_from(bytes).unwrap_or(usize::MAX));
+    let interrupted = async {
+        cancel.cancelled().await;
+        anyhow::Error::from(Interrupted)
     };
-    let pumped = tokio::select! {
-        biased;
-        () = cancel.cancelled() => Err(Interrupted.into()),
-        pumped = pump => pumped,
-    };
-    drop(sender);
-    let error = match pumped {
-        Ok(()) => {
+    let (error, kept) = match fill(sink, &mut pages, came, interrupted).await {
+        Ok(sink) => {
             let checks = job.checks.clone();
-            let report = blocking(move || sink.finish(files, |path| checks.hold(path))).await?;
+            let finish = move |announce| sink.finish(files, |path| checks.hold(path, announce));
+            let (report, cancelled) =
+                sql::until(finish, cancel.cancelled()).await.map_err(anyhow::Error::from)?;
             let done = |report| Restored::new(job.name(), report, point.timestamp_ms, began.elapsed());
             return report.map(done).map_err(|error| match error {
+                RestoreError::Check(_) if cancelled.is_some() => Failed::Otherwise(Interrupted.into()),
                 RestoreError::Mismatch { .. } | RestoreError::Block(_) if !job.verify => Failed::Image(error),
                 error => Failed::Otherwise(advised(error, job)),
             });
         }
-        Err(error) => error,
-    };
-    // Also after an interruption: what was written must be kept or taken away.
-    let kept = match blocking(move || sink.break_off()).await? {
-        Ok(kept) => kept,
-        Err(error) => return Err(advised(error, job).into()),
+        Err(Unfilled::Broken { error, kept }) => (error, kept),
+        Err(Unfilled::Sink(error)) => return Err(advised(error, job).into()),
     };
     if kept {
         eprintln!(

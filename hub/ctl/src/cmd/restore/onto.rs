@@ -13,12 +13,9 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tonic::Status;
-use walhub_common::AgentName;
 use walhub_common::config::value;
 use walhub_common::sql::Check;
 use walhub_proto::v1;
-use walhub_proto::v1::job_request::Point;
-use walhub_proto::v1::selector::By;
 
 /// The points of a large fleet take a while to be looked up.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(600);
@@ -143,15 +140,10 @@ pub(super) async fn restore(args: &Args, hub: &Hub) -> anyhow::Result<ExitCode> 
 }
 
 fn request(args: &Args) -> v1::JobRequest {
-    let point = match (args.txid, args.timestamp) {
-        (Some(txid), _) => Some(Point::Txid(txid.get())),
-        (None, Some(ms)) => Some(Point::TimestampMs(ms)),
-        (None, None) => None,
-    };
     v1::JobRequest {
         request_id: format!("{:032x}", rand::random::<u128>()),
-        selectors: selectors(args),
-        point,
+        selectors: args.choice.selectors(args.database.as_ref()),
+        point: args.choice.target().point(),
         mode: v1::OrderMode::InPlace.into(),
         waves: args.onto.waves.clone(),
         max_failures: args.onto.max_failures,
@@ -160,32 +152,6 @@ fn request(args: &Args) -> v1::JobRequest {
         total_bytes_per_second: args.onto.total_bandwidth.unwrap_or(0),
         checks: args.onto.check.iter().map(Check::to_string).collect(),
     }
-}
-
-fn selectors(args: &Args) -> Vec<v1::Selector> {
-    match &args.database {
-        Some(database) => vec![named(database.to_string())],
-        None => several(args.agent.as_ref(), &args.selector),
-    }
-}
-
-fn named(text: String) -> v1::Selector {
-    v1::Selector { by: Some(By::Name(text)) }
-}
-
-/// What `--agent` or `--selector` choose; all databases when there is neither.
-pub(crate) fn several(agent: Option<&AgentName>, selector: &[String]) -> Vec<v1::Selector> {
-    if let Some(agent) = agent {
-        return vec![named(format!("{agent}/*"))];
-    }
-    if selector.is_empty() {
-        return vec![named("*/*".to_owned())];
-    }
-    let by = |text: &String| match text.contains('=') {
-        true => v1::Selector { by: Some(By::Labels(text.clone())) },
-        false => named(text.clone()),
-    };
-    selector.iter().map(by).collect()
 }
 
 /// Databases that selectors name, as the hub knows them.

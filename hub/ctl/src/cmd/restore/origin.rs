@@ -9,15 +9,13 @@ use crate::place::Places;
 use anyhow::{Context, anyhow};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use std::collections::VecDeque;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
-use walhub_common::restore::Point;
 use walhub_common::restore::frames::Frames;
+use walhub_common::restore::{Point, fill};
 use walhub_common::{DatabaseKey, PageSet, clock};
-use walhub_proto::pages::{self as wire, SPANS, point_of};
-use walhub_proto::v1::{self, restore_request};
+use walhub_proto::pages as wire;
+use walhub_proto::restore::Whole;
 use walhub_store::restore::{self, Ask, DynSource, PagesError, Prepared, Told, estimate};
 
 /// See the module doc.
@@ -37,28 +35,15 @@ pub(super) struct Found {
 }
 
 enum Way {
-    Hub(Box<FromHub>),
+    Hub(Box<Whole>),
     Direct(Vec<DynSource>, DatabaseKey, Box<Prepared>, CancellationToken),
 }
 
 /// Pages on their way.
-pub(super) struct Pages(State);
-
-enum State {
-    Hub(Box<FromHub>),
+pub(super) enum Pages {
+    Hub(Box<Whole>),
     Direct(BoxStream<'static, Result<Frames, PagesError>>),
 }
-
-/// One answer of the hub after the other.
-struct FromHub {
-    hub: Hub,
-    request: v1::RestoreRequest,
-    verify: bool,
-    now: Option<wire::Pages>,
-    rest: VecDeque<Runs>,
-}
-
-type Runs = Vec<RangeInclusive<u32>>;
 
 fn fault(error: wire::PagesError) -> anyhow::Error {
     match error {
@@ -72,15 +57,10 @@ impl Origin<'_> {
     pub(super) async fn find(&self, job: &Job, cancel: &CancellationToken) -> anyhow::Result<Found> {
         match self {
             Origin::Hub(hub) => {
-                let mut request = job.request();
-                // The pages begin to come with the plan: mostly all of them are wanted.
-                let opened = wire::Pages::open(hub.channel(), request.clone(), &[], job.verify).await;
-                let (plan, stream) = opened.map_err(fault)?;
-                let point = point_of(&plan).map_err(fault)?;
-                request.target = Some(restore_request::Target::Txid(point.txid.get()));
-                let (hub, now, rest) = (Hub::clone(hub), Some(stream), VecDeque::new());
-                let way = Way::Hub(Box::new(FromHub { hub, request, verify: job.verify, now, rest }));
-                Ok(Found { point, files: plan.files.len() as u64, total_bytes: plan.total_bytes, way })
+                let whole = Whole::open(hub.channel(), job.request(), job.verify).await.map_err(fault)?;
+                let (point, plan) = (whole.point, &whole.plan);
+                let (files, total_bytes) = (plan.files.len() as u64, plan.total_bytes);
+                Ok(Found { point, files, total_bytes, way: Way::Hub(Box::new(whole)) })
             }
             Origin::Places(places) => {
                 let (sources, key, prepared) = prepare(places, job, cancel).await?;
@@ -152,46 +132,23 @@ impl Found {
     /// The pages that are not `present` yet.
     pub(super) fn pages(self, present: &PageSet, verify: bool) -> Pages {
         match self.way {
-            Way::Hub(mut hub) => {
-                if !present.is_empty() {
-                    let gaps: Vec<_> = present.gaps().collect();
-                    hub.rest = gaps.chunks(SPANS).map(<[_]>::to_vec).collect();
-                    hub.now = None;
-                }
-                Pages(State::Hub(hub))
-            }
+            Way::Hub(whole) => Pages::Hub(Box::new(whole.without(present))),
             Way::Direct(sources, key, prepared, cancel) => {
                 let told = Told(Arc::new(|text: &str| eprintln!("hubctl: {text}")));
                 let ask = Ask { verify, told, ..Ask::new(present.clone()) };
-                Pages(State::Direct(restore::pages(&sources, &key, &prepared, ask, &cancel)))
+                Pages::Direct(restore::pages(&sources, &key, &prepared, ask, &cancel))
             }
         }
     }
 }
 
-impl Pages {
-    /// The next ones; `None` when all came.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Frames>> {
-        match &mut self.0 {
-            State::Direct(frames) => Ok(frames.next().await.transpose()?),
-            State::Hub(hub) => hub.next().await,
-        }
-    }
-}
+impl fill::Pages for Pages {
+    type Error = anyhow::Error;
 
-impl FromHub {
     async fn next(&mut self) -> anyhow::Result<Option<Frames>> {
-        loop {
-            if let Some(stream) = &mut self.now {
-                match stream.next().await.map_err(fault)? {
-                    Some(frames) => return Ok(Some(frames)),
-                    None => self.now = None,
-                }
-            }
-            let Some(runs) = self.rest.pop_front() else { return Ok(None) };
-            let channel = self.hub.channel();
-            let opened = wire::Pages::open(channel, self.request.clone(), &runs, self.verify).await;
-            self.now = Some(opened.map_err(fault)?.1);
+        match self {
+            Pages::Direct(frames) => Ok(frames.next().await.transpose()?),
+            Pages::Hub(whole) => whole.next().await.map_err(fault),
         }
     }
 }

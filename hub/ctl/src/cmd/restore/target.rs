@@ -2,7 +2,7 @@
 
 use std::fmt;
 use walhub_common::{Txid, clock};
-use walhub_proto::v1::restore_request;
+use walhub_proto::v1::{job_request, restore_request};
 
 /// A point in a database's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,15 @@ impl Target {
             Target::Latest => None,
             Target::Txid(txid) => Some(restore_request::Target::Txid(txid.get())),
             Target::Time(ms) => Some(restore_request::Target::TimestampMs(ms)),
+        }
+    }
+
+    /// The same of a job.
+    pub(crate) fn point(self) -> Option<job_request::Point> {
+        match self {
+            Target::Latest => None,
+            Target::Txid(txid) => Some(job_request::Point::Txid(txid.get())),
+            Target::Time(ms) => Some(job_request::Point::TimestampMs(ms)),
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Restores against a scripted hub, through real mTLS and gRPC: what appears on disk, what people are told.
 
-use super::checks::Checks;
 use super::one::{self, Job};
 use super::progress::Progress;
 use super::target::Target;
@@ -80,17 +79,8 @@ async fn an_interruption_leaves_nothing() {
     let hub = FakeHub::start(&[("node/app.db", Script::Hangs(Arc::clone(&reached)))]).await;
     let connection = connect(&hub).await;
     let dir = hub.dir().join("out");
-    let job = Job {
-        database: Some("node/app.db".parse().unwrap()),
-        target: Target::Latest,
-        source: String::new(),
-        out: dir.join("app.db"),
-        force: false,
-        delta: false,
-        only_read: false,
-        checks: Checks::default(),
-        verify: false,
-    };
+    let database = Some("node/app.db".parse().unwrap());
+    let job = Job::new(database, Target::Latest, dir.join("app.db"));
     let (cancel, progress) = (CancellationToken::new(), Progress::new());
     let interrupt = async {
         reached.notified().await;
