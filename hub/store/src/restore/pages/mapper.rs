@@ -1,12 +1,13 @@
 //! Decides, file after file from the newest on, which pages are taken from where.
 
-use super::SMALL_AHEAD;
 use super::read::{Load, Reader, Shape};
 use super::span::{Span, Spans};
+use super::{SMALL_AHEAD, SMALL_AHEAD_BYTES};
 use crate::destinations::DestinationError;
 use crate::restore::plan::{Plan, PlannedFile};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use walhub_common::PageSet;
 use walhub_common::restore::frames::Frames;
@@ -21,7 +22,8 @@ pub(super) enum Work {
     Failed(Box<(PlannedFile, DestinationError)>),
 }
 
-type Loads = BoxStream<'static, (PlannedFile, Result<Load, DestinationError>)>;
+/// With the room that a small file occupies until it is taken.
+type Loads = BoxStream<'static, (PlannedFile, Result<Load, DestinationError>, Option<OwnedSemaphorePermit>)>;
 
 /// The decisions of one pass over a plan.
 pub(super) struct Mapper {
@@ -48,12 +50,19 @@ impl Mapper {
     pub(super) fn new(reader: Arc<Reader>, plan: &Plan, had: PageSet, stop: CancellationToken) -> Mapper {
         let files: Vec<PlannedFile> = plan.files.iter().rev().cloned().collect();
         let loader = reader.clone();
+        let room = Arc::new(Semaphore::new(SMALL_AHEAD_BYTES as usize));
         let loads = stream::iter(files).map(move |file| {
-            let reader = loader.clone();
+            let (reader, room) = (loader.clone(), room.clone());
             async move {
                 // The index of a large one is read when its turn comes: one at a time in memory.
-                let load = if reader.is_small(&file) { reader.small(&file).await } else { Ok(Load::Large) };
-                (file, load)
+                if !reader.is_small(&file) {
+                    return (file, Ok(Load::Large), None);
+                }
+                // Asked for in the order of the files, so that the one waited for always has its room.
+                let bytes = file.size.min(SMALL_AHEAD_BYTES) as u32;
+                let room = room.acquire_many_owned(bytes).await.ok();
+                let load = reader.small(&file).await;
+                (file, load, room)
             }
         });
         let limit = reader.target().commit;
@@ -93,7 +102,7 @@ impl Mapper {
                 },
                 Now::Nothing if self.claimed.len() == self.claimed.pages() => self.now = Now::Over,
                 Now::Nothing => {
-                    let (file, load) = self.loads.next().await?;
+                    let (file, load, _room) = self.loads.next().await?;
                     match self.take(&file, load).await {
                         Ok(Some(frames)) => return Some(Work::Ready(frames)),
                         Ok(None) => {}

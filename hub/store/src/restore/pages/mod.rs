@@ -11,7 +11,7 @@
 //!   a small file always. Of a large one only ranges are read, so the receiver must compare the database checksum; when
 //!   it differs, the receiver asks again with [`Ask::verify`], and every file is read whole first.
 //! - Memory: a bit for each page of the database twice, the index of one file (6 to 14 bytes for each page in it), and
-//!   at most [`READS`] + [`AHEAD`] pieces of [`Ask::span_bytes`], and [`SMALL_AHEAD`] small files.
+//!   at most [`READS`] + [`AHEAD`] pieces of [`Ask::span_bytes`], and [`SMALL_AHEAD_BYTES`] of small files.
 //!
 //! Non-goals: expanding pages and proving the result (`walhub_common::restore` does), choosing the point.
 
@@ -45,8 +45,10 @@ pub const READS: usize = 8;
 pub const AHEAD: usize = 4;
 /// Files up to this size are read whole, in one request.
 pub const SMALL_BYTES: u64 = 1024 * 1024;
-/// Small files read ahead.
-pub const SMALL_AHEAD: usize = 16;
+/// Small files read ahead: a bucket takes tens of milliseconds for each, however small.
+pub const SMALL_AHEAD: usize = 64;
+/// Bytes of small files read ahead.
+pub const SMALL_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
 /// Unwanted bytes between two pages that are read rather than paid for with another request.
 pub const GAP_BYTES: u64 = 64 * 1024;
 /// What a range is long when nobody asks for less.
