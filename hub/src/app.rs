@@ -16,6 +16,7 @@ use crate::import::Importer;
 use crate::ingest::{Ingest, Origins};
 use crate::jobs::{Jobs, Journals, Planner};
 use crate::merge::LtxMerger;
+use crate::metrics::{self, Door};
 use crate::mirror::{self, Ledger, Mirror};
 use crate::rebuild::{self, FolderError};
 use crate::reload::{self, Reloader};
@@ -55,6 +56,14 @@ pub enum AppError {
     /// Address.
     #[error("cannot listen on {address}: {source}")]
     Listen {
+        /// From the configuration.
+        address: SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Address of metrics.
+    #[error("metrics.listen: cannot listen on {address}: {source}")]
+    Metrics {
         /// From the configuration.
         address: SocketAddr,
         /// The cause.
@@ -105,6 +114,7 @@ pub struct App {
     ledger: Ledger,
     listener: TcpListener,
     address: SocketAddr,
+    metrics: Option<Door>,
     acceptor: Arc<Acceptor>,
 }
 
@@ -125,6 +135,13 @@ impl App {
         let refused = |source| AppError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
+        let metrics = match config.metrics {
+            Some(address) => {
+                let door = Door::open(address).await;
+                Some(door.map_err(|source| AppError::Metrics { address, source })?)
+            }
+            None => None,
+        };
         rebuild::refuse_unfinished(&config.data_dir)?;
         let path = config.data_dir.clone();
         let BufferConfig { max_bytes, when_full } = config.buffer;
@@ -178,6 +195,7 @@ impl App {
             ledger,
             listener,
             address,
+            metrics,
             acceptor,
         })
     }
@@ -208,6 +226,7 @@ impl App {
             ledger,
             listener,
             address,
+            metrics,
             acceptor,
         } = self;
         let count = destinations.len();
@@ -289,6 +308,15 @@ impl App {
             tasks: sessions.clone(),
             started_ms: clock::now_ms(),
         };
+        let watched = TaskGroup::new("metrics");
+        if let Some(door) = metrics {
+            let Handles { fleet, buffer, drills, retainer, jobs, started_ms, .. } = handles.clone();
+            if let Ok(address) = door.address() {
+                tracing::info!(%address, "metrics can be asked for");
+            }
+            let sources = metrics::Sources { fleet, buffer, drills, retainer, jobs, started_ms };
+            door.serve(sources, &watched);
+        }
         let ingest = handles.ingest.clone();
         let connections = api::accept_loop(listener, acceptor, &door);
         let closing = door.token().clone();
@@ -306,6 +334,7 @@ impl App {
         let started = Instant::now();
         tracing::info!("shutting down");
         door.token().cancel();
+        watched.shutdown(SESSIONS_DEADLINE).await;
         reloader.shutdown(SESSIONS_DEADLINE).await;
         on_nodes.shutdown(SESSIONS_DEADLINE).await;
         // Sessions end by their token; the server returns when the last of their answers has been sent.

@@ -16,6 +16,7 @@ pub mod import;
 pub mod ingest;
 pub mod jobs;
 mod merge;
+pub mod metrics;
 pub mod mirror;
 pub mod rebuild;
 pub mod reload;

@@ -24,8 +24,9 @@ fn the_commands_of_the_readme_work_as_written() {
     let Some(litestream) = services::litestream() else { return };
     let scratch = Scratch::new("readme");
     let readme = std::fs::read_to_string(source_root().join("README.md")).expect("README.md");
-    // The one thing a test may not share with its neighbours.
+    // What a test may not share with its neighbours.
     let readme = readme.replace("127.0.0.1:7443", &format!("127.0.0.1:{}", free_port()));
+    let readme = readme.replace("127.0.0.1:9464", &format!("127.0.0.1:{}", free_port()));
     for config in blocks(&readme, "yaml") {
         let name = config.lines().next().and_then(|line| line.strip_prefix("# ")).expect("a file name");
         std::fs::write(scratch.join(name), config).expect("configuration");

@@ -24,6 +24,7 @@ mod in_place;
 mod large;
 mod layering;
 mod local;
+mod metrics;
 mod packed;
 mod phantom;
 mod point_in_time;

@@ -28,6 +28,7 @@ pub mod promises;
 pub mod proxy;
 pub mod replica;
 pub mod report;
+pub mod scrape;
 pub mod scratch;
 pub mod segments;
 pub mod services;

@@ -17,6 +17,7 @@ use super::log::record::Payload;
 use super::log::snapshot::State;
 use super::log::writer::{Item, WriteError, Writer, Written, chunk_bytes};
 use super::registry::{Registration, Registry};
+use super::room::Room;
 use super::{Bounds, BufferError, Chunk, DatabaseId, Registered, Usage};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,6 +50,7 @@ pub(super) struct Flusher {
     segment_bytes: AtomicU64,
     syncs: AtomicU64,
     failures: AtomicU64,
+    room: Room,
 }
 
 #[derive(Debug)]
@@ -130,6 +132,7 @@ impl Flusher {
             segment_bytes: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            room: Room::default(),
         }
     }
 
@@ -154,13 +157,22 @@ impl Flusher {
 
     /// Bytes and counters.
     pub(super) fn usage(&self) -> Usage {
+        let (full, refused, squashed) = self.room.counts();
         Usage {
+            full,
+            refused,
+            squashed,
             bytes: self.files.total_bytes(),
             max_bytes: self.bounds.max,
             segments: self.segments.load(Ordering::Relaxed),
             segment_bytes: self.segment_bytes.load(Ordering::Relaxed),
             syncs: self.syncs.load(Ordering::Relaxed),
         }
+    }
+
+    /// Whether there was room.
+    pub(super) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// Bytes that will be written if a chunk of `data` bytes comes now.
@@ -200,10 +212,15 @@ impl Flusher {
         let mut ticket = Some((permit, reply));
         // Others may take the room that is made; then there is more to be made, or it is full indeed.
         while let Err(error) = self.queue(chunk, payload, &mut ticket) {
-            if !matches!(error, BufferError::Full { .. }) || !make_room(chunk.data.len()).await? {
+            if !matches!(error, BufferError::Full { .. }) {
+                return Err(error);
+            }
+            if !make_room(chunk.data.len()).await? {
+                self.room.refused();
                 return Err(error);
             }
         }
+        self.room.found();
         drop(turn);
         match durable {
             Some(durable) => durable.await.unwrap_or(Err(BufferError::Closed)),

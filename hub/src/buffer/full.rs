@@ -116,6 +116,7 @@ pub async fn squash_suite(subject: &mut dyn Subject, max_bytes: u64) {
         }
         if round == 0 {
             let given_up = buffer.given_up(id);
+            assert!(buffer.usage().squashed >= given_up.points, "{:?}", buffer.usage());
             let merged: u64 = held.iter().map(|s| s.meta.range.count() - 1).sum();
             assert!(given_up.points > 0 && given_up.points <= merged, "{given_up:?} of {merged}");
             let range = given_up.range.unwrap();
@@ -310,6 +311,7 @@ pub async fn bound_suite(subject: &mut dyn Subject, max_bytes: u64) {
     assert!(matches!(full.1, BufferError::Full { .. }), "{}", full.1);
     let usage = buffer.usage();
     assert!(usage.bytes <= usage.max_bytes && usage.bytes > max_bytes / 2, "{usage:?}");
+    assert!(usage.full && usage.refused == 1, "{usage:?}");
     // Nobody has taken anything; then one of two.
     buffer.trim(EveryDatabase::by(&lanes)).await.unwrap();
     assert!(matches!(full.0.append(&*buffer, id).await, Err(BufferError::Full { .. })));
@@ -331,6 +333,7 @@ pub async fn bound_suite(subject: &mut dyn Subject, max_bytes: u64) {
     buffer.set_cursor(&lanes[1], id, end).unwrap();
     buffer.trim(EveryDatabase::by(&lanes)).await.unwrap();
     full.0.append(&*buffer, id).await.unwrap();
+    assert!(!buffer.usage().full && buffer.usage().refused > 1, "{:?}", buffer.usage());
     assert_eq!(
         bytes_of(&*buffer, idle, &slow),
         segment(None, 1, &[101], idle.0).bytes(),

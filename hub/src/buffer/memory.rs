@@ -231,6 +231,7 @@ impl State {
             database.segments.insert(meta.range.min(), segment);
             let total = self.losses.entry(id).or_default();
             *total = total.and(given_up);
+            self.usage.squashed += inputs.len() as u64;
             freed += gain;
             after = Some(meta.range.max());
             if gain < before / LEAST_GAIN {
@@ -308,9 +309,11 @@ impl WalBuffer for MemoryBuffer {
         if state.usage.bytes + bytes > self.max_bytes {
             state.make_room(self.max_bytes.saturating_sub(bytes), self.merger.as_deref());
             if state.usage.bytes + bytes > self.max_bytes {
+                (state.usage.full, state.usage.refused) = (true, state.usage.refused + 1);
                 return Err(BufferError::Full { used: state.usage.bytes, max: self.max_bytes });
             }
         }
+        state.usage.full = false;
         let state = &mut *state;
         let database = state.databases.get_mut(&chunk.database).expect("BUG: checked above");
         if chunk.number == 0 {

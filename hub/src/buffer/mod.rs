@@ -25,6 +25,7 @@ pub mod log;
 pub mod memory;
 mod registry;
 mod rewrite;
+mod room;
 pub mod squash;
 mod tail;
 mod trim;
@@ -236,6 +237,12 @@ pub struct Usage {
     pub segment_bytes: u64,
     /// fsyncs since open.
     pub syncs: u64,
+    /// The last append found no room.
+    pub full: bool,
+    /// Appends that found no room since open.
+    pub refused: u64,
+    /// Segments that were merged to make room since open.
+    pub squashed: u64,
 }
 
 /// The lineage of a new database: the one asked for, else a random one; never 0.

@@ -9,6 +9,7 @@ mod destination;
 mod drills;
 mod layout;
 mod limits;
+mod metrics;
 mod mirror;
 mod object_store;
 mod policy;
@@ -58,6 +59,8 @@ pub struct Config {
     pub mirror_interval: Duration,
     /// What restores are tried for, and how often.
     pub drills: Rules,
+    /// Where metrics are asked for; port 0 lets the system choose.
+    pub metrics: Option<SocketAddr>,
     /// What makes a transaction durable, where no selector says it.
     pub policy: Policy,
     /// What applies to some databases only; the first one that matches counts.
@@ -111,6 +114,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
     let levels = compaction::levels(&mut root);
     let mirror_interval = mirror::interval(&mut root);
     let drills = drills::parse(&mut root);
+    let metrics = metrics::listen(&mut root, listen);
     let (log_level, log_format) = parts::log(root.section("log"));
     let destinations = destinations(&mut root, files);
     let policy = policy::parse(root.section("policy"), destinations.as_deref());
@@ -126,6 +130,7 @@ fn parse(document: &Document, files: Files) -> Option<Config> {
         levels,
         mirror_interval,
         drills,
+        metrics,
         policy,
         databases,
         destinations: destinations?,

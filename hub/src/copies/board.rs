@@ -32,6 +32,10 @@ pub struct LaneHealth {
     pub healthy: bool,
     /// The last error; empty when healthy.
     pub last_error: String,
+    /// The last error in a word; empty when healthy.
+    pub cause: &'static str,
+    /// Attempts that failed since start, of the lane or of one database, by the same words.
+    pub failures: BTreeMap<&'static str, u64>,
     /// Files put since start.
     pub puts: u64,
     /// Bytes put since start.

@@ -13,7 +13,7 @@
 //! - Other rules hold from the next drill on; one under way keeps its own.
 //! - A drill that failed is an error in the log and stays in the status until one passes.
 //!
-//! Non-goals: exporting metrics (the hub exports none).
+//! Non-goals: how results are shown ([`crate::api`], [`crate::metrics`]).
 
 mod checks;
 mod image;
@@ -24,6 +24,7 @@ mod points;
 mod rules;
 mod run;
 mod schedule;
+mod tally;
 
 #[cfg(test)]
 mod tests;
@@ -32,16 +33,19 @@ pub use ledger::Ledger;
 pub use model::{Copy, Drill, OlderPoint, Verdict};
 pub use rules::{Assertions, Current, Rules};
 pub use run::Asked;
+pub use tally::{Sum, Sums};
 
 use crate::buffer::WalBuffer;
 use crate::copies::Board;
 use crate::retain::{Holds, Pins};
 use ledger::Book;
 use run::Runner;
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tally::Tally;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -84,6 +88,7 @@ struct Inner {
     book: Book,
     rules: Current,
     running: Mutex<Option<(Copy, i64)>>,
+    tally: Tally,
 }
 
 struct Order {
@@ -135,7 +140,14 @@ impl Drills {
             book: book.clone(),
             stop: tasks.token().clone(),
         };
-        let inner = Arc::new(Inner { buffer, board, book, rules, running: Mutex::default() });
+        let inner = Arc::new(Inner {
+            buffer,
+            board,
+            book,
+            rules,
+            running: Mutex::default(),
+            tally: Tally::default(),
+        });
         let (orders, queue) = mpsc::channel(MOST_WAITING);
         let owner = Owner { inner: inner.clone(), runner, stop: tasks.token().clone() };
         tasks.spawn(owner.run(queue));
@@ -182,6 +194,21 @@ impl Drills {
         of.flat_map(|(_, drills)| drills.iter().rev().take(most).cloned()).collect()
     }
 
+    /// Shows the drills that are kept of each copy, oldest first; nothing else of drills can be asked meanwhile.
+    pub fn visit(&self, mut look: impl FnMut(&Copy, &VecDeque<Drill>)) {
+        self.inner.book.open().all().for_each(|(copy, drills)| look(copy, drills));
+    }
+
+    /// Mean time between two drills of the schedule, with as many copies as there are now; `None` without a schedule.
+    pub fn interval(&self) -> Option<Duration> {
+        self.inner.interval()
+    }
+
+    /// Drills of this hub's life, in sums.
+    pub fn sums(&self) -> Sums {
+        self.inner.tally.sums()
+    }
+
     /// How drills stand.
     pub fn outlook(&self) -> Outlook {
         let running = self.inner.running().clone();
@@ -192,6 +219,11 @@ impl Drills {
 impl Inner {
     fn running(&self) -> MutexGuard<'_, Option<(Copy, i64)>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn interval(&self) -> Option<Duration> {
+        let Rules { every, sample, .. } = *self.rules.now();
+        Some(schedule::interval(every?, sample, self.copies(false).len()))
     }
 
     /// Every database at each of its destinations that is known to hold something; with `ready`, only those that answer.
@@ -262,8 +294,7 @@ impl Owner {
 
     /// How long until the next drill of the schedule.
     fn due_in(&self, times: &Times) -> Option<Duration> {
-        let Rules { every, sample, .. } = *self.inner.rules.now();
-        let interval = schedule::interval(every?, sample, self.inner.copies(false).len());
+        let interval = self.inner.interval()?;
         let after = match times.first {
             true => schedule::first(interval, times.newest_ms, times.started_ms),
             false => schedule::jittered(interval, times.seed),
@@ -350,6 +381,7 @@ impl Owner {
             drill.message = "the hub went down".to_owned();
         }
         tell(&drill);
+        self.inner.tally.count(&drill);
         self.inner.book.add(drill.clone()).await;
         *self.inner.running() = None;
         drill

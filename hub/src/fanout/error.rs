@@ -4,6 +4,7 @@ use crate::buffer::BufferError;
 use walhub_common::Txid;
 use walhub_common::backoff::Class;
 use walhub_common::ltx::LtxError;
+use walhub_store::destinations::check::Cause;
 use walhub_store::destinations::{DestinationError, Fault};
 
 /// What stopped a turn.
@@ -72,6 +73,17 @@ impl TurnError {
                 _ => Concerns::Lane,
             },
             _ => Concerns::Database,
+        }
+    }
+
+    /// In a word, for counters; a destination's own in those of `hubctl destinations check`.
+    pub(super) fn cause(&self) -> &'static str {
+        match self {
+            TurnError::Destination(error) => Cause::of(&error.fault).as_str(),
+            TurnError::History(_) => "other history",
+            TurnError::Missing { .. } => "missing",
+            TurnError::Sibling(_) => "sibling",
+            TurnError::Buffer(_) | TurnError::Ltx(_) | TurnError::Temp(_) | TurnError::Internal(_) => "hub",
         }
     }
 

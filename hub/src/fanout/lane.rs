@@ -81,7 +81,10 @@ impl Lane {
             circuit: None,
             schedule: Schedule::default(),
         };
-        lane.post_health(false, "it has not answered yet");
+        lane.venue.board.post_health(lane.venue.place.lane, |health| {
+            (health.healthy, health.cause) = (false, "no answer yet");
+            "it has not answered yet".clone_into(&mut health.last_error);
+        });
         lane.set_intervals();
         // What it held when the hub last ran shows, and counts, from the start.
         lane.scan(None);
@@ -94,10 +97,20 @@ impl Lane {
         self.venue.place.name()
     }
 
-    fn post_health(&self, healthy: bool, error: &str) {
+    fn post_failure(&self, error: &TurnError) {
         self.venue.board.post_health(self.venue.place.lane, |health| {
-            health.healthy = healthy;
-            error.clone_into(&mut health.last_error);
+            (health.healthy, health.last_error, health.cause) = (false, error.to_string(), error.cause());
+            *health.failures.entry(error.cause()).or_default() += 1;
+        });
+    }
+
+    fn post_works(&self, put: Option<(u64, u64)>) {
+        self.venue.board.post_health(self.venue.place.lane, |health| {
+            (health.healthy, health.cause) = (true, "");
+            health.last_error.clear();
+            let (objects, bytes) = put.unwrap_or_default();
+            health.puts += objects;
+            health.put_bytes += bytes;
         });
     }
 
@@ -140,7 +153,7 @@ impl Lane {
             let error = match probe {
                 Ok(()) => {
                     tracing::info!(destination = %name, %location, "destination is ready");
-                    self.post_health(true, "");
+                    self.post_works(None);
                     return true;
                 }
                 Err(_) if self.stop.is_cancelled() => return false,
@@ -149,8 +162,8 @@ impl Lane {
             if pauses.is_none() {
                 tracing::error!(destination = %name, %location, %error, "destination cannot be used, it is tried again");
             }
-            self.post_health(false, &error.to_string());
             let next = Pauses::again(pauses, error.class());
+            self.post_failure(&TurnError::Destination(error));
             tokio::select! {
                 () = self.stop.cancelled() => return false,
                 () = sleep_until(next.until) => {}
@@ -391,14 +404,7 @@ impl Lane {
         if self.blocked.remove(&id).is_some() {
             self.post_fault(progress, None);
         }
-        self.venue.board.post_health(self.venue.place.lane, |health| {
-            health.healthy = true;
-            health.last_error.clear();
-            if let Some(bytes) = turn.created {
-                health.puts += turn.objects;
-                health.put_bytes += bytes;
-            }
-        });
+        self.post_works(turn.created.map(|bytes| (turn.objects, bytes)));
         if turn.more {
             self.enqueue(id);
         } else if self.venue.buffer.find(&progress.key).and_then(|held| held.position).map(|pos| pos.txid)
@@ -432,6 +438,9 @@ impl Lane {
                     tracing::error!(destination = %name, database = %progress.key, %error, "a database does not get on at a destination");
                 }
                 self.blocked.insert(progress.id, Pauses::again(previous, error.class()));
+                self.venue.board.post_health(self.venue.place.lane, |health| {
+                    *health.failures.entry(error.cause()).or_default() += 1;
+                });
                 self.post_fault(progress, Some(error.to_string()));
             }
         }
@@ -448,7 +457,7 @@ impl Lane {
         if self.circuit.as_ref().is_none_or(|pauses| pauses.over(now)) {
             self.circuit = Some(Pauses::again(self.circuit.take(), error.class()));
         }
-        self.post_health(false, &error.to_string());
+        self.post_failure(error);
         if error.place_is_gone() {
             self.distrust_all();
         }

@@ -67,7 +67,12 @@ pub fn assemble(fleet: &Fleet, buffer: &dyn WalBuffer, scope: &Scope, started_ms
 }
 
 /// Age of the oldest transaction that each destination of the database lacks; `None` where it lacks nothing.
-fn lags(buffer: &dyn WalBuffer, database: &Registered, row: &Row, now_ms: i64) -> Vec<(LaneId, Option<u64>)> {
+pub fn lags(
+    buffer: &dyn WalBuffer,
+    database: &Registered,
+    row: &Row,
+    now_ms: i64,
+) -> Vec<(LaneId, Option<u64>)> {
     let position = database.position.map(|pos| pos.txid);
     let age = |held: Option<Txid>| {
         if held >= position {
@@ -136,7 +141,7 @@ fn destinations(
 ) -> Vec<v1::DestinationStatus> {
     let view = |place: &Arc<Place>| {
         let health = fleet.board.health(place.lane);
-        let LaneHealth { healthy, last_error, puts, put_bytes, least_interval, spent } = health;
+        let LaneHealth { healthy, last_error, puts, put_bytes, least_interval, spent, .. } = health;
         let meter = fleet.board.meters().of(&place.entry.cursor);
         let Requests { puts: put_requests, lists, gets, deletes } = meter.today(now_ms);
         let mirror = fleet.board.mirror().at(place.lane);

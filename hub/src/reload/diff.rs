@@ -41,6 +41,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         skeleton: _,
         mirror_interval,
         drills,
+        metrics,
         listen,
         data_dir,
         tls,
@@ -60,6 +61,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ("buffer.when-full", buffer.when_full != old.buffer.when_full),
         ("levels", *levels != old.levels),
         ("mirror-interval", *mirror_interval != old.mirror_interval),
+        ("metrics", *metrics != old.metrics),
         ("log", (log_level, log_format) != (&old.log_level, &old.log_format)),
     ];
     let fates: Vec<Fate> = destinations.iter().map(|entry| fate(&old.destinations, entry)).collect();
@@ -108,6 +110,7 @@ impl Diff {
             tls: old.tls.clone(),
             buffer: old.buffer,
             mirror_interval: old.mirror_interval,
+            metrics: old.metrics,
             log_level: old.log_level.clone(),
             log_format: old.log_format,
             ..new

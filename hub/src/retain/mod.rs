@@ -21,6 +21,7 @@ mod site;
 pub use holds::{Hold, HoldError, Holds};
 pub use pins::{Claim, Pin, Pins};
 pub use round::Report;
+pub use site::Rounds;
 
 use crate::buffer::WalBuffer;
 use crate::copies::Board;
@@ -111,6 +112,12 @@ impl Retainer {
         for gone in before.into_values() {
             gone.stop.cancel();
         }
+    }
+
+    /// What rounds at each destination in service have come to.
+    pub fn rounds(&self) -> BTreeMap<DestinationName, Rounds> {
+        let keepers = self.keepers();
+        keepers.iter().map(|(name, running)| (name.clone(), running.keeper.rounds())).collect()
     }
 
     /// The holds.

@@ -6,7 +6,7 @@ use crate::buffer::{DatabaseId, Registered};
 use crate::copies::Place;
 use rand::Rng;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{Txid, clock};
@@ -24,6 +24,17 @@ struct Seen {
     next_ms: Option<i64>,
 }
 
+/// What rounds have come to since the destination is looked after as it is configured now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Rounds {
+    /// When the last round in which nothing failed ended, Unix ms; 0: none did.
+    pub last_success_ms: i64,
+    /// Looks at a database that failed.
+    pub failures: u64,
+    /// Files deleted.
+    pub deleted: u64,
+}
+
 /// Looks after one destination.
 pub(super) struct Keeper {
     shared: Arc<Shared>,
@@ -31,11 +42,12 @@ pub(super) struct Keeper {
     stop: CancellationToken,
     /// Held by whoever looks: one at a time.
     seen: Mutex<HashMap<DatabaseId, Seen>>,
+    rounds: std::sync::Mutex<Rounds>,
 }
 
 impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, place: Arc<Place>, stop: CancellationToken) -> Self {
-        Self { shared, place, stop, seen: Mutex::default() }
+        Self { shared, place, stop, seen: Mutex::default(), rounds: std::sync::Mutex::default() }
     }
 
     /// True when it looks after this destination, as it is configured now.
@@ -71,7 +83,17 @@ impl Keeper {
         }
     }
 
+    /// What rounds have come to.
+    pub(super) fn rounds(&self) -> Rounds {
+        *self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Rounds)) {
+        change(&mut self.rounds.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     async fn round(&self) {
+        let before = self.rounds().failures;
         for database in self.databases() {
             if self.stop.is_cancelled() {
                 return;
@@ -80,6 +102,11 @@ impl Keeper {
                 self.look(&database, true, clock::now_ms()).await;
             }
         }
+        self.count(|rounds| {
+            if rounds.failures == before {
+                rounds.last_success_ms = clock::now_ms();
+            }
+        });
     }
 
     async fn due(&self, database: &Registered) -> bool {
@@ -110,7 +137,9 @@ impl Keeper {
         }
         if let (Some(error), true, false) = (error, apply, self.stop.is_cancelled()) {
             tracing::warn!(%database, %destination, %error, "retention: tried again with the next round");
+            self.count(|rounds| rounds.failures += 1);
         }
+        self.count(|rounds| rounds.deleted += *deleted as u64);
         report
     }
 }

@@ -178,6 +178,7 @@ impl<'a> Pass<'a> {
 fn tell(on: &Trimmed<'_>, id: DatabaseId, pass: &Pass<'_>) {
     let GivenUp { points, range } = pass.given_up;
     let (segments, bytes) = (pass.merged, pass.freed);
+    on.flusher.room().squashed(segments);
     let key = on.flusher.registry(|r| r.get(id).map(|database| database.key.to_string())).unwrap_or_default();
     match range {
         Some(transactions) => tracing::warn!(

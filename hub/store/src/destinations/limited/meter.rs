@@ -39,6 +39,15 @@ impl Requests {
     pub fn total(&self) -> u64 {
         self.puts + self.lists + self.gets + self.deletes
     }
+
+    fn add(&mut self, kind: Kind, requests: u64) {
+        match kind {
+            Kind::Put => self.puts += requests,
+            Kind::List => self.lists += requests,
+            Kind::Get => self.gets += requests,
+            Kind::Delete => self.deletes += requests,
+        }
+    }
 }
 
 /// Requests of one day, as they are written down over a restart.
@@ -53,6 +62,8 @@ pub struct Day {
 #[derive(Debug, Default)]
 struct State {
     day: Day,
+    /// Since the meter was made.
+    all: Requests,
     /// (minute since 1970, requests in it), the newest last.
     minutes: VecDeque<(i64, u64)>,
 }
@@ -83,18 +94,18 @@ impl Meter {
     /// Counts requests.
     pub fn count(&self, kind: Kind, requests: u64, now_ms: i64) {
         let mut state = self.at(now_ms);
-        let today = &mut state.day.requests;
-        match kind {
-            Kind::Put => today.puts += requests,
-            Kind::List => today.lists += requests,
-            Kind::Get => today.gets += requests,
-            Kind::Delete => today.deletes += requests,
-        }
+        state.day.requests.add(kind, requests);
+        state.all.add(kind, requests);
         let minute = now_ms.div_euclid(MINUTE_MS);
         match state.minutes.back_mut() {
             Some((last, count)) if *last == minute => *count += requests,
             _ => state.minutes.push_back((minute, requests)),
         }
+    }
+
+    /// Requests since the meter was made: not those that were written down.
+    pub fn all(&self) -> Requests {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).all
     }
 
     /// Today's requests.
@@ -141,6 +152,7 @@ mod tests {
         again.count(Kind::Delete, 1, NOON + 3);
         assert_eq!(again.today(NOON + 4).total(), 6);
         assert_eq!(again.today(NOON + left_of_day(NOON)).total(), 0);
+        assert_eq!(again.all(), Requests { deletes: 1, ..Requests::default() }, "no day ends that");
     }
 
     #[test]
