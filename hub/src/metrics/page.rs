@@ -125,3 +125,31 @@ impl Value {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::{BUFFER_SEGMENT_BYTES, BUILD, DESTINATION_DOWN, START};
+    use super::*;
+
+    #[test]
+    fn values_stand_under_their_names_and_every_name_is_there() {
+        let mut page = Page::default();
+        page.add(&BUILD, &["1.2"], true);
+        page.add(&START, &[], time(1_500));
+        page.add(&DESTINATION_DOWN, &["far", "bucket missing"], true);
+        page.add(&DESTINATION_DOWN, &["near", "full"], true);
+        page.add(&BUFFER_SEGMENT_BYTES, &[], 1_u64 << 50);
+        let text = page.text().unwrap();
+        for lines in [
+            "# TYPE walhub_build info\nwalhub_build_info{version=\"1.2\"} 1\n",
+            "# UNIT walhub_start_time_seconds seconds\nwalhub_start_time_seconds 1.5\n",
+            "# TYPE walhub_destination_down gauge\nwalhub_destination_down{destination=\"far\",cause=\"bucket missing\"} 1\n\
+             walhub_destination_down{destination=\"near\",cause=\"full\"} 1\n# ",
+            "# UNIT walhub_buffer_segment_bytes bytes\nwalhub_buffer_segment_bytes_total 1125899906842624\n",
+        ] {
+            assert!(text.contains(lines), "no {lines:?} in\n{text}");
+        }
+        assert_eq!(text.matches("# HELP ").count(), ALL.len());
+        assert!(text.ends_with("\n# EOF\n"));
+    }
+}

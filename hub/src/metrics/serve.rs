@@ -89,7 +89,7 @@ pub(super) fn serve(listener: TcpListener, sources: Sources, tasks: &TaskGroup) 
 
 impl Desk {
     async fn attend(&self, socket: TcpStream) {
-        let answer = service_fn(|request| async { Ok::<_, Infallible>(self.answer(&request).await) });
+        let answer = service_fn(|request| async move { Ok::<_, Infallible>(self.answer(&request).await) });
         let mut server = http1::Builder::new();
         server
             .timer(TokioTimer::new())
