@@ -151,7 +151,7 @@ fn on_nodes(page: &mut Page, jobs: &[Job]) {
     let sum = |of: fn(&Job) -> u32| going.iter().map(|job| u64::from(of(job))).sum::<u64>();
     let (done, failed) = (sum(|job| job.done), sum(|job| job.failed));
     let (running, away) = (sum(|job| job.running), sum(|job| job.away));
-    let pending = sum(|job| job.total) - (done + failed + running + away);
+    let pending = sum(|job| job.total).saturating_sub(done + failed + running + away);
     for (word, count) in
         [("done", done), ("failed", failed), ("running", running), ("away", away), ("pending", pending)]
     {
