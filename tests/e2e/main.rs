@@ -37,3 +37,4 @@ mod rhythm;
 mod runbooks;
 mod snapshot;
 mod take_over;
+mod unmounted;
