@@ -214,6 +214,7 @@ async fn calls_that_hang_are_given_up_and_do_not_pile_up() {
     tokio::time::timeout(Duration::from_secs(60), again).await.expect("it works again");
     drop(awake);
     fs::remove_file(&read).unwrap();
+    fs::remove_file(&body).unwrap();
     let mut names: Vec<String> = tree(folder.path()).into_iter().map(|(name, _)| name).collect();
     names.retain(|name| name.ends_with(".ltx") || name.ends_with(".tmp"));
     assert_eq!(names, ["node/app.db/ltx/0/0000000000000001-0000000000000001.ltx"]);
