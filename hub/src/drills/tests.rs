@@ -237,7 +237,7 @@ async fn a_repair_that_was_broken_off_is_settled_before_anything_else() {
 
 #[tokio::test]
 async fn a_damaged_object_under_a_lock_is_told_once_and_left_out_until_somebody_asks() {
-    let Bench { fleet, drills, tasks } = Bench::new(plain()).await;
+    let Bench { fleet, drills, tasks, current } = Bench::new(plain()).await;
     // A snapshot that every restore would take.
     fleet.put("far", 9, 1, 6).await;
     let bad = fleet.file("far", 9, 1, 6);
@@ -257,7 +257,7 @@ async fn a_damaged_object_under_a_lock_is_told_once_and_left_out_until_somebody_
     assert_eq!(drills.run(scheduled.clone()).await.unwrap().verdict, Verdict::Undone);
     fleet.set_down("far", false);
     assert!(tasks.shutdown(Duration::from_secs(60)).await);
-    let (drills, tasks) = start(&fleet, plain());
+    let (drills, tasks) = start(&fleet, &current);
     for _ in 0..3 {
         let drill = drills.run(scheduled.clone()).await.unwrap();
         assert!(drill.verdict == Verdict::Passed && drill.repairs.is_empty(), "{drill:?}");
