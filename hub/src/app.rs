@@ -8,7 +8,7 @@ use crate::buffer::disk::{DiskBuffer, Options, lock_folder};
 use crate::buffer::{BufferError, WalBuffer};
 use crate::compact::Compactor;
 use crate::config::{BufferConfig, Config};
-use crate::copies::{Board, InService, Meters};
+use crate::copies::{Board, FolderIds, InService, Meters};
 use crate::drills::{self, Drills};
 use crate::fanout::Fanout;
 use crate::fleet::{Epochs, Fleet, LabelBook, OrderDesk, Registry};
@@ -103,6 +103,7 @@ pub enum AppError {
 pub struct App {
     config: Config,
     meters: Arc<Meters>,
+    folders: Arc<FolderIds>,
     buffer: Arc<dyn WalBuffer>,
     destinations: Vec<DynDestination>,
     epochs: Epochs,
@@ -177,13 +178,16 @@ impl App {
             .await
             .map_err(|e| AppError::Serve(e.to_string()))??;
         let meters = Arc::new(Meters::open(&config.data_dir));
+        let folders = FolderIds::open(&config.data_dir)
+            .map_err(|source| AppError::Data { path: config.data_dir.clone(), source })?;
         let mut destinations = Vec::new();
         for entry in &config.destinations {
-            destinations.push(reload::make(entry, &meters).await?);
+            destinations.push(reload::make(entry, &meters, Some(&folders)).await?);
         }
         Ok(App {
             config,
             meters,
+            folders,
             buffer: Arc::new(buffer),
             destinations,
             epochs,
@@ -215,6 +219,7 @@ impl App {
         let App {
             config,
             meters,
+            folders,
             buffer,
             destinations,
             epochs,
@@ -242,7 +247,7 @@ impl App {
         let (levels, for_compaction) = (config.levels.clone(), board.clone());
         let (data_dir, mirror_interval) = (config.data_dir.clone(), config.mirror_interval);
         let rules = drills::Current::new(config.drills.clone());
-        let reloader = Reloader::new(config, board.clone(), fanout.clone(), rules.clone());
+        let reloader = Reloader::new(config, board.clone(), fanout.clone(), folders, rules.clone());
         let (door, sessions) = (TaskGroup::new("door"), TaskGroup::new("sessions"));
         let deletions = TaskGroup::new("retention");
         let mirrored = TaskGroup::new("mirror");
@@ -250,6 +255,7 @@ impl App {
             buffer: buffer.clone(),
             fleet: fleet.clone(),
             holds: holds.clone(),
+            jobs: jobs.clone(),
             config: {
                 let reloader = reloader.clone();
                 Box::new(move || reloader.skeleton())

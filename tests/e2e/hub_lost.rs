@@ -10,7 +10,7 @@ use walhub_tests::cluster::PATIENCE;
 use walhub_tests::config::Destination;
 use walhub_tests::eventually::{ensure, eventually};
 use walhub_tests::litestream::Litestream;
-use walhub_tests::process::{Output, run};
+use walhub_tests::process::{Output, Process, run};
 use walhub_tests::report::report;
 use walhub_tests::services;
 use walhub_tests::{Cluster, Image};
@@ -38,13 +38,15 @@ fn update(cluster: &Cluster, node: &str, rows: &[u32]) {
     }
 }
 
-/// A hub with a folder and another destination, and three agents with a database of a megabyte each; everything is everywhere.
-fn cluster(name: &str, far: Option<Destination>) -> Cluster {
+/// A hub with a folder `near`.
+fn near(name: &str) -> Cluster {
     let mut cluster = Cluster::new(name);
     cluster.add_folder("near");
-    if let Some(far) = far {
-        cluster.add(far);
-    }
+    cluster
+}
+
+/// The hub runs, and three agents with a database of a megabyte each; everything is everywhere.
+fn begin(mut cluster: Cluster) -> Cluster {
     cluster.hub_lines("mirror-interval: 100ms\n");
     cluster.start_hub();
     for node in NODES {
@@ -124,23 +126,65 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// What a hub is lost with, and comes back from `from`.
-fn lose_and_rebuild(cluster: &mut Cluster, from: &str, round: u32) {
+fn rows(path: &Path) -> Vec<(i64, Vec<u8>)> {
+    let app = open(path);
+    let mut all = app.prepare("SELECT id, body FROM t ORDER BY id").unwrap();
+    let rows = all.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    rows.collect::<Result<_, _>>().unwrap()
+}
+
+fn job(cluster: &Cluster) -> Value {
+    cluster.hubctl(&["jobs", "show", "--json"]).json()
+}
+
+/// Begins to bring the database of a node that is away back in place, and leaves it to the hub.
+fn order(cluster: &Cluster, txid: u64) -> String {
+    let point = txid.to_string();
+    let command =
+        cluster.hubctl_command(&["restore", "away/app.db", "--txid", &point, "--in-place", "--yes"]);
+    let mut asking = Process::spawn("hubctl", command, &cluster.path("logs/restore.log"));
+    let id = eventually("the job", PATIENCE, || {
+        let asked = cluster.hubctl(&["jobs", "show", "--json"]);
+        ensure(asked.code == 0, || format!("{asked:?}"))?;
+        let job = asked.json();
+        ensure(job["state"] == "running", || job.to_string())?;
+        Ok(job["job"].as_str().ok_or_else(|| job.to_string())?.to_owned())
+    });
+    asking.kill9();
+    id
+}
+
+/// A hub of two destinations is lost.
+struct Loss<'a> {
+    places: [&'a str; 2],
+    /// The place among them that it comes back from, by name or address.
+    from: &'a str,
+    /// How often it was lost before.
+    round: u32,
+    /// Stock Litestream reads this folder.
+    folder: Option<&'a str>,
+}
+
+/// What a hub is lost with, and comes back with.
+fn lose_and_rebuild(cluster: &mut Cluster, loss: &Loss<'_>) {
+    let Loss { places, from, round, folder } = *loss;
     let lineages = NODES.map(|node| cluster.database(node, "app.db").unwrap().lineage);
     let before = NODES.map(|node| settled(cluster, node));
     let away_image = before[1].0.clone();
     cluster.stop_agent("away");
+    let order = order(cluster, before[1].1);
     // Who is started again counts from 0.
     let sent_before = [bytes_sent(cluster, "busy"), 0, bytes_sent(cluster, "held")];
     let id = cluster.client().status().unwrap().hub.unwrap().id;
     // With the positions of now: from here on nothing changes, and so nothing is written.
-    mirrored(cluster, &["near", "far"], "the hub as it is", |found| {
+    mirrored(cluster, &places, "the hub as it is", |found| {
         let databases = found["databases"].as_array().expect("databases");
         let as_it_is = |one: &Value| one["verdict"] == "complete" && one["mirrored_txid"] == one["txid"];
         databases.len() == 3
             && databases.iter().all(as_it_is)
             && found["lost_hub"] == id.as_str()
             && found["holds"][0]["reason"] == "case 7"
+            && found["jobs"][0]["job"] == order.as_str()
     });
 
     cluster.kill_hub();
@@ -151,18 +195,38 @@ fn lose_and_rebuild(cluster: &mut Cluster, from: &str, round: u32) {
     }
     let told = rebuild(cluster, "hub-data", &["--from", from]);
     assert_eq!(told.code, 0, "{told:?}");
-    assert!(told.stdout.contains("case 7") && told.stdout.contains("walhub-hub run"), "{}", told.stdout);
+    for text in ["case 7", "walhub-hub run", &format!("hubctl jobs resume {order}")] {
+        assert!(told.stdout.contains(text), "no {text:?} in {}", told.stdout);
+    }
     cluster.start_hub();
 
     // What is known before any agent speaks again.
     let status = cluster.database("away", "app.db").unwrap();
     assert_eq!((status.buffered.unwrap().txid, status.lineage), (before[1].1, lineages[1]), "of who is away");
-    let out = cluster.restore("away/app.db", &format!("away-{from}.db"), &[]);
+    let out = cluster.restore("away/app.db", &format!("away-{round}.db"), &[]);
     away_image.assert_same(&Image::restored(&out), "the database of a node that is away");
     let holds = cluster.hubctl(&["hold", "list", "--json"]).json();
     assert_eq!((&holds[0]["database"], &holds[0]["reason"]), (&"held/app.db".into(), &"case 7".into()));
 
+    // The job that was under way waits for a word, also when its node comes.
     cluster.start_agent("away");
+    let (image, _) = settled(cluster, "away");
+    assert!(image != away_image, "a job went on by itself");
+    let found = job(cluster);
+    assert_eq!((&found["job"], &found["state"]), (&order.as_str().into(), &"paused".into()), "{found}");
+    assert!(found["reason"].as_str().is_some_and(|reason| reason.contains("its hub was lost")), "{found}");
+    let (word, end) = if round == 0 { ("cancel", "cancelled") } else { ("resume", "done") };
+    cluster.hubctl(&["jobs", word, &order]).success();
+    eventually("the job's end", PATIENCE, || {
+        let job = job(cluster);
+        ensure(job["state"] == end, || job.to_string())
+    });
+    let (after, _) = settled(cluster, "away");
+    match round {
+        0 => image.assert_same(&after, "after the job was cancelled"),
+        // Brought back in place, the head of the file goes on counting.
+        _ => assert!(rows(&database(cluster, "away")) == rows(&out), "after the job was done"),
+    }
     let mut put = String::new();
     for (index, node) in NODES.into_iter().enumerate() {
         let (image, txid) = settled(cluster, node);
@@ -172,8 +236,8 @@ fn lose_and_rebuild(cluster: &mut Cluster, from: &str, round: u32) {
         let sent = bytes_sent(cluster, node) - sent_before[index];
         let limit = image.len() as u64 / 4;
         assert!(sent <= limit, "{node} sent {sent} bytes, more than {limit}");
-        for source in ["near", "far"] {
-            let name = format!("{node}-{from}-{source}");
+        for source in places {
+            let name = format!("{node}-{round}-{source}");
             let restored = cluster.restore(&format!("{node}/app.db"), &name, &["--source", source]);
             image.assert_same(&Image::restored(&restored), &format!("{node} from {source}"));
             let asked = ["--source", source, "--txid", &old_txid.to_string()];
@@ -197,9 +261,9 @@ fn lose_and_rebuild(cluster: &mut Cluster, from: &str, round: u32) {
     report(&format!("hub lost, rebuilt from {from}"), &put);
     let held = cluster.hubctl(&["retention", "held/app.db", "--dry-run", "--all", "--json"]).json();
     assert_eq!(held["files"][0]["reason"], "on hold", "{held}");
-    if let Some(litestream) = Litestream::find() {
-        let stock = cluster.path(format!("stock-{from}.db"));
-        litestream.restore_file(&cluster.path("near/busy/app.db"), &stock, &[]).success();
+    if let Some((litestream, folder)) = Litestream::find().zip(folder) {
+        let stock = cluster.path(format!("stock-{round}.db"));
+        litestream.restore_file(&cluster.path(folder).join("busy/app.db"), &stock, &[]).success();
         Image::live(&database(cluster, "busy")).assert_same(&Image::restored(&stock), "by stock litestream");
     }
 }
@@ -209,7 +273,9 @@ fn a_hub_is_rebuilt_from_each_destination_and_nothing_is_sent_twice() {
     let Some(server) = services::s3() else { return };
     server.make_bucket(BUCKET);
     let prefix = format!("run-{}", std::process::id());
-    let mut cluster = cluster("hub-lost", Some(Destination::s3("far", &server, BUCKET, &prefix)));
+    let mut cluster = near("hub-lost");
+    cluster.add(Destination::s3("far", &server, BUCKET, &prefix));
+    let mut cluster = begin(cluster);
     cluster.hubctl(&["hold", "add", "held/app.db", "--reason", "case 7"]).success();
     // A node whose older image comes back later.
     cluster.stop_agent("busy");
@@ -222,7 +288,7 @@ fn a_hub_is_rebuilt_from_each_destination_and_nothing_is_sent_twice() {
     mirrored(&cluster, &places, "the epoch", |found| epoch(found, "busy") > known);
 
     for (round, from) in (0..).zip(places) {
-        lose_and_rebuild(&mut cluster, from, round);
+        lose_and_rebuild(&mut cluster, &Loss { places, from, round, folder: Some("near") });
     }
 
     // Deletions of all that may go leave the mirrors alone.
@@ -242,8 +308,35 @@ fn a_hub_is_rebuilt_from_each_destination_and_nothing_is_sent_twice() {
 }
 
 #[test]
+fn a_hub_is_rebuilt_from_the_stores_of_google_and_azure() {
+    let (Some(google), Some(azure)) = (services::gcs(), services::azure()) else { return };
+    google.make_bucket(BUCKET);
+    azure.make_container(BUCKET);
+    let prefix = format!("run-{}", std::process::id());
+    let places = ["google", "azure"];
+    let mut cluster = Cluster::new("hub-lost-clouds");
+    cluster.add(Destination::gcs(places[0], &google, BUCKET, &prefix));
+    cluster.add(Destination::azure(places[1], &azure, BUCKET, &prefix));
+    let mut cluster = begin(cluster);
+    cluster.hubctl(&["hold", "add", "held/app.db", "--reason", "case 7"]).success();
+    cluster.hubctl(&["agents", "label", "away", "site=berlin"]).success();
+    let from = [
+        format!("gcs://{BUCKET}/{prefix}?endpoint={}", google.endpoint),
+        format!("abs://{}@{BUCKET}/{prefix}?endpoint={}", azure.account, azure.endpoint),
+    ];
+    for (round, from) in (0..).zip(&from) {
+        lose_and_rebuild(&mut cluster, &Loss { places, from, round, folder: None });
+        let labels = cluster.hubctl(&["agents", "list", "--json"]).success();
+        assert!(labels.contains("berlin"), "{labels}");
+    }
+    cluster.stop_hub();
+    google.delete_bucket(BUCKET);
+    azure.delete_container(BUCKET);
+}
+
+#[test]
 fn what_cannot_be_decided_is_asked_and_what_is_damaged_is_passed_over() {
-    let mut cluster = cluster("hub-lost-hard", None);
+    let mut cluster = begin(near("hub-lost-hard"));
     let near = cluster.path("near");
     mirrored(&cluster, &["near"], "the hub", |found| {
         found["databases"].as_array().is_some_and(|databases| databases.len() == 3)

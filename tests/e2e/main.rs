@@ -38,3 +38,4 @@ mod rhythm;
 mod runbooks;
 mod snapshot;
 mod take_over;
+mod unmounted;

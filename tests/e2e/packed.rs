@@ -104,7 +104,7 @@ fn packs_are_not_left_behind_by_a_change_of_layout() {
     all_restore(&cluster, "again");
     // Without packs the place is like any other, and is filled anew.
     cluster.stop_hub();
-    fs::remove_dir_all(cluster.path("near/walhub")).expect("packs");
+    fs::remove_dir_all(cluster.path("near/walhub/packs")).expect("packs");
     cluster.destinations()[0].keys.clear();
     cluster.start_hub();
     for name in DATABASES {

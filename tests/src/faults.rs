@@ -13,7 +13,7 @@ use crate::proxy::{Mode, Proxy};
 use crate::services::{Azure, Gcs, OwnS3};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The answers that a destination here is given to wait for: `request-timeout` of all servers.
@@ -185,11 +185,19 @@ pub fn of_folder(name: &str, scratch: &Path, mebibytes: u32) -> Victim {
     };
     let mut faults = vec![Fault::new("folder gone", &["is its disk mounted"], away(&aside), back(&aside))];
     let (lost, empty, trash) = (away(&aside), root.clone(), aside.clone());
+    let id = Arc::new(Mutex::new(String::new()));
+    let kept = id.clone();
     let begin = move || {
         lost();
+        let id = std::fs::read_to_string(trash.join("walhub/folder.id")).expect("the folder's id");
+        *kept.lock().expect("the id") = id;
         std::fs::remove_dir_all(&trash).expect("removes");
     };
-    let end = move || std::fs::create_dir(&empty).expect("an empty folder");
+    // A new disk: an operator says that it is meant to be this one.
+    let end = move || {
+        std::fs::create_dir_all(empty.join("walhub")).expect("an empty folder");
+        std::fs::write(empty.join("walhub/folder.id"), &*id.lock().expect("the id")).expect("its id");
+    };
     faults.push(Fault::new("folder deleted", &["is its disk mounted"], begin, end));
     let (move_away, in_its_place) = (away(&aside), root.clone());
     let begin = move || {

@@ -4,15 +4,17 @@
 //! - [`policy`]: when a transaction is durable. Pure.
 //! - [`rules`]: what applies to which database. Pure.
 //! - [`roster`]: the destinations in service, as a value.
-//! - [`meters`]: requests of today.
+//! - [`meters`]: requests of today. - [`folders`]: ids of folders.
 //! - [`points`]: restore points that destinations surely have.
 //! - [`awaited`]: restore points that are still to be brought back.
 //! - [`board`]: the shared picture.
 //!
-//! Non-goals: no copying, no connections; of all this only the requests of today lie on disk (cursors belong to the buffer).
+//! Non-goals: no copying, no connections; of all this only the requests of today and the ids of folders lie on disk (cursors
+//! belong to the buffer).
 
 pub mod awaited;
 pub mod board;
+pub mod folders;
 pub mod meters;
 pub mod points;
 pub mod policy;
@@ -21,6 +23,7 @@ pub mod rules;
 
 pub use awaited::{Awaited, Need, Needs, Wait};
 pub use board::{Board, Inbox, LaneHealth, Row};
+pub use folders::FolderIds;
 pub use meters::Meters;
 pub use points::{Points, Turn};
 pub use policy::{Policy, Site};

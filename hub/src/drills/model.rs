@@ -3,7 +3,8 @@
 use super::schedule;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use walhub_common::{DatabaseKey, DestinationName};
+use walhub_common::{DatabaseKey, DestinationName, Level, TxidRange};
+use walhub_store::destinations::FileKey;
 
 /// A database at one destination: what a drill is of.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -90,12 +91,49 @@ pub struct Drill {
     /// Requests sent to the destination.
     #[serde(default)]
     pub requests: u64,
-    /// Why it did not pass; names the object. Empty when it passed.
+    /// Why it did not pass; names the object. Where it passed: what it was made without, else empty.
     #[serde(default)]
     pub message: String,
+    /// Damaged objects that lie there under a lock; drills of a schedule leave them out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub locked: Vec<Locked>,
     /// What was done about damaged objects, one sentence each.
     #[serde(default)]
     pub repairs: Vec<String>,
+}
+
+/// A damaged object that cannot be replaced as long as a lock keeps it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Locked {
+    /// Its level.
+    level: u8,
+    /// Its first transaction.
+    first: u64,
+    /// Its last one.
+    last: u64,
+    /// The lock, in the destination's words.
+    pub lock: String,
+}
+
+impl Locked {
+    /// An object under this lock.
+    pub(super) fn new(object: &FileKey, lock: String) -> Self {
+        let (first, last) = (object.range.min().get(), object.range.max().get());
+        Self { level: object.level.get(), first, last, lock }
+    }
+
+    /// The object; `None` when what was read back is none.
+    pub(super) fn object(&self, database: &DatabaseKey) -> Option<FileKey> {
+        let range = TxidRange::from_raw(self.first, self.last)?;
+        Some(FileKey { database: database.clone(), level: Level::new(self.level)?, range })
+    }
+}
+
+impl fmt::Display for Locked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { level, first, last, lock } = self;
+        write!(f, "level {level} file {first:016x}-{last:016x}.ltx, which is damaged and locked ({lock})")
+    }
 }
 
 impl Drill {
@@ -113,6 +151,7 @@ impl Drill {
             bytes: 0,
             requests: 0,
             message: String::new(),
+            locked: Vec::new(),
             repairs: Vec::new(),
         }
     }

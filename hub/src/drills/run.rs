@@ -4,14 +4,14 @@ use super::checks::{self, Checks};
 use super::image::{self, Failed, Scratch};
 use super::ledger::Book;
 use super::meter::{Meter, Metered};
-use super::model::{Copy, Drill, OlderPoint, Verdict};
+use super::model::{Copy, Drill, Locked, OlderPoint, Verdict};
 use super::points;
 use super::rules::Rules;
 use crate::buffer::{Registered, WalBuffer};
 use crate::copies::{Board, Place};
 use crate::durable::Temp;
 use crate::repair::inspect::{Flaw, inspect};
-use crate::repair::{self, Damage, Mended, Repairer};
+use crate::repair::{self, Damage, Known, Mended, Repairer};
 use crate::retain::{Holds, Pins};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,7 +37,8 @@ pub struct Asked {
     pub copy: Copy,
     /// Damaged objects are made anew.
     pub repair: bool,
-    /// Read every file of the database that lies there, not only those that a restore takes.
+    /// Read every file of the database that lies there, not only those that a restore takes; also those that are known to be
+    /// damaged and locked, which are left out otherwise.
     pub every_file: bool,
 }
 
@@ -82,6 +83,7 @@ impl Runner {
     pub(super) async fn run(&self, asked: &Asked, rules: Arc<Rules>, cancel: &CancellationToken) -> Drill {
         let began = Instant::now();
         let mut drill = Drill::begin(asked.copy.clone(), clock::now_ms());
+        drill.locked = self.book.open().last(&asked.copy).map_or_else(Vec::new, |last| last.locked.clone());
         let meter = Meter::new(rules.download_limit);
         if let Err(trouble) = self.rounds(asked, rules, &mut drill, &meter, cancel).await {
             (drill.verdict, drill.message) = match trouble {
@@ -109,12 +111,19 @@ impl Runner {
         let repairer = Repairer::new(buffer, board, holds, pins, &site.scratch, stop.clone());
         let mut rounds = 0;
         let mut every_file = asked.every_file;
-        let mut left = Vec::new();
+        let key = &site.database.key;
+        let mut left: Vec<FileKey> = match asked.every_file {
+            true => Vec::new(),
+            false => drill.locked.iter().filter_map(|locked| locked.object(key)).collect(),
+        };
         loop {
             let damaged = match self.attempt(&site, every_file, &left, drill, cancel).await {
                 Ok(()) => {
                     let repaired = !drill.repairs.is_empty();
                     drill.verdict = if repaired { Verdict::Repaired } else { Verdict::Passed };
+                    if !repaired && !drill.locked.is_empty() {
+                        drill.message = without(&drill.locked);
+                    }
                     return Ok(());
                 }
                 Err(Trouble::Damaged(damaged)) => damaged,
@@ -128,11 +137,17 @@ impl Runner {
             self.book.add(drill.clone()).await;
             let mut mended = false;
             for damage in &damaged {
-                match repairer.mend(&site.place, &site.database, damage, &damaged, cancel).await {
+                let known = Known { damaged: &damaged, locked: &left };
+                match repairer.mend(&site.place, &site.database, damage, known, cancel).await {
                     Ok(Mended { done, stays }) => {
                         mended = true;
                         drill.repairs.push(done);
-                        left.extend(stays.then(|| damage.object.clone()));
+                        let object = Some(&damage.object);
+                        drill.locked.retain(|locked| locked.object(key).as_ref() != object);
+                        if let Some(lock) = stays {
+                            drill.locked.push(Locked::new(&damage.object, lock));
+                            left.push(damage.object.clone());
+                        }
                     }
                     Err(error) => {
                         let FileKey { level, range, .. } = &damage.object;
@@ -178,7 +193,7 @@ impl Runner {
             pin = self.pins.pin(key) => pin,
             () = cancel.cancelled() => return Err(Trouble::Undone("cancelled".to_owned())),
         };
-        let mut listings = list(site, left, cancel).await?;
+        let mut listings = list(site, left, drill, cancel).await?;
         if every_file {
             let planned = |file: &walhub_store::destinations::Listed| PlannedFile {
                 source: site.source.name().clone(),
@@ -189,6 +204,8 @@ impl Runner {
             };
             let all: Vec<PlannedFile> = listings[0].files.iter().map(planned).collect();
             let damaged = self.inspect_all(site, &all, cancel).await?;
+            let objects: Vec<&FileKey> = damaged.iter().map(|damage| &damage.object).chain(left).collect();
+            drill.locked.retain(|locked| locked.object(key).is_some_and(|object| objects.contains(&&object)));
             if !damaged.is_empty() {
                 return Err(Trouble::Damaged(damaged));
             }
@@ -196,7 +213,7 @@ impl Runner {
         let plan = match plan(&listings, key, site.held) {
             Err(Trouble::Damaged(_)) => {
                 // Levels are listed one by one while others write: what is missing twice is missing.
-                listings = list(site, left, cancel).await?;
+                listings = list(site, left, drill, cancel).await?;
                 plan(&listings, key, site.held)?
             }
             plan => plan?,
@@ -292,10 +309,22 @@ impl Runner {
     }
 }
 
-/// What lies there, but for damaged files that were left under their lock.
-async fn list(site: &Site, left: &[FileKey], cancel: &CancellationToken) -> Result<[Listing; 1], Trouble> {
-    let files = site.source.list(&site.database.key, cancel).await;
+/// What lies there, but for damaged files that were left under their lock. Those that are gone are forgotten.
+async fn list(
+    site: &Site,
+    left: &[FileKey],
+    drill: &mut Drill,
+    cancel: &CancellationToken,
+) -> Result<[Listing; 1], Trouble> {
+    let key = &site.database.key;
+    let files = site.source.list(key, cancel).await;
     let mut files = files.map_err(|error| Trouble::Undone(error.to_string()))?;
+    drill.locked.retain(|locked| {
+        let object = locked.object(key);
+        let is_it =
+            |object: &FileKey| files.iter().any(|f| (f.level, f.range) == (object.level, object.range));
+        object.as_ref().is_some_and(is_it)
+    });
     files.retain(|file| !left.iter().any(|key| (key.level, key.range) == (file.level, file.range)));
     Ok([Listing { source: site.source.name().clone(), files }])
 }
@@ -330,6 +359,15 @@ fn damaged(key: &DatabaseKey, file: &PlannedFile, flaw: Flaw) -> Trouble {
             reason: flaw.to_string(),
         }]),
     }
+}
+
+/// `without level 0 file 00…-00….ltx, which is damaged and locked (…)`.
+fn without(locked: &[Locked]) -> String {
+    let mut told: Vec<String> = locked.iter().take(MAX_TOLD).map(ToString::to_string).collect();
+    if let Some(more) = locked.len().checked_sub(MAX_TOLD).filter(|more| *more > 0) {
+        told.push(format!("and {more} more"));
+    }
+    format!("without {}", told.join("; "))
 }
 
 fn told(damaged: &[Damage]) -> String {

@@ -3,6 +3,8 @@
 //! Invariants: a record is synced before its effect; a line that was cut by a crash is not there, and nothing was done
 //! because of it; a file that cannot be understood is moved aside, loudly, and the others go on.
 //!
+//! The same lines are what a mirror keeps of a job ([`super::copy`]).
+//!
 //! The buffer's index is no place for them: what its flush acknowledges may be gone after a power cut.
 
 use super::model::{Job, JobId, Record};
@@ -12,8 +14,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-const FOLDER: &str = "jobs";
-const ENDING: &str = "jsonl";
+pub(super) const FOLDER: &str = "jobs";
+pub(super) const ENDING: &str = "jsonl";
 
 /// The folder of jobs.
 #[derive(Debug)]
@@ -56,7 +58,7 @@ impl Journals {
             if path.extension().and_then(|ending| ending.to_str()) != Some(ENDING) {
                 continue;
             }
-            match read(&path)? {
+            match parse(&fs::read(&path)?) {
                 Ok((job, length)) => {
                     let file = OpenOptions::new().append(true).open(&path)?;
                     file.set_len(length)?;
@@ -105,21 +107,20 @@ impl Journal {
     }
 }
 
-fn line(record: &Record) -> io::Result<Vec<u8>> {
+pub(super) fn line(record: &Record) -> io::Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec(record)?;
     bytes.push(b'\n');
     Ok(bytes)
 }
 
 /// A job and the length of its whole records, or why it is none.
-fn read(path: &Path) -> io::Result<Result<(Job, u64), String>> {
-    let bytes = fs::read(path)?;
+pub(super) fn parse(bytes: &[u8]) -> Result<(Job, u64), String> {
     let (mut job, mut length): (Option<Job>, u64) = (None, 0);
     for (number, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
         if line.last() != Some(&b'\n') {
             break;
         }
-        let fault = |reason: &str| Ok(Err(format!("line {}: {reason}", number + 1)));
+        let fault = |reason: &str| Err(format!("line {}: {reason}", number + 1));
         let record: Record = match serde_json::from_slice(line) {
             Ok(record) => record,
             Err(error) => return fault(&error.to_string()),
@@ -136,5 +137,5 @@ fn read(path: &Path) -> io::Result<Result<(Job, u64), String>> {
         };
         length += line.len() as u64;
     }
-    Ok(job.map(|job| (job, length)).ok_or_else(|| "it is empty".to_owned()))
+    job.map(|job| (job, length)).ok_or_else(|| "it is empty".to_owned())
 }

@@ -4,7 +4,7 @@
 //! - [`selector`], [`waves`]: which databases, in which order.
 //! - [`plan`], [`cost`]: selection and point as a list of databases with positions, and what that takes.
 //! - [`model`], [`machine`]: a job as a value, and every decision about it as a pure function.
-//! - [`journal`]: jobs on disk, one file each.
+//! - [`journal`]: jobs on disk, one file each; [`copy`]: jobs in a mirror of the hub.
 //! - [`owner`]: the one task that owns them; gives orders to agents and hears of them.
 //! - [`view`]: jobs on the wire.
 //!
@@ -16,6 +16,7 @@
 //!
 //! Non-goals: how a database is restored (the agent), restores into files of an operator (`crate::restore`).
 
+mod copy;
 mod cost;
 mod journal;
 mod machine;
@@ -27,10 +28,13 @@ mod view;
 mod waves;
 
 #[cfg(test)]
+mod copy_tests;
+#[cfg(test)]
 mod owner_tests;
 #[cfg(test)]
 mod tests;
 
+pub use copy::{JobCopy, Revived, restore, revive};
 pub use cost::Cost;
 pub use journal::Journals;
 pub use model::{JobId, Mode};

@@ -3,6 +3,7 @@
 //! Invariants: one task decides; a record is synced before it is applied, and applied before its orders are posted; a disk
 //! that fails holds jobs up, and what was heard meanwhile is written when it works again.
 
+use super::copy::{self, JobCopy};
 use super::journal::{Journal, Journals};
 use super::machine::{self, Fleet as Seen};
 use super::model::{Job, JobId, Record};
@@ -92,6 +93,7 @@ enum Command {
     Act { id: String, action: Action, operator: String, reply: Reply<v1::Job> },
     View { id: String, since: u64, reply: Reply<View> },
     List { reply: Reply<Vec<v1::Job>> },
+    Copies { reply: Reply<Vec<JobCopy>> },
 }
 
 type Reply<T> = oneshot::Sender<Result<T, JobError>>;
@@ -139,6 +141,11 @@ impl Jobs {
     /// All jobs, newest first.
     pub async fn list(&self) -> Result<Vec<v1::Job>, JobError> {
         self.ask(|reply| Command::List { reply }).await
+    }
+
+    /// Those that have not ended, as a mirror of the hub keeps them, by id.
+    pub async fn copies(&self) -> Result<Vec<JobCopy>, JobError> {
+        self.ask(|reply| Command::Copies { reply }).await
     }
 
     /// Changes whenever a job does.
@@ -361,6 +368,10 @@ impl Owner {
                     self.jobs.values().map(|held| view::job(&held.job, &self.seen)).collect();
                 jobs.sort_by_key(|job| std::cmp::Reverse(job.started_ms));
                 let _ = reply.send(Ok(jobs));
+            }
+            Command::Copies { reply } => {
+                let copies = copy::copies(self.jobs.values().map(|held| &held.job));
+                let _ = reply.send(copies.map_err(JobError::Io));
             }
         }
     }

@@ -21,14 +21,14 @@ use walhub_proto::v1::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One life of a hub.
-struct Life {
+pub(super) struct Life {
     fleet: Arc<Fleet>,
-    jobs: Jobs,
+    pub(super) jobs: Jobs,
     group: TaskGroup,
 }
 
 impl Life {
-    fn begin(dir: &Path) -> Life {
+    pub(super) fn begin(dir: &Path) -> Life {
         let roster = Roster::new(Vec::new(), Rules::new(Vec::new(), Policy::default()));
         let fleet = Arc::new(Fleet {
             epochs: Epochs::open(dir).unwrap(),
@@ -42,7 +42,7 @@ impl Life {
         Life { fleet, jobs, group }
     }
 
-    fn sit(&self, agent: &str) -> Chair {
+    pub(super) fn sit(&self, agent: &str) -> Chair {
         self.fleet.orders.sit(&agent_name(agent), true)
     }
 
@@ -58,11 +58,11 @@ impl Life {
         databases.iter().map(kept).collect()
     }
 
-    async fn end(self) {
+    pub(super) async fn end(self) {
         assert!(self.group.shutdown(PATIENCE).await);
     }
 
-    async fn until(&self, wanted: impl Fn(&Job) -> bool) -> Job {
+    pub(super) async fn until(&self, wanted: impl Fn(&Job) -> bool) -> Job {
         let mut changes = self.jobs.revision();
         let reached = async {
             loop {
@@ -81,7 +81,7 @@ fn agent_name(name: &str) -> AgentName {
     AgentName::new(name).unwrap()
 }
 
-fn planned(request_id: &str, databases: &[&str], max_failures: u32) -> Planned {
+pub(super) fn planned(request_id: &str, databases: &[&str], max_failures: u32) -> Planned {
     let request = JobRequest {
         request_id: request_id.into(),
         selectors: vec![Selector { by: Some(By::Name("*/*".into())) }],
@@ -108,11 +108,11 @@ fn planned(request_id: &str, databases: &[&str], max_failures: u32) -> Planned {
     }
 }
 
-async fn next(chair: &Chair) -> RestoreOrder {
+pub(super) async fn next(chair: &Chair) -> RestoreOrder {
     tokio::time::timeout(PATIENCE, chair.next()).await.expect("an order comes")
 }
 
-fn say(chair: &Chair, order: &RestoreOrder, state: OrderState) {
+pub(super) fn say(chair: &Chair, order: &RestoreOrder, state: OrderState) {
     chair.update(OrderUpdate {
         id: order.id.clone(),
         state: state.into(),

@@ -1,8 +1,8 @@
 //! What only this hub knows, kept at its destinations: a hub whose disk is gone is made anew from there
 //! ([`crate::rebuild`]).
 //!
-//! - [`state`]: what is kept, as a value: agents with their epochs and labels, databases with lineage and position, holds, the
-//!   configuration without secrets.
+//! - [`state`]: what is kept, as a value: agents with their epochs and labels, databases with lineage and position, holds, jobs
+//!   that have not ended, the configuration without secrets.
 //! - [`format`](mod@format): its bytes: version, length, checksum.
 //! - [`shelf`]: where they lie at a destination, and how the newest good one is found.
 //! - [`ledger`]: who this hub is, and which mirror each destination has, on the hub's disk.
@@ -19,8 +19,10 @@
 //! - Requests: nothing while nothing changed. A change of what cannot be found elsewhere is written at the next look, at most
 //!   once an interval; a hold at once; positions alone, which files tell better, once in [`MOVES`] intervals.
 //!
-//! Non-goals: the data (it lies there already), the CA's key (it never was on the hub), requests of today, restores that were
-//! under way on nodes (whoever ordered them orders them again).
+//! Not kept, and why: the data (it lies there already), the CA's key (it never was on the hub), cursors and what is compacted
+//! (listings tell), parts of first snapshots (agents send them again), requests of today (a day's budget begins anew), results
+//! of drills (every copy counts as never tried; a hole that a repair left is found by the next one), jobs that have ended, and
+//! restores into files of an operator (whoever ordered them orders them again).
 
 pub mod format;
 pub mod ledger;
@@ -36,6 +38,7 @@ pub use state::{HubId, HubState};
 use crate::buffer::WalBuffer;
 use crate::copies::Board;
 use crate::fleet::Fleet;
+use crate::jobs::Jobs;
 use crate::retain::Holds;
 use bytes::Bytes;
 use site::Site;
@@ -64,6 +67,8 @@ pub struct Sources {
     pub fleet: Arc<Fleet>,
     /// Holds.
     pub holds: Arc<Holds>,
+    /// Jobs.
+    pub jobs: Jobs,
     /// The configuration in force, without secrets.
     pub config: Box<dyn Fn() -> Arc<str> + Send + Sync>,
 }
@@ -189,7 +194,8 @@ impl Shared {
 
     /// Compares what is known with what was written last, and makes an edition when they differ.
     async fn look(&self) -> io::Result<()> {
-        let state = self.collect();
+        // Jobs that nobody tells of any more have not ended: the hub goes down.
+        let Some(state) = self.collect().await else { return Ok(()) };
         let (structure, moved) = state.digests();
         let last = self.ledger.last();
         let due = match &last {
@@ -233,15 +239,16 @@ impl Shared {
             .any(|place| self.ledger.held(&place.entry.cursor).is_none_or(|held| held.seq < seq))
     }
 
-    fn collect(&self) -> HubState {
-        let Sources { buffer, fleet, holds, config } = &self.sources;
+    async fn collect(&self) -> Option<HubState> {
+        let Sources { buffer, fleet, holds, jobs, config } = &self.sources;
+        let jobs = jobs.copies().await.ok()?;
         let roster = self.board.roster();
         let places = roster.places().iter().map(|place| MirroredPlace {
             name: place.name().to_string(),
             kind: place.destination.kind().to_owned(),
             location: place.destination.location(),
         });
-        HubState {
+        Some(HubState {
             id: self.ledger.id().clone(),
             predecessor: self.ledger.predecessor(),
             seq: 0,
@@ -253,7 +260,8 @@ impl Shared {
             holds: holds.list(),
             places: places.collect(),
             labels: fleet.labels.all(),
-        }
+            jobs,
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::buffer::Registered;
 use crate::fleet::epochs::KnownAgent;
 use crate::fleet::labels::{Labels, check_word};
+use crate::jobs::{JobCopy, JobId};
 use crate::retain::Hold;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -99,6 +100,8 @@ pub struct HubState {
     pub places: Vec<MirroredPlace>,
     /// Labels of agents.
     pub labels: BTreeMap<AgentName, Labels>,
+    /// Jobs that have not ended, by id, each once. What they are is not looked at here.
+    pub jobs: Vec<JobCopy>,
 }
 
 /// A field that cannot be used.
@@ -112,16 +115,19 @@ pub struct StateError {
 impl HubState {
     /// True when nothing in it would be missed.
     pub fn is_empty(&self) -> bool {
-        self.agents.is_empty() && self.databases.is_empty() && self.holds.is_empty() && self.labels.is_empty()
+        let Self { agents, databases, holds, labels, jobs, .. } = self;
+        agents.is_empty() && databases.is_empty() && holds.is_empty() && labels.is_empty() && jobs.is_empty()
     }
 
-    /// Digests of what files at destinations do not tell, and of all of it with the positions; neither knows number or time.
+    /// Digests of what neither files at destinations nor nodes tell, and of all of it with what they do: positions, and ends of a
+    /// job's databases. Neither digest knows number or time.
     pub(super) fn digests(&self) -> ([u8; 32], [u8; 32]) {
         let mut wire = v1::HubMirror { seq: 0, written_ms: 0, ..self.to_wire() };
         let all = *blake3::hash(&wire.encode_to_vec()).as_bytes();
         for database in &mut wire.databases {
             (database.position, database.time_ms) = (None, 0);
         }
+        wire.jobs.iter_mut().for_each(|job| job.stands.clear());
         (*blake3::hash(&wire.encode_to_vec()).as_bytes(), all)
     }
 
@@ -149,6 +155,11 @@ impl HubState {
             kind: place.kind.clone(),
             location: place.location.clone(),
         };
+        let job = |job: &JobCopy| v1::MirroredJob {
+            id: job.id.to_string(),
+            head: job.head.clone(),
+            stands: job.stands.clone(),
+        };
         v1::HubMirror {
             hub_id: self.id.to_string(),
             predecessor: self.predecessor.as_ref().map_or_else(String::new, HubId::to_string),
@@ -161,6 +172,7 @@ impl HubState {
             holds: self.holds.iter().map(hold).collect(),
             places: self.places.iter().map(place).collect(),
             labels: self.labels.iter().flat_map(|(agent, labels)| labels_to_wire(agent, labels)).collect(),
+            jobs: self.jobs.iter().map(job).collect(),
         }
     }
 
@@ -177,6 +189,8 @@ impl HubState {
         once("agents", agents.iter().map(|agent| agent.name.as_str().to_owned()))?;
         once("databases", databases.iter().map(|database| database.key.to_string()))?;
         once("holds", holds.iter().map(|hold| hold.database.to_string()))?;
+        let jobs: Vec<JobCopy> = wire.jobs.into_iter().map(job).collect::<Result<_, _>>()?;
+        once("jobs", jobs.iter().map(|job| job.id.to_string()))?;
         let place = |place: v1::MirroredPlace| MirroredPlace {
             name: place.name,
             kind: place.kind,
@@ -194,6 +208,7 @@ impl HubState {
             holds,
             places: wire.places.into_iter().map(place).collect(),
             labels: labels(wire.labels)?,
+            jobs,
         })
     }
 }
@@ -264,6 +279,11 @@ fn hold(wire: v1::MirroredHold) -> Result<Hold, StateError> {
     Ok(Hold { database: key("holds", wire.database)?, since_ms: wire.since_ms, reason: wire.reason })
 }
 
+fn job(wire: v1::MirroredJob) -> Result<JobCopy, StateError> {
+    let id = JobId::parse(&wire.id).ok_or_else(|| fault("jobs", "an id is none"))?;
+    Ok(JobCopy { id, head: wire.head, stands: wire.stands })
+}
+
 #[cfg(test)]
 pub(crate) fn sample() -> HubState {
     use walhub_common::{Checksum, Txid};
@@ -290,6 +310,11 @@ pub(crate) fn sample() -> HubState {
             AgentName::new("node").unwrap(),
             Labels::from([("site".into(), "berlin".into()), ("tier".into(), "1".into())]),
         )]),
+        jobs: vec![JobCopy {
+            id: JobId::parse("20261123-0230-abcd").unwrap(),
+            head: "{}\n".into(),
+            stands: "[]\n".into(),
+        }],
     }
 }
 
@@ -305,7 +330,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        let broken: [fn(&mut v1::HubMirror); 13] = [
+        let broken: [fn(&mut v1::HubMirror); 15] = [
             |m| m.hub_id = "../../x".into(),
             |m| m.hub_id.make_ascii_uppercase(),
             |m| m.predecessor = "x".into(),
@@ -314,6 +339,8 @@ mod tests {
             |m| m.agents.push(m.agents[0].clone()),
             |m| m.labels[0].key = "a b".into(),
             |m| m.labels.push(m.labels[0].clone()),
+            |m| m.jobs[0].id = "../../x".into(),
+            |m| m.jobs.push(m.jobs[0].clone()),
             |m| m.databases[0].lineage = 0,
             |m| m.databases[0].database = None,
             |m| m.databases.push(m.databases[0].clone()),
@@ -335,6 +362,12 @@ mod tests {
         (after.databases[1].position, after.databases[1].time_ms) = (before.databases[0].position, 99);
         assert_eq!(before.digests().0, after.digests().0);
         assert_ne!(before.digests().1, after.digests().1);
+        let mut later = before.clone();
+        later.jobs[0].stands.clear();
+        assert_eq!(before.digests().0, later.digests().0);
+        assert_ne!(before.digests().1, later.digests().1);
+        later.jobs[0].head.clear();
+        assert_ne!(before.digests().0, later.digests().0);
         after.agents[0].epoch += 1;
         assert_ne!(before.digests().0, after.digests().0);
     }

@@ -5,6 +5,7 @@ use crate::buffer::memory::MemoryBuffer;
 use crate::config::DestinationEntry;
 use crate::copies::{Place, Policy, Roster, Rules};
 use crate::fleet::{Epochs, LabelBook, OrderDesk, Registry};
+use crate::jobs::Journals;
 use std::path::Path;
 use walhub_common::AgentName;
 use walhub_store::destinations::error::Operation;
@@ -71,6 +72,7 @@ impl Hub {
             buffer: self.buffer.clone(),
             fleet: self.fleet.clone(),
             holds: self.holds.clone(),
+            jobs: Jobs::start(Journals::open(&self.data()).unwrap(), self.fleet.clone(), &self.tasks),
             config: Box::new(|| Arc::from("listen: x\n")),
         };
         let ledger = Ledger::open(&self.data()).unwrap();

@@ -6,6 +6,7 @@ use crate::buffer::{BufferError, WalBuffer};
 use crate::config::{BufferConfig, Config};
 use crate::durable;
 use crate::fleet::{Epochs, LabelBook};
+use crate::jobs::{self, Revived};
 use crate::mirror::{HubId, HubState, Ledger};
 use crate::retain::Holds;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -102,6 +103,7 @@ pub(super) async fn write(
     config: &Config,
     state: &HubState,
     databases: &[DatabaseReport],
+    revived: &[Revived],
 ) -> Result<HubId, FolderError> {
     let path = config.data_dir.clone();
     let BufferConfig { max_bytes, .. } = config.buffer;
@@ -124,12 +126,13 @@ pub(super) async fn write(
         buffer.close().await
     };
     registered.await.map_err(|source| FolderError::Buffer { path: path.clone(), source })?;
-    let state = state.clone();
+    let (state, revived) = (state.clone(), revived.to_vec());
     blocking(move || {
         let io = |source| FolderError::Io { path: path.clone(), source };
         Epochs::restore(&path, &state.agents).map_err(io)?;
         Holds::restore(&path, &state.holds).map_err(io)?;
         LabelBook::restore(&path, &state.labels).map_err(io)?;
+        jobs::restore(&path, &revived).map_err(io)?;
         let hub = Ledger::create(&path, Some(&state.id)).map_err(io)?.id().clone();
         finish(&path).map_err(io)?;
         drop(lock);

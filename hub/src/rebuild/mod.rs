@@ -1,8 +1,8 @@
 //! `walhub-hub rebuild`: a hub whose disk is gone, made anew in an empty data folder from what its destinations keep.
 //!
 //! Find the newest good mirror ▸ ask the destinations for the newest position that they prove, of every database it names ▸
-//! write registry, positions, epochs, labels and holds into the folder. `walhub-hub run` goes on from there; agents send what is
-//! missing.
+//! write registry, positions, epochs, labels, holds and jobs into the folder. `walhub-hub run` goes on from there; agents send what
+//! is missing.
 //!
 //! - [`search`]: which mirror. - [`folder`]: into which folder, all or nothing. - [`report`]: what was done.
 //!
@@ -12,6 +12,8 @@
 //! - Only positions of the lineage that the mirror names.
 //! - A mirror of a newer version, a hub that has a successor, and a place with the mirrors of several hubs are refused, not
 //!   guessed about; so is a mirror that is older than another destination's.
+//! - A job that had not ended comes back, and waits for the operator's word. One that cannot be read is reported, and keeps
+//!   nothing else back.
 //! - A folder that is not empty is not touched. One that was left half-written is taken by no hub, and by a repetition of the
 //!   command.
 //!
@@ -29,6 +31,7 @@ pub use search::SearchError;
 use crate::config::{Config, DestinationEntry};
 use crate::copies::Meters;
 use crate::ingest::newest::{self, Look};
+use crate::jobs;
 use crate::mirror::HubId;
 use crate::mirror::state::MirroredDatabase;
 use crate::reload;
@@ -83,7 +86,7 @@ pub async fn skeleton(
     cancel: &CancellationToken,
 ) -> Result<String, RebuildError> {
     let place = match config {
-        Some(config) => reload::make(entry(config, from)?, &Meters::default()).await?,
+        Some(config) => reload::make(entry(config, from)?, &Meters::default(), None).await?,
         None => {
             let name = DestinationName::new(NAMELESS).expect("BUG: a good name");
             url::parse(from).map_err(RebuildError::From)?.build(name).await?
@@ -103,7 +106,7 @@ pub async fn rebuild(
     let from = entry(config, &order.from)?;
     let (mut places, mut source) = (Vec::new(), None);
     for destination in &config.destinations {
-        let place = reload::make(destination, &Meters::default()).await?;
+        let place = reload::make(destination, &Meters::default(), None).await?;
         if destination.name == from.name {
             source = Some(place.clone());
         }
@@ -115,11 +118,27 @@ pub async fn rebuild(
     let Chosen { found, unanswered } = search::choose(&source, &others, order.hub.as_ref(), cancel).await?;
     let (state, passed_over) = (found.state, found.passed_over);
     let databases = positions(&places, &state.databases, cancel).await;
+    let (mut jobs, mut lost_jobs) = (Vec::new(), Vec::new());
+    for copy in &state.jobs {
+        match jobs::revive(copy, state.written_ms) {
+            Ok(revived) => jobs.push(revived),
+            Err(reason) => lost_jobs.push(format!("{}: {reason}", copy.id)),
+        }
+    }
     let hub = match order.dry_run {
         true => None,
-        false => Some(folder::write(config, &state, &databases).await?),
+        false => Some(folder::write(config, &state, &databases, &jobs).await?),
     };
-    Ok(Report { from: source.name().clone(), state, passed_over, databases, unanswered, hub })
+    Ok(Report {
+        from: source.name().clone(),
+        state,
+        passed_over,
+        databases,
+        jobs,
+        lost_jobs,
+        unanswered,
+        hub,
+    })
 }
 
 /// The destination that is meant.

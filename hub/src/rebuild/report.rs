@@ -1,5 +1,6 @@
 //! What a rebuild found and did, for people and programs.
 
+use crate::jobs::Revived;
 use crate::mirror::shelf::Unusable;
 use crate::mirror::state::MirroredDatabase;
 use crate::mirror::{HubId, HubState};
@@ -51,6 +52,10 @@ pub struct Report {
     pub passed_over: Vec<Unusable>,
     /// Databases, in the order of the mirror.
     pub databases: Vec<DatabaseReport>,
+    /// Jobs that had not ended, by id.
+    pub jobs: Vec<Revived>,
+    /// Those that cannot be read, with the reason.
+    pub lost_jobs: Vec<String>,
     /// Destinations that could not be asked for a newer mirror.
     pub unanswered: Vec<String>,
     /// The hub that was made; `None` when nothing was written.
@@ -129,6 +134,14 @@ impl Report {
                 "reason": hold.reason,
             })).collect::<Vec<_>>(),
             "databases": self.databases.iter().map(DatabaseReport::json).collect::<Vec<_>>(),
+            "jobs": self.jobs.iter().map(|job| json!({
+                "job": job.id.to_string(),
+                "operator": job.operator,
+                "databases": job.databases,
+                "ended": job.ended,
+                "cancelling": job.cancelling,
+            })).collect::<Vec<_>>(),
+            "lost_jobs": self.lost_jobs,
         })
     }
 
@@ -181,6 +194,18 @@ impl Report {
             let since = clock::format_ms(hold.since_ms);
             lines.push(format!("  {} since {since}: {}", hold.database, hold.reason));
         }
+        if !self.jobs.is_empty() {
+            lines.push(format!("jobs that had not ended: {}", self.jobs.len()));
+        }
+        for Revived { id, operator, databases, ended, cancelling, .. } in &self.jobs {
+            let word = match cancelling {
+                true => "it is still being cancelled".to_owned(),
+                false => format!("it waits for `hubctl jobs resume {id}` or `hubctl jobs cancel {id}`"),
+            };
+            lines
+                .push(format!("  {id} of {operator}, {ended} of {databases} databases at their end: {word}"));
+        }
+        lines.extend(self.lost_jobs.iter().map(|job| format!("WARNING: a job cannot be carried on: {job}")));
         match &self.hub {
             None => lines.push("nothing was written".to_owned()),
             Some(hub) => {

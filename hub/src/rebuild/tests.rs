@@ -38,7 +38,7 @@ impl Scene {
         let config = Config::from_text(&text).unwrap();
         let mut places = Vec::new();
         for entry in &config.destinations {
-            places.push(reload::make(entry, &Meters::default()).await.unwrap());
+            places.push(reload::make(entry, &Meters::default(), None).await.unwrap());
             places.last().unwrap().probe(&CancellationToken::new()).await.unwrap();
         }
         let mut image = Image::new(6);

@@ -102,18 +102,43 @@ impl Fate {
 }
 
 impl Diff {
-    /// Takes from the old configuration what cannot be reloaded.
+    /// Takes from the old configuration what cannot be reloaded: the next comparison names it again.
     pub fn settle(&self, old: &Config, new: Config) -> Config {
+        // Every field by name, as above: one that is forgotten here would look as if it had taken effect.
+        let Config { path, skeleton, policy, databases, destinations, drills, .. } = new;
+        let Config {
+            path: _,
+            skeleton: _,
+            policy: _,
+            databases: _,
+            destinations: _,
+            drills: _,
+            mirror_interval,
+            metrics,
+            listen,
+            data_dir,
+            tls,
+            buffer,
+            levels,
+            log_level,
+            log_format,
+        } = old.clone();
         Config {
-            listen: old.listen,
-            data_dir: old.data_dir.clone(),
-            tls: old.tls.clone(),
-            buffer: old.buffer,
-            mirror_interval: old.mirror_interval,
-            metrics: old.metrics,
-            log_level: old.log_level.clone(),
-            log_format: old.log_format,
-            ..new
+            path,
+            skeleton,
+            policy,
+            databases,
+            destinations,
+            mirror_interval,
+            metrics,
+            drills,
+            listen,
+            data_dir,
+            tls,
+            buffer,
+            levels,
+            log_level,
+            log_format,
         }
     }
 }
@@ -229,5 +254,34 @@ mod tests {
         assert_eq!((settled.listen, settled.buffer), (old.listen, old.buffer));
         assert_eq!((settled.databases.len(), settled.drills.sample), (1, 7000));
         assert_eq!(super::diff(&settled, &settled.clone()).needs_restart, [""; 0]);
+    }
+
+    #[test]
+    fn what_wants_a_restart_is_named_by_every_reload_until_it_came() {
+        let old = config(A, "");
+        let changes = [
+            ("listen", "listen: 127.0.0.1:7444"),
+            ("data-dir", "data-dir: /tmp"),
+            ("tls", "tls: {ca: other, cert: b, key: c}"),
+            ("buffer.max-bytes", "buffer: {max-bytes: 1GiB}"),
+            ("buffer.when-full", "buffer: {when-full: squash}"),
+            ("levels", "levels: [1m, 10m]"),
+            ("mirror-interval", "mirror-interval: 7s"),
+            ("log", "log: {level: debug}"),
+        ];
+        for (key, line) in changes {
+            let (head, _) = line.split_once(':').unwrap();
+            let base = ["listen: 127.0.0.1:7443", "tls: {ca: a, cert: b, key: c}"];
+            let lines: Vec<&str> =
+                base.into_iter().filter(|own| !own.starts_with(head)).chain([line]).collect();
+            let new = Config::from_text(&format!("{}\ndestinations: [{A}]\n", lines.join("\n"))).unwrap();
+            let mut settled = old.clone();
+            for reload in 1..=3 {
+                let diff = diff(&settled, &new);
+                assert_eq!(diff.needs_restart, [key], "reload {reload}");
+                settled = diff.settle(&settled, new.clone());
+            }
+            assert_eq!(super::diff(&settled, &old).needs_restart, [""; 0], "{key}: taken back");
+        }
     }
 }

@@ -17,7 +17,7 @@ mod diff;
 pub use diff::{Diff, Fate, diff};
 
 use crate::config::{Config, DestinationEntry, Layout};
-use crate::copies::{Board, LaneId, Meters, Place, Roster, Rules};
+use crate::copies::{Board, FolderIds, LaneId, Meters, Place, Roster, Rules};
 use crate::drills;
 use crate::fanout::{Fanout, Trust};
 use std::io;
@@ -65,6 +65,7 @@ struct State {
 struct Inner {
     board: Arc<Board>,
     fanout: Arc<Fanout>,
+    folders: Arc<FolderIds>,
     drills: drills::Current,
     state: Mutex<State>,
     /// See [`Reloader::skeleton`].
@@ -78,9 +79,15 @@ pub struct Reloader {
     tasks: TaskGroup,
 }
 
-/// Makes the destination of an entry, within its limits and with its layout. Sends nothing.
-pub async fn make(entry: &DestinationEntry, meters: &Meters) -> Result<DynDestination, DestinationError> {
-    let destination = entry.config.build(entry.name.clone()).await?;
+/// Makes the destination of an entry, within its limits and with its layout; a folder must be the one that `folders` know.
+/// Sends nothing.
+pub async fn make(
+    entry: &DestinationEntry,
+    meters: &Meters,
+    folders: Option<&Arc<FolderIds>>,
+) -> Result<DynDestination, DestinationError> {
+    let memory = folders.map(|folders| folders.of(&entry.cursor));
+    let destination = entry.config.build_remembered(entry.name.clone(), memory).await?;
     let limited = Limited::new(destination, entry.limits.rates, meters.of(&entry.cursor));
     Ok(entry.layout.over(Arc::new(limited)))
 }
@@ -100,10 +107,16 @@ fn rules(config: &Config) -> Rules {
 
 impl Reloader {
     /// Over the parts of a hub that runs by `config`, its board with the [`first_roster`].
-    pub fn new(config: Config, board: Arc<Board>, fanout: Arc<Fanout>, drills: drills::Current) -> Self {
-        let next_lane = config.destinations.len();
-        let skeleton = std::sync::Mutex::new(config.skeleton.clone());
-        let inner = Inner { board, fanout, drills, state: Mutex::new(State { config, next_lane }), skeleton };
+    pub fn new(
+        config: Config,
+        board: Arc<Board>,
+        fanout: Arc<Fanout>,
+        folders: Arc<FolderIds>,
+        drills: drills::Current,
+    ) -> Self {
+        let state = Mutex::new(State { next_lane: config.destinations.len(), config: config.clone() });
+        let skeleton = std::sync::Mutex::new(config.skeleton);
+        let inner = Inner { board, fanout, folders, drills, state, skeleton };
         Self { inner: Arc::new(inner), tasks: TaskGroup::new("reload") }
     }
 
@@ -183,7 +196,7 @@ impl Inner {
                 Fate::Added => next_lane += 1,
                 _ => closed.push(lane),
             }
-            let destination = make(entry, self.board.meters()).await?;
+            let destination = make(entry, self.board.meters(), Some(&self.folders)).await?;
             if let Some(old) = fate.old()
                 && (before.places()[old].entry.layout, entry.layout) == (Layout::Packed, Layout::Litestream)
             {

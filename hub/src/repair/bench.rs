@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::{Decoder, Encoder, Header, Stamp, merge, name};
 use walhub_common::{DatabaseKey, DestinationName, Level, Pos, TxidRange};
 use walhub_store::destinations::config::FileConfig;
+use walhub_store::destinations::error::Operation;
 use walhub_store::destinations::faulty::{Faults, Faulty};
 use walhub_store::destinations::file::FileDestination;
 use walhub_store::destinations::{Body, Destination, DynDestination, FileKey, PutMeta};
@@ -113,6 +114,11 @@ impl Fleet {
 
     pub(crate) fn set_locked(&self, name: &str, locked: bool) {
         self.disk(name).set_locked(locked);
+    }
+
+    /// Puts and deletions asked of a folder so far.
+    pub(crate) fn changes(&self, name: &str) -> u64 {
+        [Operation::Put, Operation::Delete].map(|operation| self.disk(name).calls(operation)).iter().sum()
     }
 
     fn disk(&self, name: &str) -> &Faulty {

@@ -1,7 +1,7 @@
 //! A good copy of what is damaged, on the hub's disk.
 
 use super::inspect::{Flaw, inspect};
-use super::{Damage, RepairError};
+use super::{Damage, Known, RepairError};
 use crate::buffer::Registered;
 use crate::compact::streamed;
 use crate::copies::Place;
@@ -30,8 +30,8 @@ pub(super) struct Wanted<'a> {
     pub(super) database: &'a Registered,
     pub(super) place: &'a Arc<Place>,
     pub(super) damage: &'a Damage,
-    /// All that is known to be damaged at the place.
-    pub(super) damaged: &'a [Damage],
+    /// All that is known to be wrong at the place.
+    pub(super) known: Known<'a>,
     /// Newest transaction that must be restorable there afterwards.
     pub(super) reach: Txid,
     /// The same transactions will do; else a snapshot must stand in.
@@ -71,14 +71,19 @@ fn exactly(listings: &[Listing], range: TxidRange) -> Option<Plan> {
     Reach::new(&listings, Txid::new(range.min().get() - 1)).chain_to(range.max())
 }
 
-/// A snapshot of the first state behind the damage from which what lies at `place` leads to `reach`.
-fn stand_in(listings: &[Listing], place: &SourceName, behind: Txid, reach: Txid) -> Option<Plan> {
+/// A snapshot of the first state behind the damage from which what lies at `place` leads to `reach`. What is bad there keeps its
+/// name for itself.
+fn stand_in(listings: &[Listing], bad: &Bad, place: &SourceName, behind: Txid, reach: Txid) -> Option<Plan> {
     let from = Reach::new(listings, None);
     let at_place: Vec<Listed> =
         listings.iter().filter(|listing| listing.source == *place).flat_map(|l| l.files.clone()).collect();
-    let points = from.points().filter(|point| (behind..=reach).contains(point));
+    let is_free = |point: &Txid| {
+        let range = TxidRange::new(Txid::FIRST, *point).expect("BUG: counted from the first");
+        !bad.contains(&(place.clone(), Level::SNAPSHOT, range))
+    };
+    let points = from.points().filter(|point| (behind..=reach).contains(point) && is_free(point));
     // The newest one will do if none before it does.
-    let newest = from.chain_to(reach).map(|plan| plan.reached);
+    let newest = from.chain_to(reach).map(|plan| plan.reached).filter(is_free);
     let mut points = points.take(MAX_POINTS).chain(newest);
     let snapshot = points.find(|point| {
         let mut files = at_place.clone();
@@ -109,7 +114,7 @@ pub(super) fn choose(
     if let Some(plan) = exactly(&listings, object.range).filter(|_| exact) {
         return Some(Recipe { level: object.level, range: object.range, plan });
     }
-    let plan = stand_in(&listings, place, object.range.max(), reach)?;
+    let plan = stand_in(&listings, bad, place, object.range.max(), reach)?;
     let range = TxidRange::new(Txid::FIRST, plan.reached)?;
     Some(Recipe { level: Level::SNAPSHOT, range, plan })
 }
@@ -124,8 +129,9 @@ pub(super) async fn make(
     let (key, object) = (&wanted.database.key, &wanted.damage.object);
     let place = wanted.place.destination.name();
     let Inventory { listings, unanswered } = Inventory::list(sources, key, cancel).await;
-    let of = |damage: &Damage| (place.clone(), damage.object.level, damage.object.range);
-    let mut bad: Bad = wanted.damaged.iter().map(of).collect();
+    let Known { damaged, locked } = wanted.known;
+    let objects = damaged.iter().map(|damage| &damage.object).chain(locked);
+    let mut bad: Bad = objects.map(|object| (place.clone(), object.level, object.range)).collect();
     let mut found: Vec<String> = unanswered.iter().map(ToString::to_string).collect();
     for _ in 0..MAX_BAD {
         let Some(recipe) = choose(&listings, &bad, place, object, wanted.reach, wanted.exact) else { break };

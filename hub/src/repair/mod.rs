@@ -12,8 +12,9 @@
 //!   hub that ends in between finds the hole and fills it ([`crate::drills`] records that before).
 //! - Where nobody has exactly these transactions, a snapshot is put that the files behind the damage continue, and only then the
 //!   damaged object goes: the newest state can be restored from there again, restore points before the snapshot may be lost.
-//! - An object under a lock stays; the snapshot stands in for it, which newest-state restores begin with. Of a database on hold
-//!   nothing is replaced.
+//! - An object under a lock stays. Where the other files there do not lead past it, a snapshot stands in for it, which newest-state
+//!   restores begin with. Whoever asks again names it, and nothing is put under its name. Of a database on hold nothing is
+//!   replaced.
 //! - It is done in a [`Turn`]: nothing is compacted or retired there meanwhile, or by a plan that knows the damaged object.
 //!
 //! Non-goals: noticing damage, a damaged live database.
@@ -38,9 +39,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use walhub_common::backoff::{Backoff, Class};
-use walhub_common::{DatabaseKey, Level, TxidRange};
+use walhub_common::{DatabaseKey, Level, Txid, TxidRange};
 use walhub_store::destinations::{Body, DestinationError, Fault, FileKey, PutMeta};
-use walhub_store::restore::{DestinationSource, DynSource};
+use walhub_store::restore::{DestinationSource, DynSource, Listing, Reach};
 
 /// How long readers of the database are waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -124,13 +125,22 @@ pub enum RepairError {
 pub struct Mended {
     /// What was done, in a sentence.
     pub done: String,
-    /// The damaged object lies there still, under a lock.
-    pub stays: bool,
+    /// The damaged object lies there still, under this lock.
+    pub stays: Option<String>,
+}
+
+/// What is known to be wrong at a destination.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Damaged and missing objects.
+    pub damaged: &'a [Damage],
+    /// Damaged objects that stay under a lock.
+    pub locked: &'a [FileKey],
 }
 
 enum Deleted {
     Gone,
-    Locked,
+    Locked(String),
 }
 
 /// Makes objects anew.
@@ -157,13 +167,13 @@ impl Repairer {
         Self { buffer, board, holds, pins, folder: folder.to_owned(), abort }
     }
 
-    /// Makes one of the `damaged` objects of a database at `place` anew. `cancel` ends it before anything was changed there.
+    /// Makes one of the damaged objects of a database at `place` anew. `cancel` ends it before anything was changed there.
     pub async fn mend(
         &self,
         place: &Arc<Place>,
         database: &Registered,
         damage: &Damage,
-        damaged: &[Damage],
+        known: Known<'_>,
         cancel: &CancellationToken,
     ) -> Result<Mended, RepairError> {
         let key = &database.key;
@@ -173,40 +183,56 @@ impl Repairer {
         // New files of level 0 lie in packs there, and a file in a pack cannot be replaced alone: a listing after a restart
         // would show it again.
         let packed = damage.there && damage.object.level == Level::RAW && place.destination.packs().is_some();
-        let mut good = self.good(place, database, damage, damaged, !packed, cancel).await?;
+        // A hole under a name that is taken by what cannot be read.
+        let taken = !damage.there && known.locked.contains(&damage.object);
+        let mut good = self.good(place, database, damage, known, !packed && !taken, cancel).await?;
         let turn = self.turn(place, database, cancel).await?;
         // Whatever comes of it, what leads where has changed.
         self.board.points().forget(place.lane, database.id);
-        let mut stays = false;
+        let (mut stays, mut led_past) = (None, false);
         if !damage.there {
             self.put(place, &good).await?;
         } else if good.key == damage.object {
             let claim = self.claim(key, cancel).await?;
             match self.delete(place, &damage.object).await? {
                 Deleted::Gone => self.put(place, &good).await.map_err(RepairError::Left)?,
-                Deleted::Locked => {
+                Deleted::Locked(lock) => {
                     drop(claim);
-                    good = self.good(place, database, damage, damaged, false, cancel).await?;
-                    self.put(place, &good).await?;
-                    stays = true;
+                    led_past = self.is_led_past(place, database, damage, known).await?;
+                    if !led_past {
+                        good = self.good(place, database, damage, known, false, cancel).await?;
+                        self.put(place, &good).await?;
+                    }
+                    stays = Some(lock);
                 }
             }
         } else {
             self.put(place, &good).await?;
             let _claim = self.claim(key, cancel).await?;
-            stays = matches!(self.delete(place, &damage.object).await?, Deleted::Locked);
+            if let Deleted::Locked(lock) = self.delete(place, &damage.object).await? {
+                stays = Some(lock);
+            }
         }
         drop(turn);
         let FileKey { level, range, .. } = &damage.object;
         let (from, txid) = (&good.from, good.key.range.max().get());
-        let done = match (good.key == damage.object, damage.there) {
-            (true, true) => format!("level {level} file {range}.ltx repaired from {from}"),
-            (true, false) => format!("level {level} file {range}.ltx put again from {from}"),
-            (false, _) if stays => format!(
-                "level {level} file {range}.ltx is locked and stays; a snapshot of transaction {txid} from {from} stands in \
-                 for it"
-            ),
-            (false, _) => format!(
+        let done = match (good.key == damage.object, damage.there, &stays) {
+            (_, _, Some(lock)) => {
+                let instead = match led_past {
+                    true => "the other files there lead past it".to_owned(),
+                    false => format!("a snapshot of transaction {txid} from {from} stands in for it"),
+                };
+                format!(
+                    "level {level} file {range}.ltx is locked and stays ({lock}); {instead}, so the newest state restores from \
+                     there, and restore points that take this file from another copy. It goes with retention when nothing locks \
+                     it any more; to replace it before, lift the lock and run `hubctl repair {key} --destination {}`. Drills \
+                     leave it out from now on",
+                    place.name()
+                )
+            }
+            (true, true, None) => format!("level {level} file {range}.ltx repaired from {from}"),
+            (true, false, None) => format!("level {level} file {range}.ltx put again from {from}"),
+            (false, _, None) => format!(
                 "level {level} file {range}.ltx replaced by a snapshot of transaction {txid} from {from}: restore points \
                  before it may be lost there"
             ),
@@ -221,13 +247,12 @@ impl Repairer {
         place: &Arc<Place>,
         database: &Registered,
         damage: &Damage,
-        damaged: &[Damage],
+        known: Known<'_>,
         exact: bool,
         cancel: &CancellationToken,
     ) -> Result<Good, RepairError> {
-        let held = self.board.row(database.id, &database.key).held(place.lane);
-        let reach = held.unwrap_or_else(|| damage.object.range.max());
-        let wanted = Wanted { database, place, damage, damaged, reach, exact };
+        let reach = self.reach(place, database, damage);
+        let wanted = Wanted { database, place, damage, known, reach, exact };
         // Nobody deletes what it is made of.
         let _pin = self.pins.pin(&database.key).await;
         let good = good::make(&self.sources(place, &database.key), &wanted, &self.folder, cancel).await?;
@@ -237,10 +262,32 @@ impl Repairer {
         }
     }
 
+    /// Newest transaction that must be restorable there.
+    fn reach(&self, place: &Place, database: &Registered, damage: &Damage) -> Txid {
+        let held = self.board.row(database.id, &database.key).held(place.lane);
+        held.unwrap_or_else(|| damage.object.range.max())
+    }
+
+    /// Do the other files there give the newest state?
+    async fn is_led_past(
+        &self,
+        place: &Place,
+        database: &Registered,
+        damage: &Damage,
+        known: Known<'_>,
+    ) -> Result<bool, DestinationError> {
+        let mut files = place.destination.list_all(&database.key, &self.abort).await?;
+        let bad: Vec<&FileKey> =
+            known.damaged.iter().map(|damage| &damage.object).chain(known.locked).collect();
+        files.retain(|file| !bad.iter().any(|key| (key.level, key.range) == (file.level, file.range)));
+        let listing = Listing { source: place.name().clone(), files };
+        Ok(Reach::new(&[listing], None).newest() >= Some(self.reach(place, database, damage)))
+    }
+
     async fn delete(&self, place: &Place, object: &FileKey) -> Result<Deleted, DestinationError> {
         match place.destination.delete(std::slice::from_ref(object), &self.abort).await {
             Ok(()) => Ok(Deleted::Gone),
-            Err(DestinationError { fault: Fault::Locked(_), .. }) => Ok(Deleted::Locked),
+            Err(DestinationError { fault: Fault::Locked(lock), .. }) => Ok(Deleted::Locked(lock)),
             Err(error) => Err(error),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::bench::{Fleet, HISTORY};
 use super::good::choose;
-use super::{Damage, RepairError, Repairer, hole};
+use super::{Damage, Known, Mended, RepairError, Repairer, hole};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::HashSet;
@@ -32,14 +32,24 @@ fn corrupt(fleet: &Fleet, level: u8, min: u64, max: u64) -> Damage {
 }
 
 async fn mend(fleet: &Fleet, place: &str, damage: &Damage) -> Result<String, RepairError> {
+    mend_beside(fleet, place, damage, &[]).await.map(|mended| mended.done)
+}
+
+/// Where these objects are locked, and known to be damaged.
+async fn mend_beside(
+    fleet: &Fleet,
+    place: &str,
+    damage: &Damage,
+    locked: &[FileKey],
+) -> Result<Mended, RepairError> {
     use crate::buffer::WalBuffer;
     let database = fleet.buffer.find(&fleet.key()).unwrap();
-    let damaged = std::slice::from_ref(damage);
+    let known = Known { damaged: std::slice::from_ref(damage), locked };
     let cancel = CancellationToken::new();
-    let done = repairer(fleet).mend(&fleet.place(place), &database, damage, damaged, &cancel).await;
+    let done = repairer(fleet).mend(&fleet.place(place), &database, damage, known, &cancel).await;
     let scratch = fleet.dir.path().join("scratch");
     assert_eq!(std::fs::read_dir(scratch).unwrap().count(), 0, "nothing lies around");
-    done.map(|mended| mended.done)
+    done
 }
 
 fn spoil(path: &Path) -> Vec<u8> {
@@ -196,9 +206,57 @@ async fn a_locked_object_stays_and_a_snapshot_stands_in() {
     let spoiled = spoil(&bad);
     fleet.set_locked("far", true);
     let done = mend(&fleet, "far", &corrupt(&fleet, 0, 3, 3)).await.unwrap();
-    assert!(done.contains("is locked and stays; a snapshot of transaction 3 from"), "{done}");
+    assert!(
+        done.contains("is locked and stays (") && done.contains("a snapshot of transaction 3 from"),
+        "{done}"
+    );
+    assert!(done.contains("run `hubctl repair node/app --destination far`"), "{done}");
     assert_eq!(std::fs::read(&bad).unwrap(), spoiled);
     assert_eq!(restored(&fleet, "far"), fleet.image().bytes());
+    // Now the other files lead past it: it takes no second snapshot.
+    let before = files(&fleet, "far");
+    let done = mend(&fleet, "far", &corrupt(&fleet, 0, 3, 3)).await.unwrap();
+    assert!(done.contains("the other files there lead past it"), "{done}");
+    assert_eq!(files(&fleet, "far"), before);
+}
+
+#[tokio::test]
+async fn the_name_of_a_locked_object_is_not_taken_for_another() {
+    // A snapshot is damaged itself, and nothing else leads to it: the one that stands in is of a later state.
+    let fleet = Fleet::new(&["near", "far"]).await;
+    fleet.put("far", 9, 1, 5).await;
+    for txid in 1..=5 {
+        std::fs::remove_file(fleet.file("far", 0, txid, txid)).unwrap();
+    }
+    spoil(&fleet.file("far", 9, 1, 5));
+    fleet.set_locked("far", true);
+    let done = mend(&fleet, "far", &corrupt(&fleet, 9, 1, 5)).await.unwrap();
+    assert!(done.contains("a snapshot of transaction 6 from"), "{done}");
+    std::fs::remove_file(fleet.file("far", 9, 1, 5)).unwrap();
+    assert_eq!(restored(&fleet, "far"), fleet.image().bytes());
+    // What stood in for a locked file is gone: the hole is not filled under its name.
+    let fleet = Fleet::new(&["near", "far"]).await;
+    let bad = fleet.file("far", 0, 3, 3);
+    let spoiled = spoil(&bad);
+    fleet.set_locked("far", true);
+    let range = TxidRange::from_raw(3, 3).unwrap();
+    let locked = [object(&fleet, 0, 3, 3)];
+    let mended = mend_beside(&fleet, "far", &hole(&fleet.key(), range), &locked).await.unwrap();
+    assert!(mended.stays.is_none() && mended.done.contains("a snapshot of transaction 3"), "{mended:?}");
+    assert_eq!(std::fs::read(&bad).unwrap(), spoiled);
+    assert_eq!(restored(&fleet, "far"), fleet.image().bytes());
+}
+
+/// Names of all that lies there.
+fn files(fleet: &Fleet, place: &str) -> Vec<PathBuf> {
+    let levels = fleet.file(place, 0, 1, 1);
+    let levels = std::fs::read_dir(levels.parent().unwrap().parent().unwrap()).unwrap();
+    let mut found: Vec<PathBuf> = levels
+        .flat_map(|level| std::fs::read_dir(level.unwrap().path()).unwrap())
+        .map(|file| file.unwrap().path())
+        .collect();
+    found.sort();
+    found
 }
 
 /// Whatever is held where and whatever is bad: what is chosen gives the object's transactions or a state from which the place goes

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! walhub-test-writer DB [--commits N] [--rate PER_SECOND] [--sync off|normal|full] [--life N] [--note BYTES]
-//!                       [--autocheckpoint FRAMES] [--churn] [--kill-in-commit N | --fail-in-commit N]
+//!                       [--autocheckpoint FRAMES] [--churn] [--rewrite BYTES] [--kill-in-commit N | --fail-in-commit N]
 //! ```
+//! `--rewrite BYTES` replaces one of a few rows with each commit, by bytes that cannot be compressed: much to copy, and a
+//! database that stays small.
 //! Prints `acked SEQ` after each commit that SQLite reported as done, and `failed SEQ` for one it refused. Ends after
 //! N commits, or when its stdin ends, between two transactions. `--kill-in-commit N` kills the process with SIGKILL
 //! inside the fsync of the WAL during its N-th commit, when every frame is written and the commit is not yet visible;
@@ -20,6 +22,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use walhub_tests::ledger;
 
+/// Rows of `--rewrite`.
+const REWRITTEN: u64 = 64;
+
 struct Arguments {
     database: String,
     commits: u64,
@@ -29,6 +34,7 @@ struct Arguments {
     note: usize,
     autocheckpoint: i64,
     churn: bool,
+    rewrite: i64,
     kill_in: u64,
     fail_in: u64,
 }
@@ -44,6 +50,7 @@ fn arguments() -> Arguments {
         note: 100,
         autocheckpoint: 1000,
         churn: false,
+        rewrite: 0,
         kill_in: 0,
         fail_in: 0,
     };
@@ -58,6 +65,7 @@ fn arguments() -> Arguments {
             "--life" => parsed.life = number() as u64,
             "--note" => parsed.note = number() as usize,
             "--autocheckpoint" => parsed.autocheckpoint = number() as i64,
+            "--rewrite" => parsed.rewrite = number() as i64,
             "--kill-in-commit" => parsed.kill_in = number() as u64,
             "--fail-in-commit" => parsed.fail_in = number() as u64,
             "--churn" => parsed.churn = true,
@@ -76,6 +84,7 @@ fn main() -> rusqlite::Result<()> {
     app.pragma_update(None, "synchronous", &arguments.sync)?;
     app.pragma_update(None, "wal_autocheckpoint", arguments.autocheckpoint)?;
     app.execute_batch("CREATE TABLE IF NOT EXISTS churn(id INTEGER PRIMARY KEY, body BLOB)")?;
+    app.execute_batch("CREATE TABLE IF NOT EXISTS rewritten(id INTEGER PRIMARY KEY, body BLOB)")?;
 
     let stopped = stop_with_stdin();
     let mut seq = ledger::last_seq(&app)?;
@@ -93,6 +102,11 @@ fn main() -> rusqlite::Result<()> {
         ledger::transfer(&tx, seq + 1, arguments.life, arguments.note)?;
         if arguments.churn {
             churn(&tx, seq)?;
+        }
+        if arguments.rewrite > 0 {
+            let row = i64::try_from(seq % REWRITTEN).expect("few rows");
+            let bytes = arguments.rewrite;
+            tx.execute("INSERT OR REPLACE INTO rewritten VALUES (?1, randomblob(?2))", [row, bytes])?;
         }
         if commit == arguments.kill_in || commit == arguments.fail_in {
             fault::arm(&tx, if commit == arguments.kill_in { fault::KILL } else { fault::FAIL });

@@ -2,7 +2,7 @@
 //! URL), and turned into a [`DynDestination`].
 
 use super::cloud::CloudDestination;
-use super::file::FileDestination;
+use super::file::{FileDestination, Memory};
 use super::s3::S3Destination;
 use super::{DestinationError, DynDestination};
 use std::fmt;
@@ -181,8 +181,19 @@ impl DestinationConfig {
     /// Makes the destination. Sends no request to it ([`super::Destination::probe`] does); without static keys or a
     /// region the SDK may ask the machine's own metadata service.
     pub async fn build(&self, name: DestinationName) -> Result<DynDestination, DestinationError> {
+        self.build_remembered(name, None).await
+    }
+
+    /// As [`DestinationConfig::build`]; a folder must be the one that `memory` knows.
+    pub async fn build_remembered(
+        &self,
+        name: DestinationName,
+        memory: Option<Arc<dyn Memory>>,
+    ) -> Result<DynDestination, DestinationError> {
         match self {
-            DestinationConfig::File(config) => Ok(Arc::new(FileDestination::new(name, config))),
+            DestinationConfig::File(config) => {
+                Ok(Arc::new(FileDestination::remembered(name, config, memory)))
+            }
             DestinationConfig::S3(config) => Ok(Arc::new(S3Destination::build(name, config).await?)),
             DestinationConfig::Gcs(config) => Ok(Arc::new(CloudDestination::gcs(name, config)?)),
             DestinationConfig::Abs(config) => Ok(Arc::new(CloudDestination::abs(name, config)?)),

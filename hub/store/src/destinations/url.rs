@@ -3,7 +3,7 @@
 //! ```text
 //! file:///PATH
 //! s3://BUCKET/PREFIX?endpoint=URL&region=NAME
-//! gs://BUCKET/PREFIX?endpoint=URL
+//! gs://BUCKET/PREFIX?endpoint=URL          (or gcs://, as the type is called)
 //! abs://ACCOUNT@CONTAINER/PREFIX?endpoint=URL
 //! ```
 //! Credentials never stand in it: they come from the environment, as the clouds' own tools find them.
@@ -54,7 +54,7 @@ fn read(url: &str) -> Result<DestinationConfig, String> {
         ("s3", None) => {
             Ok(DestinationConfig::S3(S3Config { bucket, prefix, endpoint, region, ..S3Config::default() }))
         }
-        ("gs", None) => {
+        ("gs" | "gcs", None) => {
             Ok(DestinationConfig::Gcs(GcsConfig { bucket, prefix, endpoint, ..GcsConfig::default() }))
         }
         ("abs", account_name) => Ok(DestinationConfig::Abs(AbsConfig {
@@ -64,7 +64,7 @@ fn read(url: &str) -> Result<DestinationConfig, String> {
             account_name,
             ..AbsConfig::default()
         })),
-        ("s3" | "gs", Some(_)) => Err("credentials do not belong into an address".to_owned()),
+        ("s3" | "gs" | "gcs", Some(_)) => Err("credentials do not belong into an address".to_owned()),
         _ => Err(format!("{scheme:?} is no kind of place")),
     }
 }
@@ -84,8 +84,10 @@ mod tests {
         let Ok(DestinationConfig::Abs(abs)) = parse("abs://me@box/fleet/") else { panic!("not Azure") };
         assert_eq!((abs.account_name.as_deref(), abs.bucket.as_str()), (Some("me"), "box"));
         assert_eq!(abs.prefix, "fleet");
-        let Ok(DestinationConfig::Gcs(gcs)) = parse("gs://b") else { panic!("not Google's") };
-        assert_eq!((gcs.bucket.as_str(), gcs.prefix.as_str()), ("b", ""));
+        for url in ["gs://b", "gcs://b/"] {
+            let Ok(DestinationConfig::Gcs(gcs)) = parse(url) else { panic!("not Google's") };
+            assert_eq!((gcs.bucket.as_str(), gcs.prefix.as_str()), ("b", ""));
+        }
         assert!(matches!(parse("file:///srv/app"), Ok(DestinationConfig::File(_))));
     }
 

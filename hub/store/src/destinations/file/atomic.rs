@@ -4,7 +4,8 @@
 //! A temporary file is locked while it is written, so that [`remove_stale`] never takes one that is in use, and its
 //! name ends in `.tmp`, which no reader of LTX files (ours or Litestream's) takes for one.
 
-use crate::destinations::{Body, Put};
+use super::patience::Pulse;
+use crate::destinations::{Body, Fault, Put};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -12,9 +13,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
-use tokio_util::sync::CancellationToken;
 
 const BUFFER_BYTES: usize = 256 * 1024;
+/// A large file is synced as it grows: one sync at its end would be a long time without a sign of life.
+const SYNC_BYTES: usize = 32 << 20;
 const TEMPORARY_SUFFIX: &str = ".tmp";
 /// Each round lost needs another thread's [`remove_stale`] to pass within microseconds.
 const MAX_LOCK_ATTEMPTS: usize = 100;
@@ -28,7 +30,9 @@ pub(super) enum CreateError {
     Body(PathBuf, io::Error),
     /// Another file has the name.
     Conflict(String),
-    /// The token was cancelled.
+    /// The root of the destination is gone, or another one.
+    Away(Fault),
+    /// Nobody waits for it any more.
     Cancelled,
 }
 
@@ -38,16 +42,16 @@ pub(super) fn create(
     name: &str,
     body: &Body,
     mtime_ms: i64,
-    cancel: &CancellationToken,
+    pulse: &Pulse,
 ) -> Result<Put, CreateError> {
     let path = folder.join(name);
     if path.try_exists().map_err(|e| CreateError::Destination(path.clone(), e))? {
-        return settle(folder, &path, body, cancel);
+        return settle(folder, &path, body, pulse);
     }
-    let temporary = Temporary::filled(folder, name, body, mtime_ms, cancel)?;
+    let temporary = Temporary::filled(folder, name, body, mtime_ms, pulse)?;
     match publish(&temporary.path, &path) {
         Ok(()) => sync_folder(folder).map(|()| Put::Created),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => settle(folder, &path, body, cancel),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => settle(folder, &path, body, pulse),
         Err(error) => Err(CreateError::Destination(path, error)),
     }
 }
@@ -59,10 +63,10 @@ pub(super) fn replace(
     name: &str,
     body: &Body,
     mtime_ms: i64,
-    cancel: &CancellationToken,
+    pulse: &Pulse,
 ) -> Result<Put, CreateError> {
     let path = folder.join(name);
-    let temporary = Temporary::filled(folder, name, body, mtime_ms, cancel)?;
+    let temporary = Temporary::filled(folder, name, body, mtime_ms, pulse)?;
     fs::rename(&temporary.path, &path).map_err(|error| CreateError::Destination(path, error))?;
     sync_folder(folder).map(|()| Put::Created)
 }
@@ -129,11 +133,11 @@ impl Temporary {
         name: &str,
         body: &Body,
         mtime_ms: i64,
-        cancel: &CancellationToken,
+        pulse: &Pulse,
     ) -> Result<Self, CreateError> {
         let temporary = Self::new(folder, name)?;
         let at = |error| CreateError::Destination(temporary.path.clone(), error);
-        copy(body, &temporary, cancel)?;
+        copy(body, &temporary, pulse)?;
         temporary.file.set_modified(system_time(mtime_ms)).map_err(at)?;
         temporary.file.sync_all().map_err(at)?;
         Ok(temporary)
@@ -186,7 +190,7 @@ fn publish(temporary: &Path, path: &Path) -> io::Result<()> {
 }
 
 /// What to say about a file that is there already. An equal one is synced: its maker may have died before its fsync.
-fn settle(folder: &Path, path: &Path, body: &Body, cancel: &CancellationToken) -> Result<Put, CreateError> {
+fn settle(folder: &Path, path: &Path, body: &Body, pulse: &Pulse) -> Result<Put, CreateError> {
     let at = |error| CreateError::Destination(path.to_owned(), error);
     let mut existing = File::open(path).map_err(at)?;
     let (there, ours) = (existing.metadata().map_err(at)?.len(), size(body)?);
@@ -195,7 +199,7 @@ fn settle(folder: &Path, path: &Path, body: &Body, cancel: &CancellationToken) -
     }
     let (mut left, mut right) = (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]);
     let mut offset = 0;
-    for_each_piece(body, &mut right, cancel, |piece| {
+    for_each_piece(body, &mut right, pulse, |piece| {
         let left = &mut left[..piece.len()];
         existing.read_exact(left).map_err(at)?;
         if let Some(differs) = left.iter().zip(piece).position(|(a, b)| a != b) {
@@ -209,10 +213,18 @@ fn settle(folder: &Path, path: &Path, body: &Body, cancel: &CancellationToken) -
     Ok(Put::AlreadyThere)
 }
 
-fn copy(body: &Body, temporary: &Temporary, cancel: &CancellationToken) -> Result<(), CreateError> {
+fn copy(body: &Body, temporary: &Temporary, pulse: &Pulse) -> Result<(), CreateError> {
     let mut buffer = vec![0; if matches!(body, Body::File(_)) { BUFFER_BYTES } else { 0 }];
-    for_each_piece(body, &mut buffer, cancel, |piece| {
-        (&temporary.file).write_all(piece).map_err(|e| CreateError::Destination(temporary.path.clone(), e))
+    let at = |error| CreateError::Destination(temporary.path.clone(), error);
+    let mut unsynced = 0;
+    for_each_piece(body, &mut buffer, pulse, |piece| {
+        (&temporary.file).write_all(piece).map_err(at)?;
+        unsynced += piece.len();
+        if unsynced >= SYNC_BYTES {
+            temporary.file.sync_data().map_err(at)?;
+            unsynced = 0;
+        }
+        Ok(())
     })
 }
 
@@ -229,11 +241,10 @@ fn size(body: &Body) -> Result<u64, CreateError> {
 fn for_each_piece(
     body: &Body,
     buffer: &mut [u8],
-    cancel: &CancellationToken,
+    pulse: &Pulse,
     mut take: impl FnMut(&[u8]) -> Result<(), CreateError>,
 ) -> Result<(), CreateError> {
-    let mut take =
-        |piece: &[u8]| if cancel.is_cancelled() { Err(CreateError::Cancelled) } else { take(piece) };
+    let mut take = |piece: &[u8]| if pulse.beat() { Err(CreateError::Cancelled) } else { take(piece) };
     match body {
         Body::Bytes(bytes) => bytes.chunks(BUFFER_BYTES).try_for_each(take),
         Body::File(path) => {
@@ -272,7 +283,7 @@ mod tests {
     fn a_file_appears_whole_with_its_time_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let body = Body::Bytes(Bytes::from_static(b"hello"));
-        let put = create(folder.path(), "a", &body, 1_795_354_117_090, &CancellationToken::new()).unwrap();
+        let put = create(folder.path(), "a", &body, 1_795_354_117_090, &Pulse::idle()).unwrap();
         assert_eq!(put, Put::Created);
         assert_eq!(names(folder.path()), ["a"]);
         let modified = fs::metadata(folder.path().join("a")).unwrap().modified().unwrap();
@@ -293,7 +304,7 @@ mod tests {
     fn a_body_that_vanished_is_not_the_destinations_fault() {
         let folder = tempfile::tempdir().unwrap();
         let body = Body::File(folder.path().join("missing"));
-        let error = create(folder.path(), "a", &body, 0, &CancellationToken::new()).unwrap_err();
+        let error = create(folder.path(), "a", &body, 0, &Pulse::idle()).unwrap_err();
         assert!(matches!(error, CreateError::Body(..)), "{error:?}");
         assert!(names(folder.path()).is_empty());
     }

@@ -1,6 +1,8 @@
 //! The folders of a file destination: making them, putting into them, removing from them. Blocking.
 
 use super::atomic::{self, CreateError};
+use super::marker::{Marker, Memory};
+use super::patience::Pulse;
 use crate::destinations::error::Context;
 use crate::destinations::{Body, DestinationError, Fault, FileKey, ObjectPath, Put, PutMeta, PutMode};
 use bytes::Bytes;
@@ -9,8 +11,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use tokio_util::sync::CancellationToken;
+use std::sync::{Arc, Mutex, PoisonError};
 use walhub_common::ltx::name;
 use walhub_common::{DatabaseKey, Level};
 
@@ -23,25 +24,28 @@ pub(super) struct Folders {
     root: PathBuf,
     /// Those that are durable and free of stale files since this process started.
     ready: Mutex<HashSet<PathBuf>>,
+    marker: Marker,
 }
 
 impl Folders {
-    pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, ready: Mutex::new(HashSet::new()) }
+    pub(super) fn new(root: PathBuf, memory: Option<Arc<dyn Memory>>) -> Self {
+        let marker = Marker::new(root.clone(), memory);
+        Self { root, ready: Mutex::new(HashSet::new()), marker }
     }
 
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// False when the root is gone: its disk is not mounted, perhaps.
-    pub(super) fn is_there(&self) -> bool {
-        self.root.is_dir()
-    }
-
-    /// What to say when it is not there.
-    pub(super) fn gone(&self) -> Fault {
-        Fault::Gone(format!("the folder {} is gone; is its disk mounted?", self.root.display()))
+    /// Refuses a root that is gone, or another one than was remembered: its disk is not mounted, perhaps.
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        self.marker.check()?;
+        match self.root.is_dir() {
+            true => Ok(()),
+            false => {
+                Err(Fault::Gone(format!("the folder {} is gone; is its disk mounted?", self.root.display())))
+            }
+        }
     }
 
     fn names(database: &DatabaseKey, level: Level) -> Vec<String> {
@@ -69,11 +73,11 @@ impl Folders {
         key: &FileKey,
         body: &Body,
         meta: PutMeta,
-        cancel: &CancellationToken,
+        pulse: &Pulse,
     ) -> Result<Put, CreateError> {
         let names = Self::names(&key.database, key.level);
         let name = name::file_name(key.range);
-        self.in_folder(&names, |folder| atomic::create(folder, &name, body, meta.time_ms, cancel))
+        self.in_folder(&names, |folder| atomic::create(folder, &name, body, meta.time_ms, pulse))
     }
 
     pub(super) fn put_object(
@@ -82,15 +86,15 @@ impl Folders {
         body: &Body,
         mode: PutMode,
         now_ms: i64,
-        cancel: &CancellationToken,
+        pulse: &Pulse,
     ) -> Result<Put, CreateError> {
         let mut names: Vec<String> = path.as_str().split('/').map(str::to_owned).collect();
         let Some(name) = names.pop() else {
             return Err(CreateError::Destination(self.root.clone(), io::ErrorKind::InvalidFilename.into()));
         };
         self.in_folder(&names, |folder| match mode {
-            PutMode::Create => atomic::create(folder, &name, body, now_ms, cancel),
-            PutMode::Replace => atomic::replace(folder, &name, body, now_ms, cancel),
+            PutMode::Create => atomic::create(folder, &name, body, now_ms, pulse),
+            PutMode::Replace => atomic::replace(folder, &name, body, now_ms, pulse),
         })
     }
 
@@ -100,11 +104,14 @@ impl Folders {
         names: &[String],
         work: impl Fn(&Path) -> Result<Put, CreateError>,
     ) -> Result<Put, CreateError> {
+        // A folder of the same name on another disk would do as well.
+        self.check().map_err(CreateError::Away)?;
         let folder = self.prepare(names)?;
         match work(&folder) {
             // Somebody removed the folder that was ready: make it again, once.
             Err(CreateError::Destination(_, error)) if error.kind() == io::ErrorKind::NotFound => {
                 self.ready().remove(&folder);
+                self.check().map_err(CreateError::Away)?;
                 work(&self.prepare(names)?)
             }
             result => result,
@@ -136,15 +143,13 @@ impl Folders {
         &self,
         context: &Context,
         paths: &[PathBuf],
-        cancel: &CancellationToken,
+        pulse: &Pulse,
     ) -> Result<(), DestinationError> {
-        if !self.is_there() {
-            return Err(context.error(self.gone()));
-        }
+        self.check().map_err(|fault| context.error(fault))?;
         let (mut folders, mut locked) = (BTreeSet::new(), Vec::new());
         let mut failed = None;
         for path in paths {
-            if cancel.is_cancelled() {
+            if pulse.beat() {
                 failed = Some(context.error(Fault::Cancelled));
                 break;
             }
@@ -186,16 +191,15 @@ impl Folders {
     }
 
     /// See [`super::Destination::probe`].
-    pub(super) fn probe(
-        &self,
-        context: &Context,
-        cancel: &CancellationToken,
-    ) -> Result<(), DestinationError> {
+    pub(super) fn probe(&self, context: &Context, pulse: &Pulse) -> Result<(), DestinationError> {
         let explain = |error| self.explain(context, error);
         let at = |path: &Path, error| explain(CreateError::Destination(path.to_owned(), error));
         if !self.root.is_absolute() {
             let text = format!("{} is not an absolute path", self.root.display());
             return Err(context.error(Fault::Misconfigured(text)));
+        }
+        if self.marker.is_remembered() {
+            self.check().map_err(|fault| context.error(fault))?;
         }
         fs::create_dir_all(&self.root).map_err(|error| at(&self.root, error))?;
         if let Some(parent) = self.root.parent() {
@@ -204,19 +208,20 @@ impl Folders {
         }
         let name = format!("walhub-probe.{:016x}.tmp", rand::random::<u64>());
         let path = self.root.join(&name);
-        let result = self.probe_with(&name, cancel);
+        let result = self.probe_with(&name, pulse);
         let removed = fs::remove_file(&path);
         result.map_err(explain)?;
-        removed.map_err(|error| at(&path, error))
+        removed.map_err(|error| at(&path, error))?;
+        self.marker.settle(pulse).map_err(explain)
     }
 
     /// Creates, lists, reads back, and insists that a second create of other content is refused.
-    fn probe_with(&self, name: &str, cancel: &CancellationToken) -> Result<(), CreateError> {
+    fn probe_with(&self, name: &str, pulse: &Pulse) -> Result<(), CreateError> {
         let path = self.root.join(name);
         let at = |error| CreateError::Destination(path.clone(), error);
         let (first, second) = (Bytes::from(format!("first {name}")), Bytes::from(format!("other {name}")));
-        atomic::create(&self.root, name, &Body::Bytes(first.clone()), 0, cancel)?;
-        let refused = atomic::create(&self.root, name, &Body::Bytes(second), 0, cancel);
+        atomic::create(&self.root, name, &Body::Bytes(first.clone()), 0, pulse)?;
+        let refused = atomic::create(&self.root, name, &Body::Bytes(second), 0, pulse);
         if !matches!(refused, Err(CreateError::Conflict(_))) {
             refused?;
             return Err(at(io::Error::other("this file system overwrites a file that must not be replaced")));
@@ -231,12 +236,11 @@ impl Folders {
     /// What a failure means, and whether the whole disk is away.
     pub(super) fn explain(&self, context: &Context, error: CreateError) -> DestinationError {
         match error {
-            CreateError::Destination(_, error)
-                if error.kind() == io::ErrorKind::NotFound && !self.is_there() =>
-            {
-                context.error(self.gone())
+            CreateError::Destination(path, error) => {
+                let away = if error.kind() == ErrorKind::NotFound { self.check().err() } else { None };
+                away.map_or_else(|| context.io(&path, &error), |away| context.error(away))
             }
-            CreateError::Destination(path, error) => context.io(&path, &error),
+            CreateError::Away(fault) => context.error(fault),
             CreateError::Body(path, error) => {
                 context.error(Fault::Body(format!("{}: {error}", path.display())))
             }

@@ -2,29 +2,36 @@
 //! `<path>/<agent>/<database>/ltx/<level>/<min>-<max>.ltx`, mtime = time of the newest transaction.
 //!
 //! The folder itself is made by [`Destination::probe`] and by nothing else: a put into a folder that is gone fails, for
-//! more likely than not its disk is not mounted. Non-goal: a disk that hangs is not given up on; cancelling ends the
-//! call, and the blocked thread finishes by itself.
+//! more likely than not its disk is not mounted. Where a [`Memory`] tells which folder it must be, another one in its place is
+//! refused in the same way ([`marker`]). A disk that hangs is given up on after a minute ([`patience`]); cancelling ends the
+//! call at once, and the blocked thread finishes by itself.
 
 mod atomic;
 mod folders;
+mod marker;
+mod patience;
 mod walk;
+
+pub use marker::Memory;
 
 use super::config::FileConfig;
 use super::error::{Context, Operation, many};
 use super::{
-    Body, ByteStream, Destination, DestinationError, Fault, FileKey, Listed, ListedObject, ObjectPath, Put,
-    PutMeta, PutMode,
+    Body, ByteStream, Destination, DestinationError, FileKey, Listed, ListedObject, ObjectPath, Put, PutMeta,
+    PutMode,
 };
 use async_trait::async_trait;
 use atomic::CreateError;
 use bytes::Bytes;
 use folders::Folders;
 use futures_util::stream::{self, StreamExt};
+use patience::{LIMIT, Patience, Pulse};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, DestinationName, Level, clock};
 
@@ -35,12 +42,35 @@ const READ_BYTES: u64 = 1024 * 1024;
 pub struct FileDestination {
     name: DestinationName,
     folders: Arc<Folders>,
+    patience: Arc<Patience>,
 }
 
 impl FileDestination {
-    /// Touches nothing yet.
+    /// Any folder will do. Touches nothing yet.
     pub fn new(name: DestinationName, config: &FileConfig) -> Self {
-        Self { name, folders: Arc::new(Folders::new(config.path.clone())) }
+        Self::remembered(name, config, None)
+    }
+
+    /// The folder that `memory` knows, or learns of with the first probe. Touches nothing yet.
+    pub fn remembered(name: DestinationName, config: &FileConfig, memory: Option<Arc<dyn Memory>>) -> Self {
+        let folders = Arc::new(Folders::new(config.path.clone(), memory));
+        Self { name, folders, patience: Arc::new(Patience::new(LIMIT)) }
+    }
+
+    /// With another limit for calls that hang.
+    #[must_use]
+    pub fn with_limit(mut self, limit: Duration) -> Self {
+        self.patience = Arc::new(Patience::new(limit));
+        self
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        context: &Context,
+        cancel: &CancellationToken,
+        work: impl FnOnce(&Pulse) -> Result<T, DestinationError> + Send + 'static,
+    ) -> Result<T, DestinationError> {
+        self.patience.blocking(context, cancel, work).await
     }
 
     fn context(&self, operation: Operation, subject: impl std::fmt::Display) -> Context {
@@ -56,15 +86,15 @@ impl FileDestination {
         cancel: &CancellationToken,
     ) -> Result<ByteStream, DestinationError> {
         let folders = self.folders.clone();
-        let opened = blocking(&context.clone(), cancel, {
-            let context = context.clone();
-            move || match start(&path, window) {
-                Ok((file, left)) => Ok(Reading { file, left, path, context, cancel: None }),
+        let patience = self.patience.clone();
+        let asked = context.clone();
+        let opened = self.blocking(&asked, cancel, {
+            move |_| match start(&path, window) {
+                Ok((file, left)) => Ok(Reading { file, left, path, context, patience, cancel: None }),
                 Err(error) => Err(folders.explain(&context, CreateError::Destination(path, error))),
             }
-        })
-        .await?;
-        let reading = Reading { cancel: Some(cancel.clone()), ..opened };
+        });
+        let reading = Reading { cancel: Some(cancel.clone()), ..opened.await? };
         Ok(stream::try_unfold(reading, Reading::next).boxed())
     }
 
@@ -74,8 +104,8 @@ impl FileDestination {
         paths: Vec<PathBuf>,
         cancel: &CancellationToken,
     ) -> Result<(), DestinationError> {
-        let (folders, token) = (self.folders.clone(), cancel.clone());
-        blocking(&context.clone(), cancel, move || folders.remove(&context, &paths, &token)).await
+        let folders = self.folders.clone();
+        self.blocking(&context.clone(), cancel, move |pulse| folders.remove(&context, &paths, pulse)).await
     }
 }
 
@@ -109,9 +139,9 @@ impl Destination for FileDestination {
         cancel: &CancellationToken,
     ) -> Result<Put, DestinationError> {
         let context = self.context(Operation::Put, key);
-        let (folders, key, token) = (self.folders.clone(), key.clone(), cancel.clone());
-        blocking(&context.clone(), cancel, move || {
-            folders.put(&key, &body, meta, &token).map_err(|error| folders.explain(&context, error))
+        let (folders, key) = (self.folders.clone(), key.clone());
+        self.blocking(&context.clone(), cancel, move |pulse| {
+            folders.put(&key, &body, meta, pulse).map_err(|error| folders.explain(&context, error))
         })
         .await
     }
@@ -124,10 +154,15 @@ impl Destination for FileDestination {
     ) -> Result<Vec<Listed>, DestinationError> {
         let context = self.context(Operation::List, format_args!("{database} level {level}"));
         let (folders, folder) = (self.folders.clone(), self.folders.of(database, level));
-        blocking(&context.clone(), cancel, move || match walk::list(&folder, level) {
-            Ok(listed) => Ok(listed),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && folders.is_there() => Ok(Vec::new()),
-            Err(error) => Err(folders.explain(&context, CreateError::Destination(folder, error))),
+        self.blocking(&context.clone(), cancel, move |pulse| {
+            folders.check().map_err(|fault| context.error(fault))?;
+            match walk::list(&folder, level, pulse) {
+                Ok(listed) => Ok(listed),
+                Err(error) if error.kind() == io::ErrorKind::NotFound && folders.check().is_ok() => {
+                    Ok(Vec::new())
+                }
+                Err(error) => Err(folders.explain(&context, CreateError::Destination(folder, error))),
+            }
         })
         .await
     }
@@ -140,7 +175,7 @@ impl Destination for FileDestination {
     ) -> Result<Bytes, DestinationError> {
         let context = self.context(Operation::Open, key);
         let (folders, path) = (self.folders.clone(), self.folders.path(key));
-        blocking(&context.clone(), cancel, move || {
+        self.blocking(&context.clone(), cancel, move |_| {
             let mut bytes = Vec::new();
             let read = start(&path, move |_| range).and_then(|(file, wanted)| {
                 bytes.reserve_exact(wanted.min(file.metadata()?.len()) as usize);
@@ -171,9 +206,10 @@ impl Destination for FileDestination {
 
     async fn list_databases(&self, cancel: &CancellationToken) -> Result<Vec<DatabaseKey>, DestinationError> {
         let context = self.context(Operation::List, "the databases");
-        let (folders, token) = (self.folders.clone(), cancel.clone());
-        blocking(&context.clone(), cancel, move || {
-            walk::databases(folders.root(), &token)
+        let folders = self.folders.clone();
+        self.blocking(&context.clone(), cancel, move |pulse| {
+            folders.check().map_err(|fault| context.error(fault))?;
+            walk::databases(folders.root(), pulse)
                 .map_err(|(path, error)| folders.explain(&context, CreateError::Destination(path, error)))
         })
         .await
@@ -187,9 +223,9 @@ impl Destination for FileDestination {
         cancel: &CancellationToken,
     ) -> Result<Put, DestinationError> {
         let context = self.context(Operation::Put, path);
-        let (folders, path, token) = (self.folders.clone(), path.clone(), cancel.clone());
-        blocking(&context.clone(), cancel, move || {
-            let put = folders.put_object(&path, &body, mode, clock::now_ms(), &token);
+        let (folders, path) = (self.folders.clone(), path.clone());
+        self.blocking(&context.clone(), cancel, move |pulse| {
+            let put = folders.put_object(&path, &body, mode, clock::now_ms(), pulse);
             put.map_err(|error| folders.explain(&context, error))
         })
         .await
@@ -224,12 +260,9 @@ impl Destination for FileDestination {
     ) -> Result<Vec<ListedObject>, DestinationError> {
         let context = self.context(Operation::List, folder);
         let (folders, folder, after) = (self.folders.clone(), folder.clone(), after.cloned());
-        let token = cancel.clone();
-        blocking(&context.clone(), cancel, move || {
-            if !folders.is_there() {
-                return Err(context.error(folders.gone()));
-            }
-            walk::objects(folders.root(), &folder, after.as_ref(), &token)
+        self.blocking(&context.clone(), cancel, move |pulse| {
+            folders.check().map_err(|fault| context.error(fault))?;
+            walk::objects(folders.root(), &folder, after.as_ref(), pulse)
                 .map_err(|(path, error)| folders.explain(&context, CreateError::Destination(path, error)))
         })
         .await
@@ -246,27 +279,8 @@ impl Destination for FileDestination {
 
     async fn probe(&self, cancel: &CancellationToken) -> Result<(), DestinationError> {
         let context = self.context(Operation::Probe, self.location());
-        let (folders, token) = (self.folders.clone(), cancel.clone());
-        blocking(&context.clone(), cancel, move || folders.probe(&context, &token)).await
-    }
-}
-
-/// Runs `work` where it may block. When cancelled meanwhile, the work goes on alone and its result is dropped.
-async fn blocking<T: Send + 'static>(
-    context: &Context,
-    cancel: &CancellationToken,
-    work: impl FnOnce() -> Result<T, DestinationError> + Send + 'static,
-) -> Result<T, DestinationError> {
-    if cancel.is_cancelled() {
-        return Err(context.error(Fault::Cancelled));
-    }
-    tokio::select! {
-        biased;
-        result = tokio::task::spawn_blocking(work) => match result {
-            Ok(result) => result,
-            Err(error) => Err(context.error(Fault::Unavailable(format!("the worker thread ended: {error}")))),
-        },
-        () = cancel.cancelled() => Err(context.error(Fault::Cancelled)),
+        let folders = self.folders.clone();
+        self.blocking(&context.clone(), cancel, move |pulse| folders.probe(&context, pulse)).await
     }
 }
 
@@ -277,13 +291,15 @@ struct Reading {
     left: u64,
     path: PathBuf,
     context: Context,
+    patience: Arc<Patience>,
     cancel: Option<CancellationToken>,
 }
 
 impl Reading {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, DestinationError> {
         let (context, cancel) = (self.context.clone(), self.cancel.clone().unwrap_or_default());
-        blocking(&context, &cancel, move || {
+        let patience = self.patience.clone();
+        let piece = patience.blocking(&context, &cancel, move |_| {
             let mut bytes = Vec::new();
             match (&mut self.file).take(READ_BYTES.min(self.left)).read_to_end(&mut bytes) {
                 Ok(0) => Ok(None),
@@ -293,10 +309,12 @@ impl Reading {
                 }
                 Err(error) => Err(self.context.io(&self.path, &error)),
             }
-        })
-        .await
+        });
+        piece.await
     }
 }
 
+#[cfg(test)]
+mod away_tests;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use super::walk::unix_ms;
 use super::*;
-use crate::destinations::contract;
+use crate::destinations::{Fault, contract};
 use std::fs;
 use std::path::Path;
 use walhub_common::TxidRange;

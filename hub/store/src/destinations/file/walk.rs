@@ -1,6 +1,7 @@
 //! Listings of a folder tree. Blocking.
 
 use super::atomic;
+use super::patience::Pulse;
 use crate::destinations::object::PAGE_ENTRIES;
 use crate::destinations::{Listed, ListedObject, ObjectPath};
 use std::collections::BTreeMap;
@@ -8,7 +9,6 @@ use std::fs::{self, DirEntry};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::name;
 use walhub_common::{AgentName, DatabaseKey, DatabaseName, Level};
 
@@ -16,10 +16,13 @@ use walhub_common::{AgentName, DatabaseKey, DatabaseName, Level};
 type WalkError = (PathBuf, io::Error);
 
 /// The LTX files in the folder of one level, sorted.
-pub(super) fn list(folder: &Path, level: Level) -> io::Result<Vec<Listed>> {
+pub(super) fn list(folder: &Path, level: Level, pulse: &Pulse) -> io::Result<Vec<Listed>> {
     let mut listed = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
+        if pulse.beat() {
+            return Err(ErrorKind::Interrupted.into());
+        }
         let Some(range) = entry.file_name().to_str().and_then(name::parse) else { continue };
         let metadata = match entry.metadata() {
             Ok(metadata) => metadata,
@@ -54,12 +57,12 @@ pub(super) fn objects(
     root: &Path,
     folder: &ObjectPath,
     after: Option<&ObjectPath>,
-    cancel: &CancellationToken,
+    pulse: &Pulse,
 ) -> Result<Vec<ListedObject>, WalkError> {
     let mut page = BTreeMap::new();
     let mut folders = vec![folder.clone()];
     while let Some(folder) = folders.pop() {
-        if cancel.is_cancelled() {
+        if pulse.beat() {
             return Err((root.to_owned(), ErrorKind::Interrupted.into()));
         }
         for (name, entry) in entries(&root.join(folder.as_str()))? {
@@ -103,14 +106,14 @@ pub(super) fn objects(
 }
 
 /// The databases that have an LTX file, sorted.
-pub(super) fn databases(root: &Path, cancel: &CancellationToken) -> Result<Vec<DatabaseKey>, WalkError> {
+pub(super) fn databases(root: &Path, pulse: &Pulse) -> Result<Vec<DatabaseKey>, WalkError> {
     // A root that is gone is an error; any folder below it may go at any time.
     fs::read_dir(root).map_err(|error| (root.to_owned(), error))?;
     let mut databases = Vec::new();
     for (agent, agent_folder) in entries(root)? {
         let Ok(agent) = AgentName::new(agent) else { continue };
         for (database, folder) in entries(&agent_folder.path())? {
-            if cancel.is_cancelled() {
+            if pulse.beat() {
                 return Err((root.to_owned(), ErrorKind::Interrupted.into()));
             }
             let Ok(database) = DatabaseName::new(database) else { continue };
