@@ -229,7 +229,7 @@ fn a_killed_restore_is_gone_on_with_from_its_last_sync() {
     fed(&sink, pages.chunks(500).map(|pages| source.frames(pages.iter().copied())));
     let (journal, temp) = (".walhub-restore.journal", ".walhub-restore.tmp");
     let beside = |path: &Path, end: &str| PathBuf::from(format!("{}{end}", path.display()));
-    // 128 MiB are 32,768 pages: a sync is due.
+    // 32 MiB are 8,192 pages: a sync is due.
     let began = std::time::Instant::now();
     while !beside(&out, journal).exists() && began.elapsed().as_secs() < 60 {
         std::thread::sleep(std::time::Duration::from_millis(5));

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 /// Bytes of neighbouring pages written at once.
 const WRITE_BYTES: usize = 1024 * 1024;
 /// Bytes written between two syncs, at least: what a killed restore may do again.
-const SYNC_BYTES: u64 = 128 * 1024 * 1024;
+const SYNC_BYTES: u64 = 32 * 1024 * 1024;
 /// And at least this part of the file, so that writing the journal again and again costs little.
 const SYNC_SHARE: u64 = 64;
 /// This part of the database may be held until neighbours come...

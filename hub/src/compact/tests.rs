@@ -28,7 +28,6 @@ struct Bench {
     destinations: Vec<DynDestination>,
     faulty: Vec<Arc<Faulty>>,
     tasks: TaskGroup,
-    pins: Pins,
     worker: Worker,
     id: DatabaseId,
     image: Image,
@@ -48,11 +47,6 @@ impl Bench {
 
     /// With a buffer of this many bytes.
     async fn with_buffer(hours: &[u64], bytes: u64) -> Self {
-        Self::with(hours, bytes, Faults::default(), &|_| {}).await
-    }
-
-    /// With destinations that fail so, and are configured so.
-    async fn with(hours: &[u64], bytes: u64, faults: Faults, set: &dyn Fn(&mut DestinationEntry)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut places = Vec::new();
         let mut destinations: Vec<DynDestination> = Vec::new();
@@ -62,9 +56,8 @@ impl Bench {
             let path = dir.path().join(name.as_str());
             let mut entry = DestinationEntry::folder(name.as_str(), &path);
             entry.snapshot_interval = Duration::from_secs(hours * 3600);
-            set(&mut entry);
             let inner: DynDestination = Arc::new(FileDestination::new(name, &FileConfig { path }));
-            faulty.push(Arc::new(Faulty::new(inner, faults, 7)));
+            faulty.push(Arc::new(Faulty::new(inner, Faults::default(), 7)));
             let destination: DynDestination = faulty[lane].clone();
             destination.probe(&CancellationToken::new()).await.unwrap();
             destinations.push(destination.clone());
@@ -76,8 +69,7 @@ impl Bench {
         }
         let buffer = Arc::new(MemoryBuffer::new(bytes));
         let id = buffer.register(&key(), Some(9), "").await.unwrap().id;
-        let pins = Pins::default();
-        let (tasks, worker) = worker(&buffer, &board, dir.path(), &pins);
+        let (tasks, worker) = worker(&buffer, &board, dir.path());
         Self {
             dir,
             buffer,
@@ -85,7 +77,6 @@ impl Bench {
             destinations,
             faulty,
             tasks,
-            pins,
             worker,
             id,
             image: Image::new(24),
@@ -96,7 +87,7 @@ impl Bench {
     /// A hub that was killed: a new worker that knows nothing.
     async fn restart(&mut self) {
         self.tasks.shutdown(Duration::from_secs(10)).await;
-        (self.tasks, self.worker) = worker(&self.buffer, &self.board, self.dir.path(), &self.pins);
+        (self.tasks, self.worker) = worker(&self.buffer, &self.board, self.dir.path());
     }
 
     /// One transaction at a time; its segment goes to level 0 of the destinations `to`, as a lane would put it.
@@ -207,13 +198,13 @@ impl Bench {
     }
 }
 
-fn worker(buffer: &Arc<MemoryBuffer>, board: &Arc<Board>, dir: &Path, pins: &Pins) -> (TaskGroup, Worker) {
+fn worker(buffer: &Arc<MemoryBuffer>, board: &Arc<Board>, dir: &Path) -> (TaskGroup, Worker) {
     let folder = prepare(&dir.join("tmp")).unwrap();
     let tasks = TaskGroup::new("compaction");
     let buffer: Arc<dyn WalBuffer> = buffer.clone();
     let (levels, abort) = (DEFAULT_LEVELS.to_vec(), CancellationToken::new());
     let holds = Arc::new(Holds::open(dir).unwrap());
-    let tails = Tails::new(holds, pins.clone(), folder.clone(), abort.clone());
+    let tails = Tails::new(holds, Pins::default(), folder.clone(), abort.clone());
     let worker = Worker::new(buffer, board.clone(), levels, folder, tasks.clone(), tails, abort);
     (tasks, worker)
 }
@@ -371,5 +362,3 @@ async fn a_database_that_rests_costs_nothing() {
 
 #[path = "lacking_tests.rs"]
 mod lacking;
-#[path = "pinned_tests.rs"]
-mod pinned;
