@@ -49,6 +49,7 @@ pub(crate) fn run(plan: &Plan) -> Vec<Row> {
     image.check(&out);
     let theirs = timed(megabytes, || litestream.restore_file(&root.join(KEY), &out, &[]).success());
     image.check(&out);
+    eprintln!("folder: {from_folder:.0} MB/s, litestream {theirs:.0}, reference {reference:.0}");
     let share = from_folder / reference;
     let mut rows = vec![
         Row::new(what("a folder"), from_folder, Some(theirs))
@@ -70,6 +71,7 @@ pub(crate) fn run(plan: &Plan) -> Vec<Row> {
             litestream.restore_s3(server, "walhub", &format!("{prefix}/{KEY}"), &out, &[]).success()
         });
         image.check(&out);
+        eprintln!("S3: {ours:.0} MB/s, litestream {theirs:.0}");
         rows.push(
             Row::new(what("S3"), ours, Some(theirs))
                 .more_is_better()
