@@ -66,7 +66,8 @@ pub fn check_output(path: &Path, overwrite: bool) -> Result<(), RestoreError> {
 #[derive(Debug)]
 pub struct PageSink {
     output: Output,
-    journal: PathBuf,
+    /// `None`: nothing is kept for another restore.
+    journal: Option<PathBuf>,
     core: Arc<Core>,
     frames: Option<mpsc::Sender<Frames>>,
     due: Option<SyncSender<()>>,
@@ -91,16 +92,31 @@ impl PageSink {
     /// Prepares a restore of `point` into `path`, as [`check_output`] allows it, making its folder when there is none.
     /// Goes on with what a killed or broken restore of the same point left there.
     pub fn create(path: &Path, overwrite: bool, point: Point) -> Result<PageSink, RestoreError> {
+        Self::begin(path, overwrite, point, Some(with_suffix(path, ".walhub-restore.journal")))
+    }
+
+    /// As [`PageSink::create`], but every page is to come now, whatever lies there, and nothing is left for another restore.
+    pub fn create_anew(path: &Path, overwrite: bool, point: Point) -> Result<PageSink, RestoreError> {
+        Self::begin(path, overwrite, point, None)
+    }
+
+    fn begin(
+        path: &Path,
+        overwrite: bool,
+        point: Point,
+        journal: Option<PathBuf>,
+    ) -> Result<PageSink, RestoreError> {
         if point.commit == 0 {
             return Err(RestoreError::Empty);
         }
         let output = Output::open(path, overwrite.into())?;
-        let journal = with_suffix(path, ".walhub-restore.journal");
         let file = output.handle()?;
-        let found = journal::resume(&journal, &file, &point);
+        let found = journal.as_ref().and_then(|journal| journal::resume(journal, &file, &point));
         let (written, sum) = match found {
             Some(found) => found,
             None => {
+                // Before the file has its length: it is not to say of zeros that they are pages.
+                journal.as_deref().inspect(|journal| forget(journal));
                 output.clear()?;
                 (PageSet::empty(point.commit), Checksum::EMPTY)
             }
@@ -119,7 +135,7 @@ impl PageSink {
             let (core, journal) = (core.clone(), journal.clone());
             let syncer = std::thread::Builder::new()
                 .name("restore-syncer".to_owned())
-                .spawn(move || keep_durable(&core, &journal, &requests))?;
+                .spawn(move || keep_durable(&core, journal.as_deref(), &requests))?;
             Ok((threads, syncer))
         });
         let (threads, syncer) = started.map_err(failed)?;
@@ -224,7 +240,11 @@ impl PageSink {
         let point = *self.core.point();
         let state = self.core.state();
         let bytes = u64::from(state.written.len()) * u64::from(point.page_size.get());
-        let kept = bytes >= WORTH_KEEPING && journal::write(&self.journal, &point, &state.written).is_ok();
+        let worth = self.journal.as_deref().filter(|_| bytes >= WORTH_KEEPING);
+        let kept = worth.is_some_and(|journal| {
+            // As while it runs: the journal never says more than what outlives a power cut.
+            self.core.file().sync_data().is_ok() && journal::write(journal, &point, &state.written).is_ok()
+        });
         drop(state);
         if kept {
             self.output.keep();
@@ -235,9 +255,13 @@ impl PageSink {
     }
 
     fn forget_journal(&self) {
-        // Without its temporary file it is worth nothing, so that a failure does no harm.
-        let _ = std::fs::remove_file(&self.journal);
+        self.journal.as_deref().inspect(|journal| forget(journal));
     }
+}
+
+fn forget(journal: &Path) {
+    // Nobody believes it: where it cannot be removed, no more than time is lost.
+    let _ = std::fs::remove_file(journal);
 }
 
 impl Drop for PageSink {
@@ -250,12 +274,12 @@ impl Drop for PageSink {
 }
 
 /// On each request: what was written before lies on the disk afterwards, and the journal says so.
-fn keep_durable(core: &Core, journal: &Path, requests: &Receiver<()>) -> io::Result<()> {
+fn keep_durable(core: &Core, journal: Option<&Path>, requests: &Receiver<()>) -> io::Result<()> {
     for () in requests {
         let written = core.state().written.clone();
         core.file().sync_data()?;
         // Without a journal a killed restore begins anew, nothing worse.
-        let _ = journal::write(journal, core.point(), &written);
+        let _ = journal.map(|journal| journal::write(journal, core.point(), &written));
     }
     Ok(())
 }

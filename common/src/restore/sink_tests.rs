@@ -249,6 +249,47 @@ fn a_killed_restore_is_gone_on_with_from_its_last_sync() {
     assert_eq!(left(folder.path()), [next]);
 }
 
+/// A journal whose file somebody removed says nothing of the file that takes its place, which is as long from the beginning.
+#[test]
+fn a_journal_without_its_file_is_forgotten_at_once() {
+    let source = Source::new(20_000, 5);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("app.db");
+    let sink = PageSink::create(&out, false, source.point).unwrap();
+    let pages: Vec<u32> = (1..=18_000).collect();
+    fed(&sink, pages.chunks(500).map(|pages| source.frames(pages.iter().copied())));
+    assert!(sink.break_off().unwrap());
+    let temp = folder.path().join("app.db.walhub-restore.tmp");
+    fs::remove_file(&temp).unwrap();
+    let sink = PageSink::create(&out, false, source.point).unwrap();
+    // If it were killed now, the next one would find this.
+    assert_eq!((sink.resumed(), left(folder.path())), (0, vec![temp]));
+}
+
+#[test]
+fn what_begins_anew_takes_nothing_over_and_leaves_nothing() {
+    let source = Source::new(20_000, 6);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("app.db");
+    let pages: Vec<u32> = (1..=18_000).collect();
+    let feed = |sink: &PageSink| {
+        fed(sink, pages.chunks(500).map(|pages| source.frames(pages.iter().copied())));
+    };
+    let sink = PageSink::create_anew(&out, false, source.point).unwrap();
+    feed(&sink);
+    assert!(!sink.break_off().unwrap());
+    assert!(left(folder.path()).is_empty());
+    let sink = PageSink::create(&out, false, source.point).unwrap();
+    feed(&sink);
+    assert!(sink.break_off().unwrap());
+    let sink = PageSink::create_anew(&out, false, source.point).unwrap();
+    assert!(sink.resumed() == 0 && sink.present().is_empty());
+    feed(&sink);
+    fed(&sink, [source.frames(18_001..=20_000)]);
+    finish(sink).unwrap();
+    assert!(fs::read(&out).unwrap() == source.bytes);
+}
+
 #[test]
 fn little_is_not_worth_keeping() {
     let source = Source::new(100, 3);

@@ -93,7 +93,8 @@ pub(super) async fn restore(
     };
     let temp = Temp::new(scratch.folder.join(FILE));
     let path = temp.path().to_owned();
-    let sink = blocking(move || PageSink::create(&path, true, point)).await??;
+    // What another drill read of another destination proves nothing of this one.
+    let sink = blocking(move || PageSink::create_anew(&path, true, point)).await??;
     let ask = Ask { span_bytes: SPAN_BYTES, ..Ask::new(sink.present()) };
     let mut pages = Pages(restore::pages(sources, database, &prepared, ask, cancel));
     let over = async {
@@ -148,4 +149,69 @@ fn room(scratch: Scratch<'_>, bytes: u64) -> Result<(), Failed> {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failed> {
     let ended = tokio::task::spawn_blocking(work).await;
     ended.map_err(|error| Failed::Undone(format!("a task of the hub ended: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use walhub_common::ltx::{Encoder, Header, Provenance, name};
+    use walhub_common::{Checksum, Level, PageSize, Pgno, TxidRange};
+    use walhub_store::destinations::config::FileConfig;
+    use walhub_store::destinations::file::FileDestination;
+    use walhub_store::restore::{DestinationSource, Inventory, Reach};
+
+    const SIZE: PageSize = PageSize::new(65_536).unwrap();
+    /// 69 MiB.
+    const PAGES: u32 = 1_100;
+
+    /// A file of one transaction; its pages are full of this byte.
+    fn ltx(txid: u64, pages: std::ops::RangeInclusive<u32>, fill: u8) -> Vec<u8> {
+        let sums =
+            (1..=PAGES).map_while(Pgno::new).map(|pgno| Checksum::of_page(pgno, &vec![7; SIZE.bytes()]));
+        let header = Header {
+            page_size: SIZE,
+            commit: PAGES,
+            range: TxidRange::from_raw(txid, txid).unwrap(),
+            timestamp_ms: 1,
+            wal_offset: 32,
+            wal_size: 0,
+            wal_salts: [0, 0],
+            node_id: 7,
+            provenance: Some(Provenance { pre: None, post: sums.fold(Checksum::EMPTY, Checksum::toggle) }),
+        };
+        let mut encoder = Encoder::new(Vec::new(), header).unwrap();
+        for pgno in pages.map_while(Pgno::new) {
+            encoder.page(pgno, &vec![fill; SIZE.bytes()]).unwrap();
+        }
+        encoder.finish().unwrap().0
+    }
+
+    /// Enough comes to be worth keeping, if it were no drill: then the oldest file turns out to be damaged.
+    #[tokio::test]
+    async fn a_drill_that_breaks_off_leaves_nothing_for_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = FileConfig { path: dir.path().join("far") };
+        let inner = FileDestination::new("far".parse().unwrap(), &config);
+        let source: DynSource = Arc::new(DestinationSource(Arc::new(inner)));
+        let key: DatabaseKey = "node/app".parse().unwrap();
+        let folder = config.path.join(key.to_string()).join(name::fs_dir(Level::RAW));
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut first = ltx(1, 1..=PAGES, 6);
+        let middle = first.len() / 2;
+        first[middle] ^= 1;
+        for (txid, bytes) in [(1, first), (2, ltx(2, 1..=PAGES - 1, 7))] {
+            let file = name::file_name(TxidRange::from_raw(txid, txid).unwrap());
+            std::fs::write(folder.join(file), bytes).unwrap();
+        }
+        let (sources, cancel) = ([source.clone()], CancellationToken::new());
+        let Inventory { listings, .. } = Inventory::list(&sources, &key, &cancel).await;
+        let plan = restore::plan::latest(&Reach::new(&listings, None)).unwrap();
+        let scratch = dir.path().join("scratch");
+        std::fs::create_dir(&scratch).unwrap();
+        let place = Scratch { folder: &scratch, max_bytes: 1 << 30 };
+        let failed = super::restore(&source, &key, &plan, place, &cancel).await.unwrap_err();
+        assert!(matches!(&failed, Failed::Wrong(reason) if reason.contains("corrupt")), "{failed:?}");
+        let left: Vec<_> = std::fs::read_dir(&scratch).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
 }
