@@ -109,7 +109,12 @@ impl Keeper {
         });
     }
 
-    async fn due(&self, database: &Registered) -> bool {
+    /// True when a round has to look at it.
+    pub(super) async fn due(&self, database: &Registered) -> bool {
+        // What was seen before it was put on hold counts again afterwards.
+        if self.shared.holds.is_held(&database.key) {
+            return false;
+        }
         let now_ms = clock::now_ms();
         let moved_lately = now_ms.saturating_sub(database.time_ms) < SETTLED_MS;
         let Some(seen) = self.seen.lock().await.get(&database.id).copied() else {
@@ -127,9 +132,9 @@ impl Keeper {
         let report = round::look(&self.shared, &self.place, database, &asked, &self.stop).await;
         let position = database.position.map(|position| position.txid);
         let left = report.plan.delete.len() - report.deleted;
-        // When nobody waits any more, what was kept for that goes.
-        let awaited = !report.needs.points.is_empty();
-        let complete = left == 0 && !awaited && report.error.is_none() && report.reach == position;
+        // When nobody waits any more, nor reads, nor holds, what was kept for that goes.
+        let kept = !report.needs.points.is_empty() || report.plan.is_shielded();
+        let complete = left == 0 && !kept && report.error.is_none() && report.reach == position;
         seen.insert(database.id, Seen { position, complete, next_ms: report.plan.next_ms });
         let Report { database, destination, deleted, error, .. } = &report;
         if *deleted > 0 {

@@ -200,6 +200,30 @@ async fn holds_and_readers_keep_everything() {
     ends(bench).await;
 }
 
+/// What a round does by itself, of a database that rests and whose files do not get older.
+#[tokio::test]
+async fn what_was_kept_for_a_reader_or_a_hold_is_looked_at_again() {
+    let bench = Bench::new().await;
+    let keeper = bench.retainer.keepers().values().next().unwrap().keeper.clone();
+    // It rests for long.
+    let mut database = bench.buffer.find(&key()).unwrap();
+    database.time_ms -= 48 * HOUR;
+    let now_ms = clock::now_ms();
+    let pin = bench.restores.pins().pin(&key()).await;
+    assert!(keeper.due(&database).await);
+    assert_eq!(keeper.look(&database, true, now_ms).await.plan.keep[0].1, Kept::InUse);
+    drop(pin);
+    assert!(keeper.due(&database).await, "nobody reads it any more");
+    bench.retainer.holds().add(&key(), "case 7").await.unwrap();
+    assert!(!keeper.due(&database).await, "on hold, it costs no request");
+    assert_eq!(keeper.look(&database, true, now_ms).await.plan.keep[0].1, Kept::Hold);
+    bench.retainer.holds().release(&key()).await.unwrap();
+    assert!(keeper.due(&database).await, "it is on hold no longer");
+    assert!(keeper.look(&database, true, now_ms).await.deleted > 40);
+    assert!(!keeper.due(&database).await, "there is nothing left to do");
+    ends(bench).await;
+}
+
 #[tokio::test]
 async fn what_a_restore_waits_for_outlives_the_policy_and_goes_when_nobody_waits() {
     let bench = Bench::new().await;

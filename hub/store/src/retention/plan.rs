@@ -114,6 +114,11 @@ impl Plan {
         going
     }
 
+    /// True when something that may end at any time kept all files.
+    pub fn is_shielded(&self) -> bool {
+        self.keep.iter().any(|(_, reason)| matches!(reason, Kept::Hold | Kept::InUse | Kept::Needs))
+    }
+
     /// Bytes that go.
     pub fn delete_bytes(&self) -> u64 {
         self.delete.iter().map(|(file, _)| file.size).fold(0, u64::saturating_add)
