@@ -12,6 +12,7 @@
 //! - What is not on a destination is nowhere: after a crash everything is derived anew from listings, one look per database
 //!   at each destination, and only for databases that do something.
 //! - Where a database rests in a folder, its newest transaction lies alone in level 0 ([`tail`]).
+//! - Nothing that a file is made of is deleted while it is being made ([`crate::retain::Pins`]).
 //! - A database without transactions costs nothing: no request, no wake.
 //!
 //! Non-goals: no deletion (that is retention) but of what [`tail`] replaces, no packing.

@@ -225,25 +225,29 @@ impl Task {
             return Attempt::Again;
         }
         let Some(turn) = self.board.points().begin_put(self.lane, *database) else { return Attempt::Again };
-        let put = match self.leads(place, output, &turn).await {
-            Ok(true) => place.destination.put(key, Body::File(path.clone()), *meta, &self.abort).await,
-            Ok(false) => {
-                let destination = place.name();
-                tracing::debug!(%destination, file = %key, "nothing there leads to the beginning of a compacted file");
-                whereabouts.useless(self.lane);
-                self.report.count(|totals| totals.useless += 1);
-                return Attempt::Done;
-            }
-            Err(error) => Err(error),
+        // Once it is there, only what follows is tried again.
+        let put = match whereabouts.is_at(self.lane) {
+            true => Ok(()),
+            false => match self.leads(place, output, &turn).await {
+                Ok(true) => {
+                    let put = place.destination.put(key, Body::File(path.clone()), *meta, &self.abort).await;
+                    put.map(|_| self.arrived(output, *failed))
+                }
+                Ok(false) => {
+                    let destination = place.name();
+                    tracing::debug!(%destination, file = %key, "nothing there leads to the beginning of a compacted file");
+                    whereabouts.useless(self.lane);
+                    self.report.count(|totals| totals.useless += 1);
+                    return Attempt::Done;
+                }
+                Err(error) => Err(error),
+            },
         };
         let error = match put {
-            Ok(_) => {
-                self.arrived(output, *failed);
-                match self.leave_alone(place, output, row.held(self.lane), &turn).await {
-                    Ok(attempt) => return attempt,
-                    Err(error) => error,
-                }
-            }
+            Ok(()) => match self.leave_alone(place, output, row.held(self.lane), &turn).await {
+                Ok(attempt) => return attempt,
+                Err(error) => error,
+            },
             Err(error) => error,
         };
         if error.class() == Class::Cancelled {

@@ -82,7 +82,7 @@ fn cut(raw: &[Listed], above: &[Listed], newest: Txid) -> Option<Cut> {
 /// See the module doc.
 pub(super) struct Tails {
     holds: Arc<Holds>,
-    pins: Pins,
+    pub(super) pins: Pins,
     folder: PathBuf,
     made: AtomicU64,
     stop: CancellationToken,

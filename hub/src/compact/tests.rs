@@ -341,6 +341,35 @@ async fn where_a_stream_rests_its_last_transaction_lies_alone() {
 }
 
 #[tokio::test]
+async fn what_files_are_made_of_stays_while_they_are_made() {
+    let mut bench = Bench::new(&[24]).await;
+    for n in 0..5 {
+        bench.commit(START_MS + n * 1_000, &[0]).await;
+    }
+    let pins = bench.worker.tails.pins.clone();
+    let claim = pins.claim(&key()).unwrap();
+    bench.pass(START_MS + 40_000).await;
+    assert!(bench.list(0, 1).await.is_empty(), "something is being deleted");
+    assert!(!claim.stop().is_cancelled(), "and nobody hurries it");
+    drop(claim);
+    let mut read = false;
+    {
+        let mut pass = std::pin::pin!(bench.worker.pass(START_MS + 43_000));
+        std::future::poll_fn(|cx| {
+            let ended = pass.as_mut().poll(cx);
+            read |= pins.in_use(&key());
+            ended
+        })
+        .await;
+    }
+    assert!(read && !pins.in_use(&key()));
+    bench.pass(START_MS + 43_001).await;
+    assert_eq!(bench.list(0, 1).await.len(), 1);
+    let totals = bench.board.compaction().totals();
+    assert_eq!((totals.failures, totals.puts), (0, 1), "{totals:?}");
+}
+
+#[tokio::test]
 async fn a_database_that_rests_costs_nothing() {
     let mut bench = Bench::new(&[24]).await;
     for n in 0..5 {

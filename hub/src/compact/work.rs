@@ -41,7 +41,7 @@ pub(super) struct Worker {
     pub(super) levels: Vec<Duration>,
     pub(super) folder: PathBuf,
     pub(super) stop: CancellationToken,
-    tails: Arc<Tails>,
+    pub(super) tails: Arc<Tails>,
     pub(super) publisher: Publisher,
     entries: HashMap<DatabaseId, Entry>,
     due: BTreeSet<(i64, DatabaseId)>,
@@ -146,7 +146,16 @@ impl Worker {
                 false => None,
             };
             state.untidy = untidy_ms.is_some();
+            // What files are made of stays meanwhile. Where it is being deleted, that goes on, and other databases come first.
+            let Some(pin) = self.tails.pins.try_pin(&database.key) else {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.state = Some(state);
+                }
+                self.schedule(id, now_ms + SOON_MS);
+                continue;
+            };
             let served = self.serve(&database, &mut state, now_ms).await;
+            drop(pin);
             let Some(entry) = self.entries.get_mut(&id) else { continue };
             match served {
                 Ok(next_ms) => {

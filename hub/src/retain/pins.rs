@@ -78,6 +78,12 @@ impl Pins {
         Pin { _lock: lock.read_owned().await, _user: user }
     }
 
+    /// `None` while something of the database is being deleted, which goes on. For readers that can come again.
+    pub fn try_pin(&self, database: &DatabaseKey) -> Option<Pin> {
+        let (user, lock) = self.enter(database, |entry| entry.lock.clone().try_read_owned().ok());
+        lock.map(|lock| Pin { _lock: lock, _user: user })
+    }
+
     /// `None` while somebody reads the database, or deletes.
     pub fn claim(&self, database: &DatabaseKey) -> Option<Claim> {
         let (user, taken) = self.enter(database, |entry| {
@@ -120,7 +126,12 @@ mod tests {
         drop(one);
         assert!(pins.claim(&a).is_none());
         drop(two);
-        assert!(pins.claim(&a).is_some());
+        let claim = pins.claim(&a).unwrap();
+        assert!(pins.try_pin(&a).is_none() && !claim.stop().is_cancelled());
+        drop(claim);
+        let tried = pins.try_pin(&a).unwrap();
+        assert!(pins.claim(&a).is_none());
+        drop(tried);
         assert!(pins.entries().is_empty(), "nothing is left behind");
     }
 

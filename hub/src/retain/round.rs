@@ -3,6 +3,7 @@
 use super::Shared;
 use crate::buffer::Registered;
 use crate::copies::{Needs, Place};
+use crate::retain::Claim;
 use std::collections::BTreeSet;
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::{HEADER_BYTES, Header};
@@ -97,9 +98,11 @@ async fn judge(
     }
     let key_of = |file: &&Listed| FileKey { database: key.clone(), level: file.level, range: file.range };
     let keys: Vec<FileKey> = report.plan.in_order().iter().map(key_of).collect();
+    // Somebody began to read it: the next round is as good.
+    let Some(claim) = shared.pins.claim(key) else { return Ok(()) };
     // A compacted file that was put meanwhile may need what the plan takes: the next round knows of it.
     let Some(turn) = points.begin_deleting(place.lane, database.id, changes) else { return Ok(()) };
-    let done = delete(shared, place, key, &keys, &report.needs, cancel, &mut report.deleted).await;
+    let done = delete(shared, place, &claim, &keys, cancel, report).await;
     match &done {
         Ok(()) => {
             let left: Vec<Listed> = report.plan.keep.iter().map(|(file, _)| file.clone()).collect();
@@ -113,13 +116,12 @@ async fn judge(
 async fn delete(
     shared: &Shared,
     place: &Place,
-    key: &DatabaseKey,
+    claim: &Claim,
     files: &[FileKey],
-    needs: &Needs,
     cancel: &CancellationToken,
-    deleted: &mut usize,
+    report: &mut Report,
 ) -> Result<(), String> {
-    let Some(claim) = shared.pins.claim(key) else { return Err("it is being read".to_owned()) };
+    let Report { database: key, needs, deleted, .. } = report;
     // Who begins to wait reads the database meanwhile: before the claim, so it is seen here, or not until it is dropped.
     if shared.board.awaited().of(key) != *needs {
         return Err("somebody began or ended to wait for a point of it".to_owned());
