@@ -228,6 +228,35 @@ async fn calls_that_hang_are_given_up_and_do_not_pile_up() {
     tokio::time::timeout(Duration::from_secs(60), ended).await.expect("nothing half lies there");
 }
 
+/// Callers with a patience of their own, and those that are cancelled, leave threads behind as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_whose_callers_have_gone_do_not_pile_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = destination(folder.path(), None).with_limit(Duration::from_secs(1));
+    put(&to, 1, small()).await.unwrap();
+    let read = folder.path().join("node/app.db/ltx/0/0000000000000002-0000000000000002.ltx");
+    pipe(&read);
+    let (mut gone, mut refused) = (0, None);
+    while gone < 100 && refused.is_none() {
+        let (file, cancel) = (key(2), CancellationToken::new());
+        match tokio::time::timeout(Duration::from_millis(50), to.read_at(&file, 0..9, &cancel)).await {
+            Ok(answer) => refused = Some(answer.unwrap_err()),
+            Err(_) => gone += 1,
+        }
+    }
+    // The disk wakes up before anything can fail: threads that hang would outlive the test.
+    let awake = OpenOptions::new().read(true).write(true).open(&read).unwrap();
+    let refused = refused.unwrap_or_else(|| panic!("{gone} calls hang")).to_string();
+    assert!(refused.contains("calls hang"), "{refused}");
+    let again = async {
+        while to.read_at(&key(1), 0..9, &CancellationToken::new()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), again).await.expect("it works again");
+    drop(awake);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_on_slowly_is_not_given_up() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@
 //! - A call ends when its work has shown no sign of life for the limit: a piece that was written, an entry that was listed. So
 //!   a large file or folder takes as long as it takes. What the work does afterwards, alone, is what a put with an unknown
 //!   outcome may do, and it ends at its next step.
-//! - Calls that were given up hold a thread each. When [`MAX_HANGING`] of them do, the next ones fail at once: one disk does
+//! - Calls that were given up, by us or by whoever made them, hold a thread each until they end. When [`MAX_HANGING`] of them do, the next ones fail at once: one disk does
 //!   not take all the threads of the hub.
 
 use crate::destinations::error::Context;
@@ -13,10 +13,13 @@ use crate::destinations::{DestinationError, Fault};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 /// How long a disk may do nothing. Spinning ones that wake up, and networks that heal, take half of it.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
+/// Part of the limit in which the work of a call that nobody waits for any more has to end.
+const LAST_STEP: u32 = 10;
 /// Calls that may hang at a time.
 const MAX_HANGING: usize = 8;
 
@@ -69,6 +72,29 @@ impl Call {
     }
 }
 
+/// Whoever called waits. When that ends before the work does, the work is to end as well.
+struct Waiting {
+    call: Arc<Call>,
+    pulse: Arc<Pulse>,
+    last_step: Duration,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.call.settled.load(Ordering::SeqCst) {
+            return;
+        }
+        self.pulse.cancel.cancel();
+        let (call, last_step) = (self.call.clone(), self.last_step);
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                tokio::time::sleep(last_step).await;
+                call.give_up();
+            });
+        }
+    }
+}
+
 /// Ends with the work, also when that panics.
 struct Ending(Arc<Call>);
 
@@ -83,8 +109,8 @@ impl Patience {
         Self { limit, hanging: Arc::default() }
     }
 
-    /// Runs `work` where it may block. When it is cancelled meanwhile, or shows no sign of life, the work goes on alone and its
-    /// result is dropped.
+    /// Runs `work` where it may block. When it is cancelled or dropped meanwhile, or shows no sign of life, the work goes on alone
+    /// to its next step and its result is dropped.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         context: &Context,
@@ -102,6 +128,8 @@ impl Patience {
         }
         let pulse = Arc::new(Pulse { cancel: cancel.child_token(), beats: AtomicU64::new(0) });
         let call = Arc::new(Call { hanging: self.hanging.clone(), settled: AtomicBool::new(false) });
+        let last_step = self.limit / LAST_STEP;
+        let _waiting = Waiting { call: call.clone(), pulse: pulse.clone(), last_step };
         let mut working = {
             let (pulse, ending) = (pulse.clone(), Ending(call.clone()));
             tokio::task::spawn_blocking(move || {
