@@ -20,17 +20,21 @@ struct Source {
 
 impl Source {
     fn new(pages: u32, seed: u64) -> Source {
+        Self::with(SIZE, pages, seed)
+    }
+
+    fn with(size: PageSize, pages: u32, seed: u64) -> Source {
         let mut random = StdRng::seed_from_u64(seed);
-        let mut bytes = vec![0; pages as usize * SIZE.bytes()];
+        let mut bytes = vec![0; pages as usize * size.bytes()];
         let mut sum = Checksum::EMPTY;
-        for (pgno, page) in (1..).map_while(Pgno::new).zip(bytes.chunks_mut(SIZE.bytes())) {
-            random.fill(&mut page[..1000]);
+        for (pgno, page) in (1..).map_while(Pgno::new).zip(bytes.chunks_mut(size.bytes())) {
+            random.fill(&mut page[..size.bytes() / 4]);
             sum = sum.toggle(Checksum::of_page(pgno, page));
         }
         let point = Point {
             txid: Txid::new(7).unwrap(),
             checksum: Some(sum),
-            page_size: SIZE,
+            page_size: size,
             commit: pages,
             timestamp_ms: 5,
         };
@@ -38,7 +42,8 @@ impl Source {
     }
 
     fn page(&self, number: u32) -> &[u8] {
-        &self.bytes[(number as usize - 1) * SIZE.bytes()..][..SIZE.bytes()]
+        let bytes = self.point.page_size.bytes();
+        &self.bytes[(number as usize - 1) * bytes..][..bytes]
     }
 
     fn frames(&self, pages: impl IntoIterator<Item = u32>) -> Frames {
@@ -92,6 +97,24 @@ fn pages_in_any_order_become_the_database() {
         assert_eq!((report.proof, report.pages, report.progress.pages_written), (Proof::Source, 700, 700));
         assert!(fs::read(&out).unwrap() == source.bytes);
         assert_eq!(left(out.parent().unwrap()), [out]);
+    }
+}
+
+/// Runs that begin in the middle of a block of the disk, and a file that ends there.
+#[test]
+fn the_size_of_a_page_does_not_matter() {
+    for (size, pages) in [(512, 9_001), (1024, 5_003), (65_536, 71)] {
+        let source = Source::with(PageSize::new(size).unwrap(), pages, 1);
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("app.db");
+        let sink = PageSink::create(&out, false, source.point).unwrap();
+        let single = source.frames((1..=pages).filter(|number| number % 1000 == 3));
+        let (middle, last) = (pages / 2, pages - 1);
+        let rest = [middle..=last, 1..=middle - 1, pages..=pages];
+        let rest = rest.map(|run| source.frames(run.filter(|number| number % 1000 != 3)));
+        fed(&sink, [single].into_iter().chain(rest));
+        finish(sink).unwrap();
+        assert!(fs::read(&out).unwrap() == source.bytes, "pages of {size} bytes");
     }
 }
 
