@@ -60,6 +60,11 @@ impl ImageFile {
         self.direct.as_ref().filter(|_| fit)
     }
 
+    /// Gives back the room of `bytes` bytes from `offset` on, which nobody has written yet, where the file system can do that.
+    pub(super) fn give_back(&self, offset: u64, bytes: u64) {
+        let _ = fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, bytes);
+    }
+
     /// Returns when all that was written before lies on the disk.
     pub(super) fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()

@@ -33,6 +33,8 @@ use tokio::sync::mpsc;
 const MAX_THREADS: usize = 8;
 /// A restore that was broken off with less than this begins anew: that is faster than to look at what is there.
 const WORTH_KEEPING: u64 = 64 * 1024 * 1024;
+/// Room of so many bytes in a row that was reserved, and not written when a restore was broken off, is given back.
+const WORTH_GIVING_BACK: u64 = 64 * 1024;
 
 /// The database as it is to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -245,6 +247,9 @@ impl PageSink {
             // As while it runs: the journal never says more than what outlives a power cut.
             self.core.file().sync_data().is_ok() && journal::write(journal, &point, &state.written).is_ok()
         });
+        if kept {
+            self.give_back(&state.written);
+        }
         drop(state);
         if kept {
             self.output.keep();
@@ -252,6 +257,18 @@ impl PageSink {
             self.forget_journal();
         }
         Ok(kept)
+    }
+
+    /// What is kept takes no more room than what came.
+    fn give_back(&self, written: &PageSet) {
+        let page_bytes = u64::from(self.core.point().page_size.get());
+        for gap in written.gaps() {
+            let (start, end) =
+                ((u64::from(*gap.start()) - 1) * page_bytes, u64::from(*gap.end()) * page_bytes);
+            if end - start >= WORTH_GIVING_BACK {
+                self.core.file().give_back(start, end - start);
+            }
+        }
     }
 
     fn forget_journal(&self) {

@@ -272,6 +272,28 @@ fn a_killed_restore_is_gone_on_with_from_its_last_sync() {
     assert_eq!(left(folder.path()), [next]);
 }
 
+/// 176 MB are reserved, and 74 come.
+#[test]
+fn what_is_kept_takes_no_more_room_than_what_came() {
+    use std::os::unix::fs::MetadataExt;
+    let source = Source::new(43_000, 7);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("app.db");
+    let pages: Vec<u32> = (5_000..14_000).chain(30_000..39_000).collect();
+    let sink = PageSink::create(&out, false, source.point).unwrap();
+    fed(&sink, pages.chunks(500).map(|pages| source.frames(pages.iter().copied())));
+    assert!(sink.break_off().unwrap());
+    let kept = fs::metadata(folder.path().join("app.db.walhub-restore.tmp")).unwrap();
+    assert_eq!(kept.len(), source.point.bytes());
+    assert!(kept.blocks() * 512 < 80 << 20, "{} bytes", kept.blocks() * 512);
+    let sink = PageSink::create(&out, false, source.point).unwrap();
+    assert_eq!(sink.resumed(), 18_000);
+    let rest: Vec<u32> = sink.present().gaps().flatten().collect();
+    fed(&sink, rest.chunks(500).map(|pages| source.frames(pages.iter().copied())));
+    finish(sink).unwrap();
+    assert!(fs::read(&out).unwrap() == source.bytes);
+}
+
 /// A journal whose file somebody removed says nothing of the file that takes its place, which is as long from the beginning.
 #[test]
 fn a_journal_without_its_file_is_forgotten_at_once() {
