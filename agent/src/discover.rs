@@ -18,6 +18,8 @@ use walhub_common::limits::MAX_DATABASES_PER_AGENT;
 const MAX_FOLDERS: usize = 10_000;
 /// In the names of files that a restore is writing, or has left.
 const RESTORE_INFIX: &str = ".walhub-restore.";
+/// What a restore put another file in place of, and that is kept: for people, not to be followed.
+pub const KEPT: &str = ".walhub-kept";
 
 /// One entry of `databases:` in the configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -175,6 +177,7 @@ fn walk(scan: &mut Scan, folder: &Path, pattern: &Pattern, recursive: bool) -> V
             } else if pattern.matches_with(name, options)
                 && !COMPANIONS.iter().any(|c| name.ends_with(c))
                 && !name.contains(RESTORE_INFIX)
+                && !name.contains(KEPT)
                 && fs::metadata(&path).is_ok_and(|m| m.is_file())
             {
                 files.push(path);
@@ -257,6 +260,8 @@ mod tests {
             ".hidden.db",
             "x.db.walhub-restore.tmp",
             "x.db.walhub-restore.journal",
+            "x.db.20261123-0230-7f3a.0.walhub-kept",
+            "x.db.20261123-0230-7f3a.0.walhub-kept-wal",
         ] {
             touch(dir.path().join(other));
         }

@@ -1,5 +1,5 @@
-//! Which processes hold a lock of the wal-index: words for people, from `/proc/locks`. Where that says nothing (another
-//! PID namespace, another system) nobody is named; nothing is decided by it.
+//! Which processes hold a lock of the wal-index, or of the file itself: words for people, from `/proc/locks`. Where that says
+//! nothing (another PID namespace, another system) nobody is named; nothing is decided by it.
 
 use std::fmt;
 use std::fs;
@@ -37,6 +37,11 @@ impl Holders {
         holders
     }
 
+    /// Who has any lock of the file itself.
+    pub(super) fn of_file(db: &Path) -> Holders {
+        fs::metadata(db).map_or_else(|_| Holders::default(), |file| Self::on(file.ino(), |_, _, _| true))
+    }
+
     /// True when a process of this name is among them.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|holder| holder.name == name)
@@ -49,6 +54,10 @@ impl Holders {
         };
         shm.push("-shm");
         let Ok(inode) = fs::metadata(shm).map(|meta| meta.ino()) else { return Holders::default() };
+        Self::on(inode, wanted)
+    }
+
+    fn on(inode: u64, wanted: impl Fn(bool, u64, u64) -> bool) -> Holders {
         let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
         let mut pids: Vec<u32> = locks
             .lines()

@@ -49,6 +49,7 @@
 //! `-shm` by other means than [`vfs`]: closing such a descriptor drops SQLite's locks (a test greps for it).
 
 mod align;
+mod alone;
 mod attach;
 mod error;
 mod fence;
@@ -71,6 +72,7 @@ mod vfs;
 mod wanted;
 mod yielding;
 
+pub use alone::{Locked, Unsettled, in_the_way, lock, real, settle};
 pub use error::{Absent, AttachError, Broken, CaptureError, SqliteError};
 pub use fence::{Checkpointed, NoCheckpoint};
 pub use holders::Holders;

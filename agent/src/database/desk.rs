@@ -7,9 +7,10 @@ use crate::ship::inbox::Inbox;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, oneshot};
 use walhub_common::{DatabaseName, Txid};
 
 /// Calls that may wait for one database.
@@ -104,6 +105,32 @@ pub struct Desk {
     calls: Mutex<VecDeque<Call>>,
     /// Held by the one restore of this database that runs.
     pub restoring: tokio::sync::Mutex<()>,
+    /// Whoever has the file open in this process: the task shares it with nobody.
+    pub(super) file: Arc<RwLock<()>>,
+    /// The task is to let go of the file.
+    wanted: AtomicUsize,
+}
+
+/// The file of a database, for its owner alone: its task has let go, and takes hold again when this is dropped.
+#[derive(Debug)]
+pub struct Taken {
+    _wish: Wish,
+    _file: OwnedRwLockWriteGuard<()>,
+}
+
+/// Somebody wants the file.
+#[derive(Debug)]
+struct Wish {
+    desk: Arc<Desk>,
+    inbox: Arc<Inbox>,
+}
+
+impl Drop for Wish {
+    fn drop(&mut self) {
+        self.desk.wanted.fetch_sub(1, Ordering::AcqRel);
+        // Whoever waits for the file to appear looks.
+        self.inbox.post(|mail| mail.files = true);
+    }
 }
 
 impl Desk {
@@ -115,6 +142,11 @@ impl Desk {
     /// True when somebody waits for a pause, which ends work that takes long.
     pub fn wants_pause(&self) -> bool {
         self.lock().iter().any(|call| matches!(call.ask, Ask::Pause(_)) && !call.is_dropped())
+    }
+
+    /// True when the task is to let go of the file.
+    pub(super) fn file_is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Acquire) > 0
     }
 
     /// Refuses everything that waits.
@@ -153,6 +185,15 @@ pub struct Contact {
 }
 
 impl Contact {
+    /// The file for the caller alone. Waits until the task has let go, which saves what it has; giving up is harmless.
+    pub async fn take_file(&self) -> Taken {
+        self.desk.wanted.fetch_add(1, Ordering::AcqRel);
+        let wish = Wish { desk: self.desk.clone(), inbox: self.inbox.clone() };
+        self.inbox.post(|mail| mail.asked = true);
+        let file = self.desk.file.clone().write_owned().await;
+        Taken { _wish: wish, _file: file }
+    }
+
     /// Asks, and waits for the answer for as long as the caller wants to.
     pub async fn ask(&self, ask: Ask) -> Result<Done, Refused> {
         let (reply, answer) = oneshot::channel();

@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedRwLockReadGuard;
 use tokio::time::Instant;
 use walhub_common::backoff::Backoff;
 use walhub_common::{Pos, Txid};
@@ -43,7 +44,7 @@ pub(super) enum End {
     /// There is no place in the WAL to hold on to, and no hub to find one with: the application gets its checkpoints
     /// back.
     Adrift,
-    /// The path leads to another file now.
+    /// The path leads to another file now, or is about to.
     Replaced,
     /// Two histories.
     Fork(String),
@@ -86,6 +87,8 @@ pub(super) struct Driver<'a> {
     pub(super) watched: Arc<str>,
     follower: Option<Follower>,
     id: FileId,
+    /// Held until the follower has let go.
+    _file: OwnedRwLockReadGuard<()>,
     /// Where the hub stands once everything sent has arrived.
     pub(super) hub: Option<Pos>,
     /// The WAL was read to its end since the hub named its position.
@@ -120,12 +123,13 @@ pub(super) struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     pub(super) fn new(db: &'a Database, attached: Attached) -> Self {
-        let Attached { follower, id, wal_watch } = attached;
+        let Attached { follower, id, wal_watch, file } = attached;
         Self {
             db,
             watched: db.name.as_str().into(),
             follower: Some(follower),
             id,
+            _file: file,
             hub: None,
             exhausted: false,
             named: None,
@@ -337,6 +341,9 @@ impl<'a> Driver<'a> {
         }
         if mail.stop.is_some() {
             return Err(End::Stop);
+        }
+        if self.db.desk.file_is_wanted() {
+            return Err(End::Replaced);
         }
         if (mail.files || mail.poll) && FileId::of(&self.db.path).ok() != Some(self.id) {
             return Err(End::Replaced);

@@ -54,7 +54,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedRwLockReadGuard, Semaphore};
 use tokio::time::Instant;
 use walhub_common::backoff::Backoff;
 use walhub_common::ltx::Compression;
@@ -145,6 +145,8 @@ struct Attached {
     follower: Follower,
     id: FileId,
     wal_watch: WalWatch,
+    /// Nobody else in this process opens the file.
+    file: OwnedRwLockReadGuard<()>,
 }
 
 /// What says when to read a log: the watch on the `-wal` file, or the pulse while commits stream.
@@ -287,6 +289,8 @@ impl Database {
     }
 
     async fn try_attach(&self) -> Result<Attached, NotNow> {
+        // Somebody may be putting another file in its place.
+        let file = self.desk.file.clone().read_owned().await;
         let _turn = self.shared.attaching.acquire().await.expect("BUG: turns are never closed");
         let before = FileId::of(&self.path).ok();
         let linked = self.shared.board.link().is_some();
@@ -296,6 +300,15 @@ impl Database {
                 .state
                 .database(&name, &path)
                 .map_err(|e| NotNow::Failed(format!("the state folder cannot be written: {e}")))?;
+            match crate::restore::mend(&path) {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::warn!(database = %name, path = %path.display(), "a restore died while it replaced this file: it is the old one")
+                }
+                Err(error) => {
+                    tracing::warn!(database = %name, path = %path.display(), %error, "what a restore left beside the file stays")
+                }
+            }
             let options = Options {
                 path,
                 state_dir: folder.clone(),
@@ -324,7 +337,7 @@ impl Database {
         };
         let watched = self.watch_wal(before);
         match watched {
-            Ok((id, wal_watch)) => Ok(Attached { follower, id, wal_watch }),
+            Ok((id, wal_watch)) => Ok(Attached { follower, id, wal_watch, file }),
             Err(text) => {
                 let _ = tokio::task::spawn_blocking(move || follower.let_go()).await;
                 Err(NotNow::Failed(text))

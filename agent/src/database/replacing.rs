@@ -18,7 +18,7 @@ impl Driver<'_> {
         let wanted = wanted.clone();
         let surveyed = self.blocking(move |f| f.capture.survey(&wanted)).await?.map_err(failed)?;
         Ok(surveyed.map(Done::Surveyed).map_err(|why| {
-            let advice = "stop the application and restore into the file with `walhub-agent restore --force`";
+            let advice = "stop the application and use `hubctl restore --replace`, or on the node `walhub-agent restore --force`";
             Refused::new(
                 "not-in-place",
                 format!("{} cannot be brought back in place: {why}", self.db.name),

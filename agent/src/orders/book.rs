@@ -157,6 +157,7 @@ impl Book {
                 update.reached = Some(position_to_wire(Some(outcome.reached)));
                 update.new_txid = outcome.new_txid.map_or(0, |txid| txid.get());
                 update.safety_txid = outcome.safety_txid.map_or(0, |txid| txid.get());
+                update.kept = outcome.kept.map(|kept| kept.display().to_string()).unwrap_or_default();
             }
             Err(Failure::Cancelled) if self.given_up => return None,
             Err(failure) => {
@@ -277,7 +278,7 @@ mod tests {
         assert_eq!(book.next(2).unwrap().0.id, "z");
         assert_eq!(book.next(2).unwrap().0.id, "x", "y has to wait for z");
         assert!(book.next(2).is_none());
-        let done = Outcome { reached: until(), new_txid: None, safety_txid: None, bytes: 5 };
+        let done = Outcome { reached: until(), new_txid: None, safety_txid: None, bytes: 5, kept: None };
         finish(&mut book, "x", Ok(done));
         assert_eq!(book.next(2).unwrap().0.id, "w");
         finish(&mut book, "z", Err(Failure::Failed("no".into())));
@@ -295,7 +296,13 @@ mod tests {
         assert_eq!(said(&mut book), [("a".into(), OrderState::Fetching)]);
         assert!(book.repeated(&again("a", false)));
         assert_eq!(said(&mut book), [("a".into(), OrderState::Fetching)]);
-        let done = Outcome { reached: until(), new_txid: Txid::new(4), safety_txid: Txid::new(3), bytes: 9 };
+        let done = Outcome {
+            reached: until(),
+            new_txid: Txid::new(4),
+            safety_txid: Txid::new(3),
+            bytes: 9,
+            kept: None,
+        };
         finish(&mut book, "a", Ok(done));
         for _ in 0..2 {
             assert!(book.repeated(&again("a", false)));

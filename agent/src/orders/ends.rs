@@ -21,6 +21,8 @@ struct End {
     safety_txid: u64,
     message: String,
     elapsed_ms: u64,
+    #[serde(default)]
+    kept: String,
 }
 
 /// How the order `id` of a database ended, if it was its last one. Blocking.
@@ -37,6 +39,7 @@ pub(super) fn read(state: &StateDir, name: &DatabaseName, id: &str) -> Option<Or
         safety_txid: end.safety_txid,
         message: end.message,
         elapsed_ms: end.elapsed_ms,
+        kept: end.kept,
     })
 }
 
@@ -56,6 +59,7 @@ pub(super) fn write(
         safety_txid: update.safety_txid,
         message: update.message.clone(),
         elapsed_ms: update.elapsed_ms,
+        kept: update.kept.clone(),
     };
     let folder = state.database(&order.database, &order.path)?;
     disk::replace(disk, &folder, FILE, &serde_json::to_string(&end)?)
@@ -87,6 +91,7 @@ mod tests {
             state: OrderState::Done.into(),
             reached: Some(Position { txid: 7, checksum: u64::MAX }),
             new_txid: 9,
+            kept: "/srv/app.db.x.walhub-kept".into(),
             ..OrderUpdate::default()
         };
         assert_eq!(read(&state, &order.database, &order.id), None);

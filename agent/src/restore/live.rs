@@ -24,7 +24,7 @@ use walhub_common::sql::{self, Announce, Check, Reader};
 use walhub_proto::v1::DatabaseRef;
 
 /// What was committed before must be at the hub within this time.
-const SYNC_PATIENCE: Duration = Duration::from_secs(300);
+pub(super) const SYNC_PATIENCE: Duration = Duration::from_secs(300);
 /// A writer of the application may hold its lock for so long altogether.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// One try: between two, what is committed is read.
@@ -36,7 +36,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// Surveys in a row that the application's writing made worthless.
 const ROUNDS: u32 = 6;
 /// The new transaction is waited for; it gets to the hub all the same.
-const SHIP_PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const SHIP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// See [`super::execute`].
 pub(super) async fn bring_back(
@@ -276,7 +276,8 @@ impl Work<'_> {
                 tracing::warn!(database = %self.contact.name, txid = txid.get(), "brought back; the hub does not have that transaction yet");
             }
         }
-        Ok(Outcome { reached: self.order.until, new_txid, safety_txid: Some(before.txid), bytes })
+        let safety_txid = Some(before.txid);
+        Ok(Outcome { reached: self.order.until, new_txid, safety_txid, bytes, kept: None })
     }
 }
 
@@ -305,7 +306,7 @@ fn room(surveyed: &Surveyed, scratch: u64, path: &Path, state: &Path) -> Result<
     Ok(())
 }
 
-async fn unless<T>(
+pub(super) async fn unless<T>(
     cancel: &CancellationToken,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
@@ -321,7 +322,7 @@ fn not_replaced(why: &NotReplaced) -> Failure {
         NotReplaced::WriterBusy => "end that transaction, then try again",
         NotReplaced::Behind(_) | NotReplaced::Overtaken | NotReplaced::Unaligned => "try again",
         NotReplaced::Unfit(_) => {
-            "stop the application and restore into the file with `walhub-agent restore --force`"
+            "stop the application and use `hubctl restore --replace`, or on the node `walhub-agent restore --force`"
         }
         NotReplaced::Unproven(..) => "report this",
         NotReplaced::Sqlite(_) => "see whether the disk is full",
@@ -329,7 +330,7 @@ fn not_replaced(why: &NotReplaced) -> Failure {
     Failure::Failed(format!("{why}; the database is as it was; {advice}"))
 }
 
-fn refused(refused: Refused) -> Failure {
+pub(super) fn refused(refused: Refused) -> Failure {
     let advice = refused.what_to_do.map_or_else(String::new, |what| format!("; {what}"));
     Failure::Failed(format!("{}{advice}", refused.message))
 }

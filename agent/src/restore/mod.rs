@@ -7,6 +7,12 @@
 
 mod fetch;
 mod live;
+mod replace;
+mod swap;
+#[cfg(test)]
+mod swap_tests;
+
+pub(crate) use swap::mend;
 
 use crate::database::Shared;
 use crate::roster::Public;
@@ -69,7 +75,7 @@ pub enum Phase {
 pub type Tell<'a> = &'a (dyn Fn(Phase, u64, u64) + Send + Sync);
 
 /// It is at the point asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Outcome {
     /// The position asked for, proven.
     pub reached: Pos,
@@ -79,6 +85,8 @@ pub struct Outcome {
     pub safety_txid: Option<Txid>,
     /// Bytes fetched from the hub.
     pub bytes: u64,
+    /// Where the file that was there before is kept, if it is no restore point.
+    pub kept: Option<PathBuf>,
 }
 
 /// It is not; the live database is as it was.
@@ -136,9 +144,6 @@ pub async fn execute(
 ) -> Result<Outcome, Failure> {
     match order.mode {
         Mode::InPlace => Box::pin(live::bring_back(ground, order, tell, cancel)).await,
-        Mode::Replace => Err(Failure::Failed(format!(
-            "this agent cannot put another file in place of {}; stop it and use `walhub-agent restore`",
-            order.database
-        ))),
+        Mode::Replace => Box::pin(replace::bring_back(ground, order, tell, cancel)).await,
     }
 }

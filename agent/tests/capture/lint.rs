@@ -21,6 +21,7 @@ const OPENERS: &[&str] = &[
 /// Who may, and what for.
 const ALLOWED: &[(&str, &str)] = &[
     ("disk.rs", "the one seam to the state folder"),
+    ("restore/swap.rs", "a new file, before it has the name of a database"),
     ("restore/live.rs", "a scratch file in the state folder"),
     ("spool/", "batches in the state folder"),
     ("page_map/store", "the page map's own files in the state folder"),
@@ -28,6 +29,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("capture/staged.rs", "a scratch file in the state folder"),
     ("capture/wanted.rs", "a scratch file in the state folder"),
     ("capture/holders.rs", "the system's list of locks"),
+    ("capture/alone.rs", "a database that its task has let go of, so that this process has no lock of it"),
     ("orders/ends.rs", "how orders ended, in the state folder"),
     ("state_dir.rs", "lock, epoch and names in the state folder"),
     ("config.rs", "the configuration file"),

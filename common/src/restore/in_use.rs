@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// A process other than this one that has the file open, in words; `None` when there is none that can be seen.
-pub(super) fn holder(path: &Path) -> Option<String> {
+pub fn holder(path: &Path) -> Option<String> {
     let wanted = fs::metadata(path).ok()?;
     let own = std::process::id().to_string();
     fs::read_dir("/proc").ok()?.flatten().find_map(|process| {

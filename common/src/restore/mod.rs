@@ -41,6 +41,7 @@ pub use applier::Applier;
 pub use delta::Delta;
 pub use error::RestoreError;
 pub use fill::{Unfilled, fill};
+pub use in_use::holder;
 pub use sink::{PageSender, PageSink, Point};
 
 use crate::{Checksum, PageSize, Pos, TxidRange};

@@ -23,6 +23,8 @@ pub(super) const AWAY_MS: i64 = 20_000;
 pub(super) const AWAY_AT_WORK_MS: i64 = 10 * 60_000;
 /// A job with more databases writes at most so many orders down at once.
 const MAX_STEPS: usize = 10_000;
+/// Longest path of a node that is noted.
+const MAX_KEPT_CHARS: usize = 4096;
 
 /// What is known of the agents of a job.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +59,7 @@ pub(super) fn heard(job: &mut Job, target: usize, update: OrderUpdate, now_ms: i
         safety_txid: update.safety_txid,
         elapsed_ms: update.elapsed_ms,
         took_ms: u64::try_from(now_ms - since_ms).unwrap_or(0),
+        kept: update.kept.chars().take(MAX_KEPT_CHARS).collect(),
     };
     let failed = |reason: String, report| Stand::Failed { reason, report };
     let stand = match update.state() {

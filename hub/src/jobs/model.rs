@@ -130,6 +130,9 @@ pub(super) struct Report {
     pub(super) elapsed_ms: u64,
     /// From the order to its end by the hub's clock.
     pub(super) took_ms: u64,
+    /// Where the node keeps the file that was there before, if it is no restore point; empty otherwise.
+    #[serde(default)]
+    pub(super) kept: String,
 }
 
 /// Where a database of a job stands.

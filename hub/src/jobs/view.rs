@@ -141,6 +141,7 @@ pub(super) fn target(job: &Job, at: usize, fleet: &Fleet) -> v1::JobTarget {
         safety_txid: report.safety_txid,
         elapsed_ms: report.elapsed_ms,
         message: String::new(),
+        kept: report.kept.clone(),
     };
     match &job.stands[at] {
         Stand::Pending => {}
