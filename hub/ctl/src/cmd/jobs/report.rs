@@ -86,6 +86,8 @@ pub(crate) struct Line {
     pub(crate) new_txid: Option<u64>,
     /// The restore point of what was there before.
     pub(crate) safety_txid: Option<u64>,
+    /// Where the node keeps the file that was there before, when it is no restore point.
+    pub(crate) kept_file: Option<String>,
     pub(crate) bytes: u64,
     /// On the node.
     pub(crate) seconds: f64,
@@ -224,6 +226,7 @@ impl From<&v1::JobTarget> for Line {
                 .map(|pos| if target.until == Some(pos) { "verified" } else { "another position" }),
             new_txid: Some(update.new_txid).filter(|txid| *txid > 0),
             safety_txid: Some(update.safety_txid).filter(|txid| *txid > 0),
+            kept_file: some(update.kept),
             bytes: update.bytes,
             seconds: update.elapsed_ms as f64 / 1000.0,
             hub_seconds: target.took_ms as f64 / 1000.0,
@@ -239,10 +242,17 @@ impl Line {
         let Line { database, asked_txid, bytes, seconds, .. } = self;
         match (self.state, &self.error) {
             ("done", _) => {
-                let as_txid = self
-                    .new_txid
-                    .map_or_else(|| "nothing differed".to_owned(), |txid| format!("as TXID {txid}"));
-                let safety = self.safety_txid.map(|t| format!(", before it TXID {t}")).unwrap_or_default();
+                let as_txid = match (self.new_txid, self.safety_txid) {
+                    (Some(txid), _) => format!("as TXID {txid}"),
+                    (None, Some(_)) => "nothing differed".to_owned(),
+                    // Of a file that was replaced, where nothing was followed before.
+                    (None, None) => "not followed yet".to_owned(),
+                };
+                let safety = match (&self.kept_file, self.safety_txid) {
+                    (Some(kept), _) => format!(", the file of before is kept as {kept}"),
+                    (None, Some(txid)) => format!(", before it TXID {txid}"),
+                    (None, None) => String::new(),
+                };
                 let time = self.asked_time.as_deref().unwrap_or("?");
                 let checksum = self.checksum.as_deref().unwrap_or("?");
                 format!(
@@ -328,6 +338,9 @@ impl Report {
             ]);
         }
         let mut lines = table.lines();
+        let kept = self.list.iter().filter_map(|line| Some((&line.database, line.kept_file.as_ref()?)));
+        lines
+            .extend(kept.map(|(database, kept)| format!("{database}: the file of before is kept as {kept}")));
         lines.extend(self.left_out.iter().map(|left| format!("{} left out: {}", left.database, left.error)));
         if self.summary.kept > 0 {
             let kept = self.summary.kept;

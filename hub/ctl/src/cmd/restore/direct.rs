@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 #[command(next_help_heading = "Without a hub")]
 pub(super) struct DirectArgs {
     /// Read this folder or bucket itself: file:///PATH, s3://BUCKET/PREFIX, gs://…, abs://…; may be given several times
-    #[arg(long, value_name = "URL", conflicts_with_all = ["source", "selector", "in_place"])]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["source", "selector", "in_place", "replace"])]
     from: Vec<String>,
 }
 

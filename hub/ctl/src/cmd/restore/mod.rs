@@ -47,6 +47,12 @@ in time. Each node proves the result before it changes anything, and leaves a re
 are away get their order when they come back. Ctrl-C leaves the job to the hub; `hubctl jobs watch` comes back to it. Exit \
 code 0: every database is at its point.
 
+With --replace they come back by the same kind of job, for databases whose application is stopped: a fresh file is made beside, \
+proven, and takes the place of what is there: also of nothing, of a damaged file, or of one with another page size, where \
+--in-place refuses. A file that a process other than the agent has open is left alone, and the process named. What was there is \
+a restore point (\"safety_txid\"); if it cannot be (damaged, not followed), the file is kept beside as FILE.<order>.walhub-kept \
+(\"kept_file\"), for you to delete. The history goes on: the restored state is its next transaction.
+
 With --from no hub is asked, and no certificate needed: folders and buckets are read as they are, also those that \
 Litestream wrote. Several addresses stand in for each other. Without AGENT/NAME the address is one database's own, as \
 Litestream writes it. Credentials come from the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, \
@@ -61,9 +67,9 @@ half-written has the name of the output. A restore of more than 64 MiB that brea
 how many pages of a live database differ is known when its node has compared them.
 
 JSON of several: {\"restored\", \"failed\", \"databases\": [one such object, or {\"database\", \"error\"}]}
-JSON with --in-place: {\"job\", \"state\", \"reason\", \"asked\", \"operator\", \"started\", \"ended\", \"seconds\", \"wave\", \
+JSON with --in-place or --replace: {\"job\", \"state\", \"reason\", \"asked\", \"operator\", \"started\", \"ended\", \"seconds\", \"wave\", \
 \"waves\", \"databases\", \"restored\", \"failed\", \"running\", \"away\", \"kept\", \"list\": [{\"database\", \"wave\", \"state\", \
-\"asked_txid\", \"asked_time\", \"reached_txid\", \"checksum\", \"verdict\", \"new_txid\", \"safety_txid\", \"bytes\", \"seconds\", \
+\"asked_txid\", \"asked_time\", \"reached_txid\", \"checksum\", \"verdict\", \"new_txid\", \"safety_txid\", \"kept_file\", \"bytes\", \"seconds\", \
 \"hub_seconds\", \"error\", \"at_most\"}], \"at_most\": {\"bytes\", \"requests\", \"cost_usd\", \"seconds\"}, \"left_out\": [{\"database\", \"error\"}]}
 
 Example:
@@ -75,6 +81,7 @@ Example:
   hubctl restore pos-17/app.db --txid 1200 --dry-run
   hubctl restore --selector site=berlin --timestamp 2026-11-22T13:28:36Z --in-place --waves 1%,10%,100%
   hubctl restore pos-17/app.db --in-place --check 'SELECT count(*) FROM orders = 1205' --yes
+  hubctl restore --agent pos-17 --replace --yes
   hubctl restore --from 's3://backups/fleet?region=eu-central-1' pos-17/app.db -o app.db
   hubctl restore --from file:///srv/litestream/app.db -o app.db --check 'SELECT count(*) FROM orders = 1205'")]
 pub(crate) struct Args {
@@ -110,7 +117,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     onto: OntoArgs,
     /// SQLite's own integrity check must find nothing, or no file
-    #[arg(long, conflicts_with = "in_place")]
+    #[arg(long, conflicts_with_all = ["in_place", "replace"])]
     integrity_check: bool,
     #[command(flatten)]
     direct: DirectArgs,
@@ -121,7 +128,7 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
         if self.onto.misplaced() {
-            let words = "--waves, --max-failures, --bandwidth, --total-bandwidth, --yes and --detach go with --in-place";
+            let words = "--waves, --max-failures, --bandwidth, --total-bandwidth, --yes and --detach go with --in-place or --replace";
             return Err(Usage(words.into()).into());
         }
         let named = self.database.is_some() || self.choice.is_many();
@@ -135,9 +142,9 @@ impl Args {
         }
         if !self.dry_run && self.output.is_none() && self.to.is_none() {
             let words = if self.database.is_some() {
-                "-o FILE, --to DIR or --in-place"
+                "-o FILE, --to DIR, --in-place or --replace"
             } else {
-                "--to DIR or --in-place"
+                "--to DIR, --in-place or --replace"
             };
             return Err(Usage(format!("say where to write: {words}")).into());
         }

@@ -1,4 +1,4 @@
-//! `hubctl restore --in-place`: databases brought back on their nodes, by a job of the hub.
+//! `hubctl restore --in-place` and `--replace`: databases brought back on their nodes, by a job of the hub.
 
 use super::Args;
 use super::checks::Checks;
@@ -30,6 +30,9 @@ pub(crate) struct OntoArgs {
     /// Bring databases back on their nodes, live: applications see the old state, then the new one
     #[arg(long, conflicts_with_all = ["output", "to", "source", "force"])]
     in_place: bool,
+    /// Bring databases back on their nodes, applications stopped: a fresh file takes the place of a missing or damaged one too
+    #[arg(long, conflicts_with_all = ["output", "to", "source", "force", "in_place"])]
+    replace: bool,
     /// Nodes up to the end of each wave: counts or percentages, such as 1%,10%,100% [default: one wave]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     waves: Vec<String>,
@@ -68,16 +71,19 @@ struct Planned {
 
 impl Planned {
     /// What it takes, for people.
-    fn cost(&self) -> Vec<String> {
+    fn cost(&self, mode: v1::OrderMode) -> Vec<String> {
         let Some(at_most) = &self.at_most else { return Vec::new() };
-        vec![
-            at_most.text(),
-            "in place every file is read once for the checksums of its pages, and at most once more for the pages \
-             that differ; only those go to the nodes, and how many they are is known when each has compared"
-                .to_owned(),
-        ]
+        let how = match mode {
+            v1::OrderMode::Replace => "every database is fetched whole, beside the file that is there",
+            _ => IN_PLACE,
+        };
+        vec![at_most.text(), how.to_owned()]
     }
 }
+
+/// Why the bytes in place are a bound.
+const IN_PLACE: &str = "in place every file is read once for the checksums of its pages, and at most once more for the pages \
+                        that differ; only those go to the nodes, and how many they are is known when each has compared";
 
 #[derive(Debug, Serialize)]
 struct LeftOut {
@@ -87,7 +93,7 @@ struct LeftOut {
 
 impl OntoArgs {
     pub(super) fn is_asked(&self) -> bool {
-        self.in_place
+        self.in_place || self.replace
     }
 
     /// What must hold of a copy that is restored here.
@@ -95,11 +101,15 @@ impl OntoArgs {
         Checks::new(&self.check, integrity_check)
     }
 
-    /// Words that mean nothing here without --in-place.
+    fn mode(&self) -> v1::OrderMode {
+        if self.replace { v1::OrderMode::Replace } else { v1::OrderMode::InPlace }
+    }
+
+    /// Words that mean nothing here without --in-place or --replace.
     pub(super) fn misplaced(&self) -> bool {
         let any = !self.waves.is_empty() || self.max_failures > 0;
         let any = any || self.bandwidth.is_some() || self.total_bandwidth.is_some();
-        !self.in_place && (any || self.yes || self.detach)
+        !self.is_asked() && (any || self.yes || self.detach)
     }
 }
 
@@ -112,7 +122,7 @@ pub(super) async fn restore(args: &Args, hub: &Hub) -> anyhow::Result<ExitCode> 
         () = interrupts.wait() => return Err(crate::fault::Interrupted.into()),
     };
     if args.dry_run {
-        return show(&planned, args.json);
+        return show(&planned, args);
     }
     for left in &planned.left_out {
         eprintln!("hubctl: {} is left out: {}", left.database, left.error);
@@ -120,7 +130,7 @@ pub(super) async fn restore(args: &Args, hub: &Hub) -> anyhow::Result<ExitCode> 
     if planned.list.is_empty() {
         bail!("none of the databases can be brought to that point");
     }
-    if !args.onto.yes && !confirm(&planned, &mut interrupts).await? {
+    if !args.onto.yes && !confirm(&planned, args.onto.mode(), &mut interrupts).await? {
         bail!("nothing was done");
     }
     let job = start(hub, args, request).await?;
@@ -144,7 +154,7 @@ fn request(args: &Args) -> v1::JobRequest {
         request_id: format!("{:032x}", rand::random::<u128>()),
         selectors: args.choice.selectors(args.database.as_ref()),
         point: args.choice.target().point(),
-        mode: v1::OrderMode::InPlace.into(),
+        mode: args.onto.mode().into(),
         waves: args.onto.waves.clone(),
         max_failures: args.onto.max_failures,
         parallelism: args.parallelism.map_or(0, u32::from),
@@ -195,9 +205,9 @@ async fn plan(hub: &Hub, request: v1::JobRequest) -> anyhow::Result<Planned> {
     Ok(Planned { waves: plan.waves, at_most, list, left_out: left.collect() })
 }
 
-fn show(planned: &Planned, json: bool) -> anyhow::Result<ExitCode> {
+fn show(planned: &Planned, args: &Args) -> anyhow::Result<ExitCode> {
     let code = if planned.left_out.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    if json {
+    if args.json {
         output::json(planned)?;
         return Ok(code);
     }
@@ -222,17 +232,21 @@ fn show(planned: &Planned, json: bool) -> anyhow::Result<ExitCode> {
     let mut lines = table.lines();
     lines.extend(planned.left_out.iter().map(|left| format!("{} left out: {}", left.database, left.error)));
     lines.push(format!("{} databases in {} waves", planned.list.len(), planned.waves));
-    lines.extend(planned.cost());
+    lines.extend(planned.cost(args.onto.mode()));
     output::lines(&lines)?;
     Ok(code)
 }
 
 /// Asks whoever sits there.
-async fn confirm(planned: &Planned, interrupts: &mut Interrupts) -> anyhow::Result<bool> {
+async fn confirm(
+    planned: &Planned,
+    mode: v1::OrderMode,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(Usage("live databases are changed: add --yes".into()).into());
+        return Err(Usage("databases of nodes are changed: add --yes".into()).into());
     }
-    for line in planned.cost() {
+    for line in planned.cost(mode) {
         eprintln!("hubctl: {line}");
     }
     let first = planned.list.first().map(|line| line.database.as_str()).unwrap_or_default();
