@@ -17,6 +17,8 @@
 # corrupted file is renamed to FILE.corrupted-TIME, its -wal and -shm with it, and nobody deletes them; the sound one takes the name,
 # agent and application are started, and the history goes on: what was undone can still be restored.
 #
+# Many nodes at once, to a point that is known to be sound: `hubctl restore --selector ... --replace --check '...'`, applications stopped.
+#
 # Interrupted, run it again: the name holds the corrupted file or the sound one (or none for a moment), never a mix. A file that is sound is left as
 # it is. Exit codes: 0 it is sound now, 1 failed (it says what), 2 wrong usage.
 set -euo pipefail

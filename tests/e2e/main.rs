@@ -31,6 +31,7 @@ mod point_in_time;
 mod query;
 mod real_input;
 mod reload;
+mod replaced;
 mod replicate;
 mod restore_faults;
 mod retention;

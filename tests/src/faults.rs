@@ -239,10 +239,11 @@ pub fn of_folder(name: &str, scratch: &Path, mebibytes: u32) -> Victim {
 }
 
 /// A small disk, while this lives.
-struct Disk(PathBuf);
+pub struct Disk(PathBuf);
 
 impl Disk {
-    fn mount(path: &Path, mebibytes: u32) -> Option<Disk> {
+    /// Of so many MiB, at `path`; `None` when that is not allowed.
+    pub fn mount(path: &Path, mebibytes: u32) -> Option<Disk> {
         std::fs::create_dir_all(path).expect("a mount point");
         let mut command = Command::new("mount");
         command.args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"]).arg(path);
