@@ -30,7 +30,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// One try: between two, what is committed is read.
 const TRY: Duration = Duration::from_millis(500);
 /// Refusals of the database's task that pass by themselves, how long that may take, and the time between two tries.
-const PASSING: [&str; 3] = ["hub-away", "not-followed", "stopping"];
+pub(super) const PASSING: [&str; 3] = ["hub-away", "not-followed", "stopping"];
 const AGAIN_PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(200);
 /// Surveys in a row that the application's writing made worthless.

@@ -8,11 +8,11 @@
 //! Until the swap nothing is changed, and following goes on. The swap itself is [`super::swap`].
 
 use super::fetch::{Fetcher, bug};
-use super::live::{SHIP_PATIENCE, SYNC_PATIENCE, refused, unless};
+use super::live::{PASSING, SHIP_PATIENCE, SYNC_PATIENCE, refused, unless};
 use super::swap::{self, Swap, Swapped};
 use super::{Failure, Ground, Order, Outcome, Phase, Point, Tell, resolve};
 use crate::capture::{in_the_way, real};
-use crate::database::{Ask, Contact, Done, Level};
+use crate::database::{Ask, Contact, Done, Level, State};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,7 +23,7 @@ use walhub_proto::v1::DatabaseRef;
 
 /// The task of the database has let go of it within this time: a first snapshot may be under way.
 const LET_GO: Duration = Duration::from_secs(60);
-/// The new file is followed within this time, and looked for this often.
+/// A file is followed within this time, also the new one, and looked for this often.
 const FOLLOWED: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -122,7 +122,7 @@ async fn closed(path: PathBuf) -> Result<PathBuf, Failure> {
 /// The newest position of what is there, at the hub; `None` when it cannot be captured: then the file is kept.
 async fn safety(ground: &Ground, contact: &Contact) -> Result<Option<Pos>, Failure> {
     let captured = async {
-        let Done::Captured(Some(txid)) = contact.ask(Ask::Sync).await.map_err(refused)? else {
+        let Done::Captured(Some(txid)) = sync(contact).await? else {
             return Err(Failure::Failed("there is no transaction yet".into()));
         };
         contact.report.reached(txid, Level::Buffered).await;
@@ -139,6 +139,32 @@ async fn safety(ground: &Ground, contact: &Contact) -> Result<Option<Pos>, Failu
         Err(_) => {
             tracing::warn!(database = %contact.name, "what is there now does not get to the hub in time: the file will be kept");
             Ok(None)
+        }
+    }
+}
+
+/// Asks the database's task for everything that is committed; again while it is about to follow, which may come after the order when
+/// the agent has just started.
+async fn sync(contact: &Contact) -> Result<Done, Failure> {
+    let deadline = Instant::now() + FOLLOWED;
+    loop {
+        match contact.ask(Ask::Sync).await {
+            Err(not_yet) if PASSING.contains(&not_yet.code) && Instant::now() < deadline => {
+                let state = contact.report.status().state;
+                if !matches!(
+                    state,
+                    State::Starting
+                        | State::WaitingForHub
+                        | State::Offline
+                        | State::Opening
+                        | State::CatchingUp
+                        | State::Following
+                ) {
+                    return Err(refused(not_yet));
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            answer => return answer.map_err(refused),
         }
     }
 }
