@@ -190,9 +190,11 @@ impl Catalog {
         self.cold.first().copied().filter(|_| room)
     }
 
-    /// The files of a cold pack come back into memory.
+    /// The files of a cold pack come back into memory: all of them, also those that were forgotten before it went cold.
     pub fn thaw(&mut self, seq: u64, entries: &[Entry]) {
         if self.cold.remove(&seq) {
+            // While it was cold no strand had a file of it, so these are all.
+            self.packs.insert(seq, entries.len() as u32);
             self.weave(seq, entries);
         }
     }

@@ -92,6 +92,28 @@ fn a_database_of_one_cold_pack_needs_no_other() {
     assert_eq!(catalog.cold(&late.database), [101]);
 }
 
+#[test]
+fn what_was_forgotten_before_a_pack_went_cold_counts_again_when_it_comes_back() {
+    let mut catalog = Catalog::bounded(2_000);
+    let files = [0, 1, 2].map(|database| key(database, 0, 1, 1));
+    let entries: Vec<Entry> = files.iter().map(|file| entry(file.clone(), 8, 0)).collect();
+    catalog.add(1, &entries);
+    catalog.forget(&files[..1]);
+    let fillers: Vec<FileKey> = (2..=200).map(|seq| key(9, 0, seq, seq)).collect();
+    for filler in &fillers {
+        catalog.add(filler.range.min().get(), &[entry(filler.clone(), 8, 0)]);
+    }
+    assert_eq!(catalog.cold(&files[1].database), [1]);
+    catalog.forget(&fillers);
+    assert_eq!(catalog.to_thaw(), Some(1));
+    catalog.thaw(1, &entries);
+    catalog.forget(&files[..2]);
+    assert!(!catalog.emptied().contains(&1), "the third file still needs it");
+    assert_eq!(catalog.find(&files[2]).unwrap().seq, 1);
+    catalog.forget(&files[2..]);
+    assert!(catalog.emptied().contains(&1));
+}
+
 proptest! {
     #[test]
     fn it_says_what_a_list_would(
