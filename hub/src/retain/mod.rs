@@ -8,6 +8,7 @@
 //!   that somebody waits to restore (`crate::copies::awaited`). A reader that comes
 //!   while files are being deleted ends that first.
 //! - One round at a time at a destination; a destination that is slow or away holds up no other.
+//! - Rounds delete nothing while the wall clock is doubted ([`wall_clock`]); whoever asks by name is obeyed.
 //! - A database at rest costs no requests: it is looked at again when its position moved, or when time makes a file old.
 //!
 //! Non-goals: databases that the hub does not know, or that a destination does not serve (any more), stay there as they are; no compaction. A lane that catches up from a sibling
@@ -17,6 +18,7 @@ pub mod holds;
 pub mod pins;
 mod round;
 mod site;
+mod wall_clock;
 
 pub use holds::{Hold, HoldError, Holds};
 pub use pins::{Claim, Pin, Pins};
@@ -28,9 +30,11 @@ use crate::copies::Board;
 use site::Keeper;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 use walhub_common::task::TaskGroup;
-use walhub_common::{DatabaseKey, DestinationName};
+use walhub_common::{DatabaseKey, DestinationName, clock};
+use wall_clock::{Doubt, WallClock};
 
 /// What all destinations share.
 struct Shared {
@@ -38,6 +42,16 @@ struct Shared {
     board: Arc<Board>,
     holds: Arc<Holds>,
     pins: Pins,
+    clock: Mutex<WallClock>,
+}
+
+impl Shared {
+    /// Now, Unix ms, unless the clock is doubted.
+    fn now_ms(&self) -> Result<i64, Doubt> {
+        let now_ms = clock::now_ms();
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.judge(now_ms, Instant::now()).map(|()| now_ms)
+    }
 }
 
 /// Handle on the retention of all destinations in service.
@@ -68,7 +82,9 @@ impl Retainer {
         tasks: TaskGroup,
     ) -> Self {
         let mut changes = board.roster_changes();
-        let shared = Arc::new(Shared { buffer, board, holds, pins });
+        let newest_ms = buffer.databases().iter().map(|database| database.time_ms).max();
+        let clock = WallClock::new(clock::now_ms(), Instant::now(), newest_ms.filter(|newest| *newest > 0));
+        let shared = Arc::new(Shared { buffer, board, holds, pins, clock: Mutex::new(clock) });
         let retainer = Self { shared, keepers: Arc::default(), tasks };
         retainer.follow_roster();
         let (following, stop) = (retainer.clone(), retainer.tasks.token().clone());

@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::round::{self, Asked, Report};
+use super::wall_clock::Doubt;
 use crate::buffer::{DatabaseId, Registered};
 use crate::copies::Place;
 use rand::Rng;
@@ -92,14 +93,19 @@ impl Keeper {
         change(&mut self.rounds.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    async fn round(&self) {
+    pub(super) async fn round(&self) {
         let before = self.rounds().failures;
         for database in self.databases() {
             if self.stop.is_cancelled() {
                 return;
             }
+            // Asked again each time: a round of many databases takes a while.
+            let now_ms = match self.shared.now_ms() {
+                Ok(now_ms) => now_ms,
+                Err(doubt) => return self.say(doubt),
+            };
             if self.due(&database).await {
-                self.look(&database, true, clock::now_ms()).await;
+                self.look(&database, true, now_ms).await;
             }
         }
         self.count(|rounds| {
@@ -107,6 +113,16 @@ impl Keeper {
                 rounds.last_success_ms = clock::now_ms();
             }
         });
+    }
+
+    fn say(&self, doubt: Doubt) {
+        tracing::warn!(
+            destination = %self.place.name(),
+            ahead_s = doubt.ahead_ms / 1000,
+            believed_after_s = doubt.left.as_secs(),
+            "retention deletes nothing: the clock of this machine is ahead of what it should be, or nothing came for long before the \
+             hub started; see whether it is right (`hubctl retention --run` deletes at once)"
+        );
     }
 
     /// True when a round has to look at it.

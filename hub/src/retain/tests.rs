@@ -1,5 +1,6 @@
 //! Rounds over a real folder with a real history: what goes, what stays, and who can stop it.
 
+use super::wall_clock::WallClock;
 use super::{Holds, Report, Retainer};
 use crate::buffer::memory::MemoryBuffer;
 use crate::buffer::{Chunk, SegmentMeta, WalBuffer};
@@ -8,7 +9,7 @@ use crate::copies::{Board, Need, Place, Policy, Roster, Rules};
 use crate::restore::Restores;
 use crate::testutil::{Image, Segment};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use walhub_common::ltx::{Decoder, Stamp, merge};
 use walhub_common::restore::Applier;
@@ -221,6 +222,23 @@ async fn what_was_kept_for_a_reader_or_a_hold_is_looked_at_again() {
     assert!(keeper.due(&database).await, "it is on hold no longer");
     assert!(keeper.look(&database, true, now_ms).await.deleted > 40);
     assert!(!keeper.due(&database).await, "there is nothing left to do");
+    ends(bench).await;
+}
+
+/// The clock is as far ahead as a day of history is long.
+#[tokio::test]
+async fn a_round_deletes_nothing_while_the_clock_is_doubted() {
+    let bench = Bench::new().await;
+    let keeper = bench.retainer.keepers().values().next().unwrap().keeper.clone();
+    let before = bench.count();
+    let jumped = WallClock::new(clock::now_ms() - 24 * HOUR, Instant::now(), None);
+    *bench.retainer.shared.clock.lock().unwrap() = jumped;
+    keeper.round().await;
+    assert_eq!(bench.count(), before);
+    assert_eq!(keeper.rounds().last_success_ms, 0, "it counts as no round, for whoever is warned by that");
+    *bench.retainer.shared.clock.lock().unwrap() = WallClock::new(clock::now_ms(), Instant::now(), None);
+    keeper.round().await;
+    assert!(bench.count() < before - 40 && keeper.rounds().last_success_ms > 0);
     ends(bench).await;
 }
 
