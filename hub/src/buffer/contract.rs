@@ -227,6 +227,7 @@ async fn order_is_kept(subject: &mut dyn Subject) {
     assert!(matches!(buffer.list(nobody, None, 1), Err(BufferError::UnknownDatabase(_))));
     assert!(matches!(buffer.abandon(nobody).await, Err(BufferError::UnknownDatabase(_))));
     assert!(buffer.set_cursor(&lane("x"), nobody, txid(1)).is_err());
+    assert!(buffer.clear_cursor(&lane("x"), nobody).is_err());
     good.append(&*buffer, id).await.unwrap();
     assert_eq!(buffer.find(&key("rules")).unwrap().position, good.position());
 }
@@ -334,6 +335,14 @@ async fn cursors_move_and_survive_a_clean_restart(subject: &mut dyn Subject) {
     assert_eq!(buffer.cursor(&lane("a"), id), Some(txid(7)), "back is a move as well");
     assert_eq!(buffer.cursor(&lane("b"), id), Some(txid(2)));
     assert_eq!(buffer.cursor(&lane("c"), id), None);
+    buffer.clear_cursor(&lane("a"), id).unwrap();
+    buffer.clear_cursor(&lane("c"), id).unwrap();
+    assert_eq!(buffer.cursor(&lane("a"), id), None);
+    buffer.close().await.unwrap();
+    subject.reopen().await;
+    let buffer = subject.buffer();
+    assert_eq!(buffer.cursor(&lane("a"), id), None, "cleared is cleared");
+    assert_eq!(buffer.cursor(&lane("b"), id), Some(txid(2)));
 }
 
 async fn closed_buffers_say_so(subject: &mut dyn Subject) {
@@ -352,6 +361,7 @@ async fn closed_buffers_say_so(subject: &mut dyn Subject) {
     assert!(matches!(buffer.open(id, &found[0]), Err(BufferError::Closed)));
     assert!(matches!(buffer.trim(EveryDatabase::by(&[])).await, Err(BufferError::Closed)));
     assert!(matches!(buffer.set_cursor(&lane("a"), id, txid(1)), Err(BufferError::Closed)));
+    assert!(matches!(buffer.clear_cursor(&lane("a"), id), Err(BufferError::Closed)));
     subject.reopen().await;
     assert_eq!(subject.buffer().list(id, None, 1).unwrap().len(), 1);
 }

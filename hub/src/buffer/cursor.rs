@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use walhub_common::{DestinationName, Txid};
 
-/// A cursor: lane, database, last TXID taken.
-pub(super) type Moved = (DestinationName, DatabaseId, Txid);
+/// A cursor: lane, database, last TXID taken, `None` when it was cleared.
+pub(super) type Moved = (DestinationName, DatabaseId, Option<Txid>);
 
 /// All cursors.
 #[derive(Debug, Default)]
@@ -17,7 +17,7 @@ pub(super) struct CursorTable(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     all: Cursors,
-    unwritten: BTreeMap<DestinationName, BTreeMap<DatabaseId, Txid>>,
+    unwritten: BTreeMap<DestinationName, BTreeMap<DatabaseId, Option<Txid>>>,
     moves: u64,
 }
 
@@ -41,15 +41,18 @@ impl CursorTable {
         let mut state = self.lock();
         let state = &mut *state;
         state.moves += 1;
-        for table in [&mut state.all, &mut state.unwritten] {
-            match table.get_mut(lane) {
-                Some(entries) => {
-                    entries.insert(database, txid);
-                }
-                None => {
-                    table.insert(lane.clone(), BTreeMap::from([(database, txid)]));
-                }
-            }
+        of(&mut state.all, lane).insert(database, txid);
+        of(&mut state.unwritten, lane).insert(database, Some(txid));
+    }
+
+    /// A lane has taken nothing.
+    pub(super) fn clear(&self, lane: &DestinationName, database: DatabaseId) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let had = state.all.get_mut(lane).and_then(|entries| entries.remove(&database));
+        if had.is_some() {
+            state.moves += 1;
+            of(&mut state.unwritten, lane).insert(database, None);
         }
     }
 
@@ -82,6 +85,17 @@ impl CursorTable {
     }
 }
 
+/// The entries of a lane; its name is copied once.
+fn of<'a, V>(
+    table: &'a mut BTreeMap<DestinationName, BTreeMap<DatabaseId, V>>,
+    lane: &DestinationName,
+) -> &'a mut BTreeMap<DatabaseId, V> {
+    if !table.contains_key(lane) {
+        table.insert(lane.clone(), BTreeMap::new());
+    }
+    table.get_mut(lane).expect("BUG: it was just put in")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,8 +117,12 @@ mod tests {
         let lane = DestinationName::new("a").unwrap();
         table.set(&lane, DatabaseId(1), Txid::FIRST);
         table.set(&lane, DatabaseId(1), Txid::FIRST.next());
-        assert_eq!(table.take_unwritten(), [(lane, DatabaseId(1), Txid::FIRST.next())]);
+        assert_eq!(table.take_unwritten(), [(lane.clone(), DatabaseId(1), Some(Txid::FIRST.next()))]);
         assert_eq!(table.take_unwritten(), []);
         assert_eq!(table.snapshot().len(), 1);
+        table.clear(&lane, DatabaseId(1));
+        table.clear(&lane, DatabaseId(2));
+        assert_eq!(table.take_unwritten(), [(lane.clone(), DatabaseId(1), None)]);
+        assert_eq!(table.get(&lane, DatabaseId(1)), None);
     }
 }

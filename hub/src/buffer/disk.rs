@@ -198,6 +198,12 @@ impl Drop for DiskBuffer {
 }
 
 impl Inner {
+    fn check_known(&self, database: DatabaseId) -> Result<(), BufferError> {
+        self.flusher.check_open()?;
+        let known = self.flusher.registry(|r| r.get(database).is_some());
+        known.then_some(()).ok_or(BufferError::UnknownDatabase(database))
+    }
+
     /// The segment with the length of its LTX bytes, wherever they lie; `None` when they were given back.
     fn whole(&self, database: DatabaseId, mut segment: SegmentRef) -> Option<SegmentRef> {
         if let Some(payloads) = &self.payloads
@@ -402,11 +408,14 @@ impl WalBuffer for DiskBuffer {
         database: DatabaseId,
         txid: Txid,
     ) -> Result<(), BufferError> {
-        self.inner.flusher.check_open()?;
-        if self.inner.flusher.registry(|r| r.get(database).is_none()) {
-            return Err(BufferError::UnknownDatabase(database));
-        }
+        self.inner.check_known(database)?;
         self.inner.cursors.set(lane, database, txid);
+        Ok(())
+    }
+
+    fn clear_cursor(&self, lane: &DestinationName, database: DatabaseId) -> Result<(), BufferError> {
+        self.inner.check_known(database)?;
+        self.inner.cursors.clear(lane, database);
         Ok(())
     }
 

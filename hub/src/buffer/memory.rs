@@ -97,7 +97,6 @@ impl MemoryBuffer {
         state.usage = Usage { bytes, ..Usage::default() };
         state.takers = None;
         state.losses.clear();
-        drop(state);
         Self::over(Arc::clone(&self.state), self.max_bytes, self.merger.clone())
     }
 
@@ -413,6 +412,13 @@ impl WalBuffer for MemoryBuffer {
         let mut state = self.open_state()?;
         state.database(database)?;
         state.cursors.insert((lane.clone(), database), txid);
+        Ok(())
+    }
+
+    fn clear_cursor(&self, lane: &DestinationName, database: DatabaseId) -> Result<(), BufferError> {
+        let mut state = self.open_state()?;
+        state.database(database)?;
+        state.cursors.remove(&(lane.clone(), database));
         Ok(())
     }
 

@@ -372,6 +372,9 @@ pub trait WalBuffer: Send + Sync {
     fn set_cursor(&self, lane: &DestinationName, database: DatabaseId, txid: Txid)
     -> Result<(), BufferError>;
 
+    /// `lane` has taken nothing of `database` any more. Not synced: a crash soon after may bring the cursor back.
+    fn clear_cursor(&self, lane: &DestinationName, database: DatabaseId) -> Result<(), BufferError>;
+
     /// Changes whenever a segment became durable (the value only counts).
     fn changed(&self) -> watch::Receiver<u64>;
 

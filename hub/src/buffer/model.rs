@@ -50,9 +50,14 @@ pub async fn compare(left: &mut dyn Subject, right: &mut dyn Subject, seed: u64,
                 r.abandon(known.id).await.unwrap();
             }
             76..82 => {
-                let (lane, to) = (&lanes[rng.random_range(0..2)], txid(rng.random_range(1..40)));
-                l.set_cursor(lane, known.id, to).unwrap();
-                r.set_cursor(lane, known.id, to).unwrap();
+                let lane = &lanes[rng.random_range(0..2)];
+                let to = Txid::new(rng.random_range(0..40));
+                for buffer in [&l, &r] {
+                    match to {
+                        Some(to) => buffer.set_cursor(lane, known.id, to).unwrap(),
+                        None => buffer.clear_cursor(lane, known.id).unwrap(),
+                    }
+                }
             }
             82..84 => {
                 let checksum = Checksum::new(1 << 63 | rng.random::<u64>()).unwrap();

@@ -1,6 +1,9 @@
 //! The place itself goes away, and what comes back may be the same one or an empty one.
 
 use super::*;
+use std::io;
+use std::sync::Mutex;
+use walhub_store::destinations::file::Memory;
 
 /// Two databases at one destination, of which only the first does something while the place is away; `back` brings it
 /// back.
@@ -65,6 +68,59 @@ async fn the_same_place_gets_what_is_new_and_nothing_twice() {
     );
     bench.assert_restores(0, "busy", &images[0]);
     bench.assert_restores(0, "idle", &images[1]);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn an_empty_place_gets_everything_again_also_when_the_hub_was_started_anew_meanwhile() {
+    let (mut bench, ids, images, _) = returns(|_, _| ()).await;
+    // It makes the folder.
+    bench.restart().await;
+    for (lane, id) in [(0, ids[0]), (0, ids[1]), (1, ids[0]), (1, ids[1])] {
+        bench.reaches(lane, id, if id == ids[0] { 5 } else { 4 }).await;
+    }
+    bench.assert_restores(0, "busy", &images[0]);
+    bench.assert_restores(0, "idle", &images[1]);
+    bench.stop().await;
+}
+
+/// The hub's note of a folder's id.
+#[derive(Debug, Default)]
+struct Note(Mutex<Option<String>>);
+
+impl Memory for Note {
+    fn id(&self) -> Option<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn remember(&self, id: &str) -> io::Result<()> {
+        *self.0.lock().unwrap() = Some(id.to_owned());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_place_that_is_gone_at_the_start_and_comes_back_empty_gets_what_is_idle() {
+    let mut bench = Bench::reliable(1);
+    let (root, aside) = (bench.dir.path().join("d0"), bench.dir.path().join("aside"));
+    let (name, note) = (bench.destinations[0].name().clone(), Arc::new(Note::default()));
+    let folder = FileDestination::remembered(name, &FileConfig { path: root.clone() }, Some(note.clone()));
+    bench.destinations[0] = Arc::new(Faulty::new(Arc::new(folder), Faults::default(), 7));
+    bench.restart().await;
+    let (id, mut image) = (bench.register("idle").await, Image::new(5));
+    bench.append(id, &image.first()).await;
+    bench.append(id, &image.commit(&[2])).await;
+    bench.reaches(0, id, 2).await;
+    bench.stop().await;
+    std::fs::rename(&root, &aside).unwrap();
+    bench.restart().await;
+    eventually("the fault to be named", || bench.health(0).contains("is gone")).await;
+    eventually("it to count no longer", || bench.row(id).durable.is_none()).await;
+    assert_eq!(bench.buffer.cursor(bench.destinations[0].name(), id), None);
+    std::fs::create_dir_all(root.join("walhub")).unwrap();
+    std::fs::write(root.join("walhub/folder.id"), note.id().unwrap()).unwrap();
+    bench.reaches(0, id, 2).await;
+    bench.assert_restores(0, "idle", &image);
     bench.stop().await;
 }
 

@@ -97,11 +97,15 @@ impl Lane {
         self.venue.place.name()
     }
 
-    fn post_failure(&self, error: &TurnError) {
+    /// Says so, and believes nothing of a place that is gone.
+    fn place_failed(&mut self, error: &TurnError) {
         self.venue.board.post_health(self.venue.place.lane, |health| {
             (health.healthy, health.last_error, health.cause) = (false, error.to_string(), error.cause());
             *health.failures.entry(error.cause()).or_default() += 1;
         });
+        if error.place_is_gone() {
+            self.distrust_all();
+        }
     }
 
     fn post_works(&self, put: Option<(u64, u64)>) {
@@ -163,7 +167,7 @@ impl Lane {
                 tracing::error!(destination = %name, %location, %error, "destination cannot be used, it is tried again");
             }
             let next = Pauses::again(pauses, error.class());
-            self.post_failure(&TurnError::Destination(error));
+            self.place_failed(&TurnError::Destination(error));
             tokio::select! {
                 () = self.stop.cancelled() => return false,
                 () = sleep_until(next.until) => {}
@@ -342,6 +346,7 @@ impl Lane {
         self.away.remove(&id);
         if self.doubted.remove(&id) {
             progress.distrust();
+            self.venue.holds_nothing(id, &progress.key);
         }
         match self.interval_of(&progress.key) {
             Some(interval) => progress.interval = interval,
@@ -457,17 +462,17 @@ impl Lane {
         if self.circuit.as_ref().is_none_or(|pauses| pauses.over(now)) {
             self.circuit = Some(Pauses::again(self.circuit.take(), error.class()));
         }
-        self.post_failure(error);
-        if error.place_is_gone() {
-            self.distrust_all();
-        }
+        self.place_failed(error);
     }
 
-    /// The bucket or folder was not there. When it is back it may be another one, so every database is looked at again,
-    /// also those that have nothing new.
+    /// The bucket or folder was not there. When it is back it may be another one, so it counts as empty, also after a
+    /// restart, and every database is looked at again, also those that have nothing new.
     fn distrust_all(&mut self) {
         self.idle.values_mut().for_each(Progress::distrust);
         self.doubted.extend(self.away.iter().copied());
+        for database in self.venue.buffer.databases() {
+            self.venue.holds_nothing(database.id, &database.key);
+        }
         self.schedule.news(Instant::now());
     }
 }

@@ -97,6 +97,7 @@ impl Progress {
     /// What it holds is not believed, with or without something new to bring.
     pub(super) fn distrust(&mut self) {
         self.unsettle();
+        self.cursor = None;
         self.trust = Trust::Listings;
     }
 
@@ -202,15 +203,19 @@ impl Venue {
         Ok(Turn { more, ..Turn::default() })
     }
 
-    fn post_copy(&self, progress: &Progress) {
-        self.board.post_copy(self.place.lane, progress.id, &progress.key, progress.cursor);
-    }
-
     fn advance(&self, progress: &mut Progress, txid: Txid) -> Result<(), TurnError> {
         self.buffer.set_cursor(&self.place.entry.cursor, progress.id, txid)?;
         progress.cursor = Some(txid);
-        self.post_copy(progress);
+        self.board.post_copy(self.place.lane, progress.id, &progress.key, progress.cursor);
         Ok(())
+    }
+
+    /// What the destination was known to hold of a database counts no longer, nor after a restart.
+    pub(super) fn holds_nothing(&self, database: DatabaseId, key: &DatabaseKey) {
+        self.board.post_copy(self.place.lane, database, key, None);
+        if let Err(error) = self.buffer.clear_cursor(&self.place.entry.cursor, database) {
+            tracing::warn!(destination = %self.place.name(), database = %key, %error, "a void cursor stays");
+        }
     }
 
     async fn fetch_from_sibling(
@@ -255,7 +260,7 @@ impl Venue {
             Some(txid) => self.advance(progress, txid)?,
             None => {
                 progress.cursor = None;
-                self.post_copy(progress);
+                self.holds_nothing(progress.id, &progress.key);
             }
         }
         progress.look = Look::Done;

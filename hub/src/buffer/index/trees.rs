@@ -69,7 +69,11 @@ impl Trees {
 
     pub(super) fn put_cursors(&self, moved: &[Moved]) -> Result<(), DbError> {
         for (lane, id, txid) in moved {
-            self.cursors.insert(&CursorKey { lane: lane.clone(), database: id.0 }, txid)?;
+            let key = CursorKey { lane: lane.clone(), database: id.0 };
+            match txid {
+                Some(txid) => self.cursors.insert(&key, txid)?,
+                None => self.cursors.remove(&key)?,
+            }
         }
         Ok(())
     }
