@@ -1,20 +1,22 @@
 //! Past the buffer: a destination that needs transactions which the buffer has given back gets another destination's
-//! files, byte for byte.
+//! files, byte for byte, if they are of its history: their names do not tell, and they cannot be taken back.
 
 use super::Venue;
 use super::build::{Built, MAX_FILE_BYTES};
 use super::coverage;
 use super::error::TurnError;
+use super::turn::Progress;
 use crate::buffer::BufferError;
 use crate::copies::Place;
 use futures_util::StreamExt;
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
-use walhub_common::ltx::{Verified, Verifier};
-use walhub_common::{DatabaseKey, Txid};
+use walhub_common::DatabaseKey;
+use walhub_common::ltx::{HEADER_BYTES, Header, Verified, Verifier};
 use walhub_store::destinations::{Body, DynDestination, FileKey, Listed, PutMeta};
 
 /// A file of another destination.
@@ -26,32 +28,39 @@ pub(super) struct Step {
     pub(super) file: Listed,
 }
 
-/// Files that lead on from `cursor`, from the first healthy destination that has any; never empty.
+impl Step {
+    fn key(&self, database: &DatabaseKey) -> FileKey {
+        FileKey { database: database.clone(), level: self.file.level, range: self.file.range }
+    }
+}
+
+/// Files that lead on from the cursor, from the first healthy destination that has any of this history; never empty.
+/// Those that serve the database come first; one that did so once may be the only one that has them.
 pub(super) async fn plan(
     venue: &Venue,
-    database: &DatabaseKey,
-    cursor: Option<Txid>,
+    progress: &Progress,
     reason: BufferError,
 ) -> Result<VecDeque<Step>, TurnError> {
-    let mut failed = None;
-    for sibling in venue.board.roster().places() {
+    let (database, mut failed) = (&progress.key, None);
+    let roster = venue.board.roster();
+    let terms = roster.terms(database);
+    let others = roster.places().iter().filter(|place| !terms.serves(place.lane));
+    for sibling in terms.places.iter().chain(others) {
         // A destination in trouble must not hold up this one.
         if sibling.lane == venue.place.lane || !venue.board.health(sibling.lane).healthy {
             continue;
         }
-        match sibling.destination.list_all(database, &venue.abort).await {
-            Ok(files) => {
-                let chain = coverage::chain(&files, cursor);
-                if !chain.is_empty() {
-                    let (from, to) = (sibling.name(), venue.place.name());
-                    tracing::info!(%database, %from, %to, files = chain.len(), %reason, "catching up from another destination");
-                    return Ok(chain
-                        .into_iter()
-                        .map(|file| Step { from: sibling.clone(), file: file.clone() })
-                        .collect());
-                }
+        let (from, to) = (sibling.name(), venue.place.name());
+        match steps(venue, progress, sibling).await {
+            Ok(steps) if steps.is_empty() => {}
+            Ok(steps) => {
+                tracing::info!(%database, %from, %to, files = steps.len(), %reason, "catching up from another destination");
+                return Ok(steps);
             }
-            Err(error) => failed = Some(Box::new(error)),
+            Err(TurnError::Destination(error)) => failed = Some(Box::new(error)),
+            Err(error) => {
+                tracing::warn!(%database, %from, %to, %error, "another destination is no help in catching up");
+            }
         }
     }
     match reason {
@@ -60,17 +69,59 @@ pub(super) async fn plan(
     }
 }
 
+/// Files of `sibling` that lead on, of which the first is known to be of this history.
+async fn steps(
+    venue: &Venue,
+    progress: &Progress,
+    sibling: &Arc<Place>,
+) -> Result<VecDeque<Step>, TurnError> {
+    let files = sibling.destination.list_all(&progress.key, &venue.abort).await;
+    let files = files.map_err(TurnError::Destination)?;
+    let chain = coverage::chain(&files, progress.cursor).into_iter();
+    let steps: VecDeque<Step> =
+        chain.map(|file| Step { from: sibling.clone(), file: file.clone() }).collect();
+    if let Some(first) = steps.front() {
+        let key = first.key(&progress.key);
+        let start = sibling.destination.read_start(&key, HEADER_BYTES, &venue.abort).await;
+        let header = Header::decode(&start.map_err(TurnError::Destination)?);
+        let header = header.map_err(|error| unfit(first, &key, &error))?;
+        same_history(venue, progress, &header).map_err(|reason| unfit(first, &key, &reason))?;
+    }
+    Ok(steps)
+}
+
+fn unfit(step: &Step, key: &FileKey, reason: &dyn Display) -> TurnError {
+    TurnError::Sibling(format!("{key} at {}: {reason}", step.from.name()))
+}
+
+/// Refuses what another history left under the same key; why. What the checksum before it says counts where that after
+/// the last file here is known.
+fn same_history(venue: &Venue, progress: &Progress, header: &Header) -> Result<(), String> {
+    let lineage = venue.buffer.find(&progress.key).map_or(0, |held| held.lineage);
+    if header.node_id != lineage {
+        return Err(format!("it is of lineage {:016x}, the hub's is {lineage:016x}", header.node_id));
+    }
+    let begins = header.provenance.and_then(|known| known.pre);
+    match (begins.filter(|_| header.range.follows(progress.cursor)), progress.post) {
+        (Some(begins), Some(post)) if begins != post => {
+            Err(format!("it follows checksum {begins}, here is {post}"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A verified file, to be put under its own name.
-pub(super) async fn fetch(venue: &Venue, database: &DatabaseKey, step: &Step) -> Result<Built, TurnError> {
+pub(super) async fn fetch(venue: &Venue, progress: &Progress, step: &Step) -> Result<Built, TurnError> {
     let (to, from) = (&venue.place.destination, &step.from.destination);
-    let key = FileKey { database: database.clone(), level: step.file.level, range: step.file.range };
+    let (database, key) = (&progress.key, step.key(&progress.key));
     let name = format!("{}-{}-{}-copy-{}.ltx", to.name(), database.agent, database.name, step.file.range);
     let temp = TempFile(venue.tmp.join(name));
     let verified = download(venue, from, &key, &temp).await?;
     let header = verified.header;
     if header.range != step.file.range {
-        return Err(TurnError::Sibling(format!("{key} at {} covers {}", from.name(), header.range)));
+        return Err(unfit(step, &key, &format!("it covers {}", header.range)));
     }
+    same_history(venue, progress, &header).map_err(|reason| unfit(step, &key, &reason))?;
     let body = match verified.bytes {
         0..=MAX_FILE_BYTES => Body::Bytes(tokio::fs::read(&temp.0).await?.into()),
         _ => Body::File(temp.keep()),

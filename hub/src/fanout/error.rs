@@ -39,8 +39,8 @@ pub(super) enum TurnError {
         /// Why another destination could not help, when it failed.
         sibling: Option<Box<DestinationError>>,
     },
-    /// Another destination's file is not what its name says.
-    #[error("a file copied from another destination is damaged: {0}")]
+    /// Another destination's file is not what its name says, or of another history.
+    #[error("a file of another destination cannot be copied: {0}")]
     Sibling(String),
     /// A task of the hub failed.
     #[error("internal error of the hub: {0}")]

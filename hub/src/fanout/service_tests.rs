@@ -4,6 +4,7 @@ use super::*;
 use crate::copies::{LaneId, Meters, Selector};
 use crate::fanout::Trust;
 use walhub_common::clock;
+use walhub_common::ltx::{self, Stamp};
 use walhub_store::destinations::limited::{Kind, Limited, Limits};
 
 /// Selectors of the form (pattern, destinations, interval).
@@ -120,6 +121,57 @@ async fn an_added_destination_gets_what_the_buffer_has_and_the_rest_from_a_sibli
     assert_eq!(bench.row(id).durable.map(Txid::get), Some(image.txid()));
     assert_eq!(bench.board.health(0), health, "the other lane was left alone");
     bench.stop().await;
+}
+
+/// A file of level 0, as a hub with this lineage puts it.
+async fn put_as(destination: &Faulty, lineage: u64, segment: &Segment) {
+    let stamp = Stamp { timestamp_ms: 5, node_id: lineage, ..Stamp::default() };
+    let mut bytes = Vec::new();
+    ltx::merge(vec![Decoder::new(&segment.ltx[..]).unwrap()], stamp, &mut bytes).unwrap();
+    let file = FileKey { database: key("app"), level: Level::RAW, range: segment.range };
+    let (meta, cancel) = (PutMeta { time_ms: 5, post: Some(segment.post) }, CancellationToken::new());
+    destination.probe(&cancel).await.unwrap();
+    destination.put(&file, Body::Bytes(bytes.into()), meta, &cancel).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_history_is_not_copied_from_a_sibling_and_the_next_one_is_asked() {
+    // What tells them apart: the lineage, or the checksum before.
+    for other_lineage in [true, false] {
+        let mut bench = Bench::reliable(3);
+        bench.buffer = Arc::new(MemoryBuffer::new(100_000));
+        let roster = |bench: &Bench, numbers: &[usize]| {
+            bench.roster(numbers, Rules::new(Vec::new(), Policy::default()))
+        };
+        let (id, mut image) = (bench.register("app").await, Image::new(20));
+        let lineage = bench.buffer.find(&key("app")).unwrap().lineage ^ u64::from(other_lineage);
+        let mut foreign = Image::new(9);
+        for segment in [foreign.first(), foreign.commit(&[2]), foreign.commit(&[3])] {
+            put_as(&bench.destinations[0], lineage, &segment).await;
+        }
+        // The laggard has nothing, or the first transaction.
+        let before: &[usize] = if other_lineage { &[0, 1] } else { &[0, 1, 2] };
+        bench.board = Arc::new(Board::new(roster(&bench, before)));
+        bench.start();
+        bench.append(id, &image.first()).await;
+        for lane in &before[1..] {
+            bench.reaches(*lane, id, 1).await;
+        }
+        bench.board.apply(roster(&bench, &[0, 1]));
+        bench.close(2).await;
+        let lane: DestinationName = "d1".parse().unwrap();
+        while bench.buffer.read(id, Txid::new(1), 1).is_ok() {
+            bench.append(id, &image.commit(&[1, 2, 3, 4, 5, 6, 7, 8])).await;
+            bench.reaches(1, id, image.txid()).await;
+            bench.buffer.trim(EveryDatabase::by(std::slice::from_ref(&lane))).await.unwrap();
+        }
+        eventually("the first one in the order is asked", || bench.board.health(0).healthy).await;
+        bench.board.apply(roster(&bench, &[0, 1, 2]));
+        bench.open(2, Trust::Listings);
+        bench.reaches(2, id, image.txid()).await;
+        bench.assert_restores(2, "app", &image);
+        bench.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -30,6 +30,8 @@ pub(super) struct Progress {
     pub(super) key: DatabaseKey,
     /// Newest transaction at the destination.
     pub(super) cursor: Option<Txid>,
+    /// Database checksum there, when it is known.
+    pub(super) post: Option<Checksum>,
     /// Least time between two flushes.
     pub(super) interval: Duration,
     trust: Trust,
@@ -75,7 +77,8 @@ impl Progress {
         trust: Trust,
     ) -> Self {
         let (look, chain) = (Look::Due, VecDeque::new());
-        Self { id, key, cursor, interval, trust, look, page_size: None, pending: None, one: false, chain }
+        let (post, page_size, pending, one) = (None, None, None, false);
+        Self { id, key, cursor, post, interval, trust, look, page_size, pending, one, chain }
     }
 
     /// The cursor is not believed, and the destination was not looked at yet.
@@ -196,7 +199,9 @@ impl Venue {
         let built = progress.pending.as_ref().expect("BUG: nothing was put");
         let (more, page_size, txid, one) = (built.more, built.page_size, built.range.max(), built.then_one);
         self.board.points().reached(self.place.lane, progress.id, built.level, txid);
+        let post = built.meta.post;
         self.advance(progress, txid)?;
+        progress.post = post;
         progress.one = one;
         progress.page_size = Some(page_size);
         progress.pending = None;
@@ -224,10 +229,10 @@ impl Venue {
         reason: BufferError,
     ) -> Result<Built, TurnError> {
         if progress.chain.is_empty() {
-            progress.chain = catchup::plan(self, &progress.key, progress.cursor, reason).await?;
+            progress.chain = catchup::plan(self, progress, reason).await?;
         }
         let step = progress.chain.pop_front().expect("BUG: an empty plan is an error");
-        let fetched = catchup::fetch(self, &progress.key, &step).await;
+        let fetched = catchup::fetch(self, progress, &step).await;
         if fetched.is_err() {
             progress.chain.clear();
         }
@@ -242,15 +247,15 @@ impl Venue {
         let files = self.place.destination.list_all(&progress.key, &self.abort).await;
         let files = files.map_err(TurnError::Destination)?;
         let reach = coverage::reach(&files).cloned();
-        let (go_on, page_size) = match &reach {
+        let (go_on, post, page_size) = match &reach {
             Some(last) => {
-                let (go_on, page_size) = self.same_history(progress, last).await?;
-                (go_on, Some(page_size))
+                let (go_on, post, page_size) = self.same_history(progress, last).await?;
+                (go_on, post, Some(page_size))
             }
-            None => (None, None),
+            None => (None, None, None),
         };
         points.learn(lane, progress.id, changes, &files);
-        progress.page_size = page_size;
+        (progress.post, progress.page_size) = (post, page_size);
         let found = reach.map(|file| file.range.max());
         if found < progress.cursor {
             let (database, destination) = (&progress.key, self.place.name());
@@ -269,12 +274,13 @@ impl Venue {
 
     /// Refuses to go on behind files that are not of our history. Where to go on: after the last one, or before the
     /// segment in the middle of which it ends. That one is put whole; it changes every page that differs from any state
-    /// since its beginning, so it may follow each of them. And the page size there.
+    /// since its beginning, so it may follow each of them. And the database checksum there, when it is known, and the
+    /// page size.
     async fn same_history(
         &self,
         progress: &Progress,
         last: &Listed,
-    ) -> Result<(Option<Txid>, PageSize), TurnError> {
+    ) -> Result<(Option<Txid>, Option<Checksum>, PageSize), TurnError> {
         let other = |text| Err(TurnError::History(text));
         let held = self.buffer.find(&progress.key);
         let (lineage, position) = held.map_or((0, None), |held| (held.lineage, held.position));
@@ -296,18 +302,18 @@ impl Venue {
         let Some(Provenance { post, .. }) = header.provenance else {
             return other(format!("{} was not written by walhub", last.range));
         };
-        let go_on = |txid| Ok((txid, header.page_size));
+        let go_on = |txid, post| Ok((txid, post, header.page_size));
         match self.place_of(progress.id, txid, position)? {
             // Our own record of the cursor is all there is.
-            Place::Gone => go_on(Some(txid)),
-            Place::End(expected) if post == expected => go_on(Some(txid)),
+            Place::Gone => go_on(Some(txid), Some(post)),
+            Place::End(expected) if post == expected => go_on(Some(txid), Some(post)),
             Place::End(expected) => {
                 other(format!("at {} its checksum is {post}, the hub's {expected}", txid.get()))
             }
             Place::Inside(range) if header.node_id == lineage => {
                 let (database, destination) = (&progress.key, self.place.name());
                 tracing::info!(%database, %destination, %txid, segment = %range, "a destination ends in the middle of a segment, which is put whole");
-                go_on(Txid::new(range.min().get() - 1))
+                go_on(Txid::new(range.min().get() - 1), None)
             }
             Place::Inside(range) => {
                 other(format!("its files end at {}, in the middle of our segment {range}", txid.get()))
