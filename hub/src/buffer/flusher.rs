@@ -3,7 +3,7 @@
 //! # Invariants
 //! - What is accepted is checked and queued under one lock, so the log has each database's chunks in the order in which
 //!   they were accepted.
-//! - No reply before the sync that covers it; the index knows a segment before its reply; watchers hear of it after.
+//! - No reply before the sync that covers it; the index knows a segment between the two; watchers hear of it after.
 //! - When a group fails, all that waits fails with it and every database falls back to what is on disk: nothing that was
 //!   accepted after the failed chunk can be taken for its continuation.
 //! - Bounded: a permit for its bytes goes with every queued chunk.
@@ -95,8 +95,10 @@ impl Waiting {
     fn waits_for_sync(&self) -> bool {
         match self {
             Waiting::Chunk { reply, .. } => reply.is_some(),
+            // Once it is whole the index forgets those that it stands for.
+            Waiting::Rewrite { chunk, .. } => chunk.last,
             Waiting::Database { .. } | Waiting::Adopt { .. } | Waiting::Barrier(_) => true,
-            Waiting::Abandon(_) | Waiting::Rewrite { .. } | Waiting::AbandonRewrite(_) => false,
+            Waiting::Abandon(_) | Waiting::AbandonRewrite(_) => false,
         }
     }
 

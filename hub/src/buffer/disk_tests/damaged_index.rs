@@ -20,7 +20,7 @@ async fn filled(dir: &Path) -> Vec<(DatabaseId, SegmentRef)> {
     all
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let (path, name) = entry.map(|e| (e.path(), e.file_name())).unwrap();

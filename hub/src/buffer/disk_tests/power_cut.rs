@@ -1,10 +1,13 @@
 //! The power goes at every kind of step.
 
+use super::damaged_index::copy;
 use super::*;
 use crate::buffer::log::probe::Step;
+use crate::buffer::squash::{MergeError, Opens};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// An image of the data folder as a power cut could leave it: of every log file, sectors behind the synced end are there
@@ -123,6 +126,93 @@ async fn cut_in_rounds(max_bytes: u64, rounds: u64, steps: impl Fn(u64) -> u64) 
         after.close().await.unwrap();
         verify(&open(&options(&to)), "a");
     }
+}
+
+/// Merges, and stops before the second run.
+#[derive(Debug)]
+struct StopsAtTheSecond {
+    runs: AtomicU64,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Merger for StopsAtTheSecond {
+    fn merge(
+        &self,
+        segments: &[SegmentRef],
+        whole: SegmentMeta,
+        open: &Opens<'_>,
+        out: &mut dyn std::io::Write,
+    ) -> Result<(), MergeError> {
+        if self.runs.fetch_add(1, Ordering::SeqCst) == 1 {
+            // An end of the test lets it go on, too.
+            let _ = self.go_on.lock().unwrap().recv();
+        }
+        Fold.merge(segments, whole, open, out)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_index_is_never_ahead_of_the_log_by_a_segment_that_stands_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+    let (go_on, told) = mpsc::channel();
+    let merger = Arc::new(StopsAtTheSecond { runs: AtomicU64::new(0), go_on: Mutex::new(told) });
+    let squashing = |dir: &Path| Options {
+        when_full: WhenFull::Squash,
+        file_bytes: 40_000,
+        ..Options::new(dir, 400_000)
+    };
+    let synced = Arc::new(Mutex::new(HashMap::new()));
+    let seen = Arc::clone(&synced);
+    let probe = Probe::new(move |step| {
+        if let Step::Synced { path, end } = step {
+            seen.lock().unwrap().insert(path.file_name().unwrap().to_owned(), end);
+        }
+        Ok(())
+    });
+    let options = Options { merger: merger.clone(), probe, ..squashing(&from) };
+    let buffer = open(&options);
+    let id = buffer.register(&key("a"), Some(5), "/a").await.unwrap().id;
+    buffer.trim(EveryDatabase::by(&[])).await.unwrap();
+    while buffer.usage().bytes < 200_000 {
+        append_next(&buffer, "a").await.unwrap();
+    }
+    // The checkpoint of one flush is made safe by the next: a start reads nothing of the first files then.
+    buffer.inner.index.move_segments().unwrap();
+    buffer.inner.index.flush().unwrap();
+    let filling = async {
+        while merger.runs.load(Ordering::SeqCst) < 2 {
+            append_when_there_is_room(&buffer, "a").await;
+        }
+    };
+    let cutting = async {
+        // Appends wait for room, so nobody asks for a sync; the index is moved and flushed as it is each second.
+        let index = &buffer.inner.index;
+        let oldest = || index.get(id, Txid::FIRST).unwrap();
+        let alone = next(id, None).meta.range;
+        while oldest().is_none_or(|segment| segment.meta.range == alone) {
+            tokio::task::yield_now().await;
+            index.move_segments().unwrap();
+        }
+        index.flush().unwrap();
+        copy(&from, &to);
+        for (name, end) in &*synced.lock().unwrap() {
+            let log = fs::OpenOptions::new().write(true).open(to.join("log").join(name)).unwrap();
+            log.set_len(*end).unwrap();
+        }
+        go_on.send(()).unwrap();
+        buffer.find(&key("a")).unwrap().position.unwrap().txid.get()
+    };
+    let ((), acked) = futures_util::future::join(filling, cutting).await;
+
+    let after = open(&Options { merger: Arc::new(Fold), ..squashing(&to) });
+    assert!(verify(&after, "a") >= acked);
+    after.trim(EveryDatabase::by(&[])).await.unwrap();
+    for _ in 0..200 {
+        append_when_there_is_room(&after, "a").await;
+    }
+    assert_eq!(after.list(id, None, 1).unwrap()[0].meta.range.min(), Txid::FIRST);
+    verify(&after, "a");
 }
 
 /// Right after a start nothing can go before sled knows all that lies in a file: until then a full buffer refuses, as it

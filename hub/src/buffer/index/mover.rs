@@ -117,7 +117,7 @@ impl Index {
     }
 
     /// Makes what is in sled safe, then says so there.
-    pub(super) fn flush(&self) -> Result<(), DbError> {
+    pub(in crate::buffer) fn flush(&self) -> Result<(), DbError> {
         let moved = self.lock().moved;
         self.probe.at(Step::FlushIndex).map_err(|e| DbError::Sled(e.to_string()))?;
         self.with(|trees| {
