@@ -7,8 +7,10 @@ use walhub_store::destinations::file::Memory;
 
 /// Two databases at one destination, of which only the first does something while the place is away; `back` brings it
 /// back.
-async fn returns(back: impl FnOnce(&Path, &Path)) -> (Bench, [DatabaseId; 2], [Image; 2], u64) {
-    let mut bench = Bench::reliable(2);
+async fn returns(
+    mut bench: Bench,
+    back: impl FnOnce(&Path, &Path),
+) -> (Bench, [DatabaseId; 2], [Image; 2], u64) {
     bench.start();
     let (root, aside) = (bench.dir.path().join("d0"), bench.dir.path().join("aside"));
     let busy = (bench.register("busy").await, Image::new(9));
@@ -39,7 +41,8 @@ impl Bench {
 
 #[tokio::test]
 async fn an_empty_place_gets_everything_again_also_what_is_idle() {
-    let (mut bench, ids, mut images, _) = returns(|root, _| std::fs::create_dir(root).unwrap()).await;
+    let (mut bench, ids, mut images, _) =
+        returns(Bench::reliable(2), |root, _| std::fs::create_dir(root).unwrap()).await;
     for (id, image) in ids.iter().zip(&images) {
         eventually("everything to be there again", || {
             bench.held(0, *id) == image.txid() && bench.folder(0, &name(&bench, *id)).exists()
@@ -54,8 +57,29 @@ async fn an_empty_place_gets_everything_again_also_what_is_idle() {
 }
 
 #[tokio::test]
+async fn an_empty_place_gets_everything_again_in_packs() {
+    let bench = Bench::packed(&[Faults::default(), Faults::default()], &[0]);
+    let (mut bench, ids, images, _) = returns(bench, |root, _| std::fs::create_dir(root).unwrap()).await;
+    for (name, image) in ["busy", "idle"].iter().zip(&images) {
+        let there = async {
+            while bench.listed(0, name).await.1.is_empty() {
+                tokio::time::sleep(INTERVAL).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), there).await.expect("everything to be there again");
+        bench.assert_pack_restores(0, name, image).await;
+    }
+    for (id, image) in ids.iter().zip(&images) {
+        bench.reaches(0, *id, image.txid()).await;
+        assert_eq!(bench.row(*id).fault(0), None);
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn the_same_place_gets_what_is_new_and_nothing_twice() {
-    let (mut bench, ids, images, before) = returns(|root, aside| std::fs::rename(aside, root).unwrap()).await;
+    let (mut bench, ids, images, before) =
+        returns(Bench::reliable(2), |root, aside| std::fs::rename(aside, root).unwrap()).await;
     bench.reaches(0, ids[0], 5).await;
     let lists = || bench.destinations[0].calls(Operation::List);
     eventually("both to be looked at again", || lists() >= 4).await;
@@ -73,7 +97,7 @@ async fn the_same_place_gets_what_is_new_and_nothing_twice() {
 
 #[tokio::test]
 async fn an_empty_place_gets_everything_again_also_when_the_hub_was_started_anew_meanwhile() {
-    let (mut bench, ids, images, _) = returns(|_, _| ()).await;
+    let (mut bench, ids, images, _) = returns(Bench::reliable(2), |_, _| ()).await;
     // It makes the folder.
     bench.restart().await;
     for (lane, id) in [(0, ids[0]), (0, ids[1]), (1, ids[0]), (1, ids[1])] {

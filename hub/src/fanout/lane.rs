@@ -27,6 +27,8 @@ use walhub_common::{DatabaseKey, DestinationName};
 use walhub_store::destinations::{DestinationError, Put};
 use walhub_store::pack;
 
+mod packs;
+
 /// What has come to its end.
 enum Finished {
     /// A database's turn.
@@ -322,19 +324,14 @@ impl Lane {
         }
     }
 
-    fn start_pack(&mut self, mut sealed: Sealed) {
-        let venue = self.venue.clone();
-        self.in_flight.push(Box::pin(async move {
-            let packs = venue.place.destination.packs();
-            let packs = packs.expect("BUG: only files of a packed destination wait");
-            let result = sealed.put(packs, &venue.abort).await;
-            Finished::Pack(sealed, result)
-        }));
-    }
-
     fn finished(&mut self, finished: Finished) {
         match finished {
-            Finished::Turn(progress, Ok(Turn { waits: true, .. })) => self.tray.add(progress),
+            Finished::Turn(progress, Ok(Turn { waits: true, .. })) => {
+                match self.doubted.contains(&progress.id) {
+                    true => self.look_again(progress),
+                    false => self.tray.add(progress),
+                }
+            }
             Finished::Turn(progress, result) => self.turn_finished(progress, result),
             Finished::Pack(sealed, Ok(put)) => self.pack_arrived(sealed, put),
             Finished::Pack(sealed, Err(error)) => self.pack_failed(sealed, &error),
@@ -360,45 +357,6 @@ impl Lane {
             Err(error) => self.failed(&mut progress, &error),
         }
         self.idle.insert(id, progress);
-    }
-
-    /// Every database of the pack has had its turn; the object counts once.
-    fn pack_arrived(&mut self, sealed: Sealed, put: Put) {
-        self.tray.settled();
-        let mut created = (put == Put::Created).then_some(sealed.bytes());
-        let venue = self.venue.clone();
-        for mut progress in sealed.riders {
-            let created = created.take();
-            let objects = created.is_some().into();
-            let result = venue.arrived(&mut progress).map(|turn| Turn { created, objects, ..turn });
-            self.turn_finished(progress, result);
-        }
-    }
-
-    fn pack_failed(&mut self, sealed: Sealed, error: &TurnError) {
-        if error.place_is_gone() {
-            self.lane_failed(error);
-        }
-        if !error.unsettles() {
-            if error.concerns() != Concerns::Nobody {
-                self.lane_failed(error);
-            }
-            self.tray.put_back(sealed);
-            return;
-        }
-        // Another pack has its number: whose files those are shows when every database is looked at again.
-        tracing::warn!(destination = %self.name(), %error, "a pack is made anew");
-        self.tray.settled();
-        for mut progress in sealed.riders {
-            let id = progress.id;
-            progress.unsettle();
-            if self.doubted.remove(&id) {
-                progress.distrust();
-            }
-            self.away.remove(&id);
-            self.idle.insert(id, progress);
-            self.enqueue(id);
-        }
     }
 
     fn succeeded(&mut self, progress: &Progress, turn: Turn) {
@@ -473,6 +431,7 @@ impl Lane {
         for database in self.venue.buffer.databases() {
             self.venue.holds_nothing(database.id, &database.key);
         }
+        self.tray.clear().into_iter().for_each(|progress| self.look_again(progress));
         self.schedule.news(Instant::now());
     }
 }

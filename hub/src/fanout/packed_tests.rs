@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::fanout::coverage;
+use walhub_common::TxidRange;
 use walhub_store::destinations::object::collect;
-use walhub_store::destinations::{Listed, ObjectPath, PutMode};
+use walhub_store::destinations::{Fault, Listed, ObjectPath, PutMode};
 use walhub_store::pack::PackedDestination;
 
 /// Lanes of these destinations, of which those in `packed` keep packs.
@@ -20,7 +21,7 @@ fn packed_board(destinations: &[Arc<Faulty>], packed: &[usize]) -> Arc<Board> {
 }
 
 impl Bench {
-    fn packed(faults: &[Faults], packed: &[usize]) -> Self {
+    pub(super) fn packed(faults: &[Faults], packed: &[usize]) -> Self {
         let mut bench = Self::new(faults);
         bench.board = packed_board(&bench.destinations, packed);
         bench
@@ -38,7 +39,7 @@ impl Bench {
     }
 
     /// Files of a database, as a hub that has just started finds them.
-    async fn listed(&self, lane: usize, name: &str) -> (DynDestination, Vec<Listed>) {
+    pub(super) async fn listed(&self, lane: usize, name: &str) -> (DynDestination, Vec<Listed>) {
         let name_of = DestinationName::new(format!("d{lane}")).unwrap();
         let config = FileConfig { path: self.dir.path().join(format!("d{lane}")) };
         let fresh = PackedDestination::new(Arc::new(FileDestination::new(name_of, &config)));
@@ -49,7 +50,7 @@ impl Bench {
         (Arc::new(fresh), files)
     }
 
-    async fn assert_pack_restores(&self, lane: usize, name: &str, image: &Image) {
+    pub(super) async fn assert_pack_restores(&self, lane: usize, name: &str, image: &Image) {
         let (destination, files) = self.listed(lane, name).await;
         let out = self.dir.path().join(format!("packed-{lane}-{name}"));
         let mut applier = Applier::new(&out, true).unwrap();
@@ -267,5 +268,45 @@ async fn a_number_that_somebody_took_is_passed_by() {
     bench.stop().await;
     for (n, (_, image)) in databases.iter().enumerate() {
         bench.assert_pack_restores(0, &format!("db{n}"), image).await;
+    }
+}
+
+#[tokio::test]
+async fn what_waits_when_the_place_goes_is_not_put_behind_what_went_with_it() {
+    let mut bench = Bench::packed(&[Faults::default()], &[0]);
+    let mut databases = bench.databases(2).await;
+    bench.start();
+    bench.all_reach(0, &databases).await;
+    let puts = bench.destinations[0].calls(Operation::Put);
+    let tell = bench.destinations[0].fail_next_put();
+    for (n, (id, image)) in databases.iter_mut().enumerate() {
+        bench.append(*id, &image.commit(&[2])).await;
+        if n == 0 {
+            let under_way = || bench.destinations[0].calls(Operation::Put) == puts + 1;
+            eventually("the first one's pack to be under way", under_way).await;
+        }
+    }
+    // Time for the second one's file to come into the tray, which nothing shows.
+    tokio::time::sleep(INTERVAL * 10).await;
+    // Its place is lost, and an empty one is there before anybody looks.
+    let root = bench.dir.path().join("d0");
+    std::fs::remove_dir_all(&root).unwrap();
+    std::fs::create_dir(&root).unwrap();
+    let next = bench.destinations[0].fail_next_put();
+    tell.send(Fault::Gone("made for a test".to_owned())).unwrap();
+    let again = || bench.destinations[0].calls(Operation::Put) == puts + 2;
+    eventually("the next pack to be under way", again).await;
+    for (id, _) in &databases {
+        assert!(bench.row(*id).durable <= Some(Txid::FIRST), "nothing is there yet");
+    }
+    drop(next);
+    bench.all_reach(0, &databases).await;
+    bench.stop().await;
+    for (n, (_, image)) in databases.iter().enumerate() {
+        let name = format!("db{n}");
+        let (_, files) = bench.listed(0, &name).await;
+        let ranges: Vec<_> = files.iter().map(|file| file.range).collect();
+        assert_eq!(ranges, [TxidRange::from_raw(1, 2).unwrap()], "{name}: no file without what leads to it");
+        bench.assert_pack_restores(0, &name, image).await;
     }
 }

@@ -5,6 +5,8 @@
 //! - One pack at a time. Until its outcome is known it is put again with the same number and the same bytes, and its
 //!   databases take no other turn: so TXIDs ascend from pack to pack.
 //! - A file waits for [`PATIENCE`] at most once a pack could go.
+//! - When the place is gone, whoever waits leaves, and the pack under way counts as not put: what led to these files may
+//!   be gone as well.
 //! - Bounded: what waits is at most one pack and the files of the turns under way; then the lane starts no more turns.
 
 use super::build::Built;
@@ -118,6 +120,13 @@ impl Tray {
     pub(super) fn put_back(&mut self, sealed: Sealed) {
         self.under_way = false;
         self.unsettled = Some(sealed);
+    }
+
+    /// Everybody who waits leaves without a pack; one that is under way is not concerned.
+    pub(super) fn clear(&mut self) -> Vec<Progress> {
+        (self.bytes, self.since) = (0, None);
+        let unsettled = self.unsettled.take().map(|sealed| sealed.riders);
+        self.waiting.drain(..).chain(unsettled.unwrap_or_default()).collect()
     }
 
     fn seal(&mut self) -> Sealed {

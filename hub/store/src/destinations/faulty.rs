@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, DestinationName, Level};
 
@@ -53,13 +54,15 @@ struct State {
     failed: u64,
     /// When files were put, by [`Faulty::with_clock`].
     times: HashMap<FileKey, i64>,
+    /// Of [`Faulty::fail_next_put`].
+    waits: Option<oneshot::Receiver<Fault>>,
 }
 
 impl Faulty {
     /// Wraps `inner`.
     pub fn new(inner: DynDestination, faults: Faults, seed: u64) -> Self {
         let random = StdRng::seed_from_u64(seed);
-        let state = State { random, calls: HashMap::new(), failed: 0, times: HashMap::new() };
+        let state = State { random, calls: HashMap::new(), failed: 0, times: HashMap::new(), waits: None };
         let (down, locked) = (AtomicBool::new(false), AtomicBool::new(false));
         Self { inner, faults, down, locked, clock: None, state: Mutex::new(state) }
     }
@@ -80,6 +83,13 @@ impl Faulty {
     /// Puts every file under a lock, or lifts it: locked ones cannot be deleted.
     pub fn set_locked(&self, locked: bool) {
         self.locked.store(locked, Ordering::SeqCst);
+    }
+
+    /// The next put waits until it is told how to fail.
+    pub fn fail_next_put(&self) -> oneshot::Sender<Fault> {
+        let (tell, told) = oneshot::channel();
+        self.state().waits = Some(told);
+        tell
     }
 
     /// Calls of one kind so far, failed ones included.
@@ -114,14 +124,21 @@ impl Faulty {
 
     /// Counts, delays, and perhaps fails a call. Every call draws the same number of times.
     async fn enter(&self, context: &Context, operation: Operation) -> Result<(), DestinationError> {
-        let (delay, fail) = {
+        let (delay, fail, waits) = {
             let mut state = self.state();
             *state.calls.entry(operation).or_default() += 1;
             let delay = state.random.random_range(0.0..1.0) < self.faults.delay;
             let length = self.faults.max_delay.mul_f64(state.random.random_range(0.0..=1.0));
             let fail = state.random.random_range(0.0..1.0) < self.faults.fail;
-            (delay.then_some(length), fail)
+            let waits = if operation == Operation::Put { state.waits.take() } else { None };
+            (delay.then_some(length), fail, waits)
         };
+        if let Some(told) = waits
+            && let Ok(fault) = told.await
+        {
+            self.state().failed += 1;
+            return Err(context.error(fault));
+        }
         if let Some(length) = delay {
             tokio::time::sleep(length).await;
         }

@@ -9,6 +9,8 @@
 //!
 //! # Failures
 //! - Nothing is believed of packs before all indices were read; a call before that waits, or fails as the reading did.
+//! - When the place itself is gone ([`Fault::Gone`]), nothing is known of it any more: its packs are read again before the
+//!   next answer, for what comes back may be an empty one.
 //! - A damaged pack is named in the log, its files are not listed, everything else goes on.
 //! - A name that is taken by another pack (of a listing that lagged behind, or of a hub that should not be there) makes
 //!   the put fail as a conflict; the next number is free, and the files of that pack are known.
@@ -27,7 +29,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 use walhub_common::{DatabaseKey, DestinationName, Level};
 
@@ -38,11 +40,12 @@ const THAW_AT_ONCE: usize = 64;
 #[derive(Debug)]
 pub struct PackedDestination {
     inner: DynDestination,
-    known: Mutex<Option<Known>>,
+    known: Mutex<Option<Shared>>,
     loading: tokio::sync::Mutex<()>,
-    /// The cold files of the database that was asked for last.
-    cold: Mutex<Option<(DatabaseKey, Vec<Place>)>>,
 }
+
+/// A call keeps to what was known when it began: what it learns of a place that was gone since is nobody's knowledge.
+type Shared = Arc<Mutex<Known>>;
 
 /// What lies at the destination.
 #[derive(Debug)]
@@ -51,17 +54,18 @@ struct Known {
     next: u64,
     /// Databases that may have files outside of packs: every other one has none.
     own_files: HashSet<DatabaseKey>,
+    /// The cold files of the database that was asked for last.
+    cold: Option<(DatabaseKey, Vec<Place>)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl PackedDestination {
     /// Over `inner`, to which nobody else may write.
     pub fn new(inner: DynDestination) -> Self {
-        Self {
-            inner,
-            known: Mutex::default(),
-            loading: tokio::sync::Mutex::default(),
-            cold: Mutex::default(),
-        }
+        Self { inner, known: Mutex::default(), loading: tokio::sync::Mutex::default() }
     }
 
     /// Number of the next pack; it is the same one until a put of it has come to an end.
@@ -78,31 +82,33 @@ impl PackedDestination {
         pack: &Pack,
         cancel: &CancellationToken,
     ) -> Result<Put, DestinationError> {
-        self.load(cancel).await?;
-        let body = Body::Bytes(pack.bytes.clone());
-        let put = self.inner.put_object(&load::path(seq), body, PutMode::Create, cancel).await;
+        let known = self.load(cancel).await?;
+        let (path, body) = (load::path(seq), Body::Bytes(pack.bytes.clone()));
+        let put = self.heed(self.inner.put_object(&path, body, PutMode::Create, cancel)).await;
         let taken = matches!(&put, Err(DestinationError { fault: Fault::Conflict(_), .. }));
-        let other = if taken { Some(load::index(&self.inner, seq, cancel).await?) } else { None };
+        let other = if taken { Some(self.heed(load::index(&self.inner, seq, cancel)).await?) } else { None };
         if put.is_ok() || taken {
-            self.with(|known| {
-                match &other {
-                    None => known.catalog.add(seq, &pack.entries),
-                    Some(Index::Read(entries)) => known.catalog.add(seq, entries),
-                    Some(Index::Absent | Index::Damaged) => {}
-                }
-                known.next = known.next.max(seq + 1);
-            });
+            let mut known = lock(&known);
+            match &other {
+                None => known.catalog.add(seq, &pack.entries),
+                Some(Index::Read(entries)) => known.catalog.add(seq, entries),
+                Some(Index::Absent | Index::Damaged) => {}
+            }
+            known.next = known.next.max(seq + 1);
         }
         put
     }
 
-    fn known(&self) -> MutexGuard<'_, Option<Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// After [`PackedDestination::load`].
-    fn with<T>(&self, work: impl FnOnce(&mut Known) -> T) -> T {
-        work(self.known().as_mut().expect("BUG: what is loaded stays"))
+    /// Makes a call. When the place is gone, what was known of it is forgotten before the caller hears so.
+    async fn heed<T>(
+        &self,
+        call: impl Future<Output = Result<T, DestinationError>>,
+    ) -> Result<T, DestinationError> {
+        let result = call.await;
+        if matches!(&result, Err(DestinationError { fault: Fault::Gone(_), .. })) {
+            *lock(&self.known) = None;
+        }
+        result
     }
 
     async fn ask<T>(
@@ -110,29 +116,34 @@ impl PackedDestination {
         cancel: &CancellationToken,
         work: impl FnOnce(&mut Known) -> T,
     ) -> Result<T, DestinationError> {
-        self.load(cancel).await?;
-        Ok(self.with(work))
+        let known = self.load(cancel).await?;
+        Ok(work(&mut lock(&known)))
     }
 
-    /// Reads what lies there, once; whoever comes meanwhile waits for it.
-    async fn load(&self, cancel: &CancellationToken) -> Result<(), DestinationError> {
+    fn loaded(&self) -> Option<Shared> {
+        lock(&self.known).clone()
+    }
+
+    /// What lies there, read unless it is known; whoever comes meanwhile waits for it.
+    async fn load(&self, cancel: &CancellationToken) -> Result<Shared, DestinationError> {
         if cancel.is_cancelled() {
             let context = Context::new(self.name(), Operation::Open, "its packs");
             return Err(context.error(Fault::Cancelled));
         }
-        if self.known().is_some() {
-            return Ok(());
+        if let Some(known) = self.loaded() {
+            return Ok(known);
         }
         let _turn = self.loading.lock().await;
-        if self.known().is_some() {
-            return Ok(());
+        if let Some(known) = self.loaded() {
+            return Ok(known);
         }
         let (catalog, next) = load::all(&self.inner, cancel).await?;
         let own_files: HashSet<DatabaseKey> = self.inner.list_databases(cancel).await?.into_iter().collect();
         let (packs, databases) = (catalog.packs(), own_files.len());
         tracing::info!(destination = %self.name(), packs, databases, "read the indices of all packs");
-        *self.known() = Some(Known { catalog, next, own_files });
-        Ok(())
+        let known = Arc::new(Mutex::new(Known { catalog, next, own_files, cold: None }));
+        *lock(&self.known) = Some(known.clone());
+        Ok(known)
     }
 
     /// All files of a database in packs, oldest pack first.
@@ -141,39 +152,41 @@ impl PackedDestination {
         database: &DatabaseKey,
         cancel: &CancellationToken,
     ) -> Result<Vec<Place>, DestinationError> {
-        let (warm, cold) =
-            self.ask(cancel, |known| (known.catalog.files(database), known.catalog.cold(database))).await?;
+        let known = self.load(cancel).await?;
+        let look = |known: &Known| (known.catalog.files(database), known.catalog.cold(database));
+        let (warm, cold) = look(&lock(&known));
         if cold.is_empty() {
             return Ok(warm);
         }
-        let mut places = self.cold_files(database, &cold, cancel).await?;
+        let mut places = self.cold_files(&known, database, &cold, cancel).await?;
         places.extend(warm);
         Ok(places)
     }
 
     async fn cold_files(
         &self,
+        known: &Shared,
         database: &DatabaseKey,
         packs: &[u64],
         cancel: &CancellationToken,
     ) -> Result<Vec<Place>, DestinationError> {
-        let slot = || self.cold.lock().unwrap_or_else(PoisonError::into_inner);
         // Packs only ever leave the cold ones, but for those that join them: then the newest is another.
         let still = |places: &[Place]| places.iter().all(|place| packs.binary_search(&place.seq).is_ok());
-        if let Some((_, places)) = slot().as_ref().filter(|(of, places)| of == database && still(places))
+        if let Some((_, places)) =
+            lock(known).cold.as_ref().filter(|(of, places)| of == database && still(places))
             && places.last().map(|place| place.seq) == packs.last().copied()
         {
             return Ok(places.clone());
         }
         let mut indices = load::indices(&self.inner, packs.to_vec(), cancel);
         let mut places = Vec::new();
-        while let Some((seq, index)) = indices.try_next().await? {
+        while let Some((seq, index)) = self.heed(indices.try_next()).await? {
             if let Index::Read(entries) = index {
                 let own = entries.iter().filter(|entry| entry.key.database == *database);
                 places.extend(own.map(|entry| Place::of(seq, entry)));
             }
         }
-        *slot() = Some((database.clone(), places.clone()));
+        lock(known).cold = Some((database.clone(), places.clone()));
         Ok(places)
     }
 
@@ -182,12 +195,13 @@ impl PackedDestination {
         key: &FileKey,
         cancel: &CancellationToken,
     ) -> Result<Option<Place>, DestinationError> {
-        let (found, cold) =
-            self.ask(cancel, |known| (known.catalog.find(key), known.catalog.cold(&key.database))).await?;
+        let known = self.load(cancel).await?;
+        let look = |known: &Known| (known.catalog.find(key), known.catalog.cold(&key.database));
+        let (found, cold) = look(&lock(&known));
         if found.is_some() || cold.is_empty() {
             return Ok(found);
         }
-        let places = self.cold_files(&key.database, &cold, cancel).await?;
+        let places = self.cold_files(&known, &key.database, &cold, cancel).await?;
         Ok(places.into_iter().rev().find(|place| place.is(key)))
     }
 
@@ -201,21 +215,24 @@ impl PackedDestination {
 
     /// Deletes the packs of which every file was asked to be deleted, and takes cold ones back where there is room now.
     async fn sweep(&self, cancel: &CancellationToken) -> Result<(), DestinationError> {
+        let known = self.load(cancel).await?;
         // The newest one stays: it tells the next hub which numbers were given.
-        let emptied: Vec<u64> = self
-            .with(|known| known.catalog.emptied().into_iter().filter(|seq| seq + 1 < known.next).collect());
+        let may_go = |known: &Known| -> Vec<u64> {
+            known.catalog.emptied().into_iter().filter(|seq| seq + 1 < known.next).collect()
+        };
+        let emptied = may_go(&lock(&known));
         if !emptied.is_empty() {
             // The newest first: what is left when this ends in the middle still has what leads to it.
             let paths: Vec<ObjectPath> = emptied.iter().rev().map(|seq| load::path(*seq)).collect();
-            self.inner.delete_objects(&paths, cancel).await?;
-            self.with(|known| emptied.iter().for_each(|seq| known.catalog.gone(*seq)));
+            self.heed(self.inner.delete_objects(&paths, cancel)).await?;
+            emptied.iter().for_each(|seq| lock(&known).catalog.gone(*seq));
             tracing::info!(destination = %self.name(), packs = emptied.len(), "deleted packs without files");
         }
         for _ in 0..THAW_AT_ONCE {
-            let Some(seq) = self.with(|known| known.catalog.to_thaw()) else { break };
-            match load::index(&self.inner, seq, cancel).await? {
-                Index::Read(entries) => self.with(|known| known.catalog.thaw(seq, &entries)),
-                Index::Absent | Index::Damaged => self.with(|known| known.catalog.gone(seq)),
+            let Some(seq) = lock(&known).catalog.to_thaw() else { break };
+            match self.heed(load::index(&self.inner, seq, cancel)).await? {
+                Index::Read(entries) => lock(&known).catalog.thaw(seq, &entries),
+                Index::Absent | Index::Damaged => lock(&known).catalog.gone(seq),
             }
         }
         Ok(())
@@ -249,7 +266,7 @@ impl Destination for PackedDestination {
     ) -> Result<Put, DestinationError> {
         // Before the outcome is known: a file that may be there is looked for.
         self.ask(cancel, |known| known.own_files.insert(key.database.clone())).await?;
-        self.inner.put(key, body, meta, cancel).await
+        self.heed(self.inner.put(key, body, meta, cancel)).await
     }
 
     async fn list(
@@ -259,7 +276,8 @@ impl Destination for PackedDestination {
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, DestinationError> {
         let own = self.has_own_files(database, cancel).await?;
-        let mut listed = if own { self.inner.list(database, level, cancel).await? } else { Vec::new() };
+        let mut listed =
+            if own { self.heed(self.inner.list(database, level, cancel)).await? } else { Vec::new() };
         let places = self.packed(database, cancel).await?;
         listed.extend(places.iter().filter(|place| place.level == level).map(Place::listed));
         Ok(once(listed))
@@ -271,7 +289,8 @@ impl Destination for PackedDestination {
         cancel: &CancellationToken,
     ) -> Result<Vec<Listed>, DestinationError> {
         let own = self.has_own_files(database, cancel).await?;
-        let mut listed = if own { self.inner.list_all(database, cancel).await? } else { Vec::new() };
+        let mut listed =
+            if own { self.heed(self.inner.list_all(database, cancel)).await? } else { Vec::new() };
         listed.extend(self.packed(database, cancel).await?.iter().map(Place::listed));
         Ok(once(listed))
     }
@@ -283,17 +302,18 @@ impl Destination for PackedDestination {
         cancel: &CancellationToken,
     ) -> Result<Bytes, DestinationError> {
         let Some(place) = self.find(key, cancel).await? else {
-            return self.inner.read_at(key, range, cancel).await;
+            return self.heed(self.inner.read_at(key, range, cancel)).await;
         };
         let length = u64::from(place.length);
         let Range { start, end } = range.start.min(length)..range.end.min(length);
         if (start, end) == (0, length) {
             // Against its hash.
-            return load::file(&self.inner, &place, cancel).await;
+            return self.heed(load::file(&self.inner, &place, cancel)).await;
         }
         let begin = u64::from(place.offset);
         let path = load::path(place.seq);
-        let part = self.inner.open_object(&path, begin + start..begin + end.max(start), cancel).await?;
+        let part =
+            self.heed(self.inner.open_object(&path, begin + start..begin + end.max(start), cancel)).await?;
         collect(part, end.saturating_sub(start) as usize).await
     }
 
@@ -304,9 +324,9 @@ impl Destination for PackedDestination {
         cancel: &CancellationToken,
     ) -> Result<ByteStream, DestinationError> {
         let Some(place) = self.find(key, cancel).await? else {
-            return self.inner.open(key, offset, cancel).await;
+            return self.heed(self.inner.open(key, offset, cancel)).await;
         };
-        let file = load::file(&self.inner, &place, cancel).await?;
+        let file = self.heed(load::file(&self.inner, &place, cancel)).await?;
         let rest = file.slice(file.len().min(offset as usize)..);
         Ok(stream::iter((!rest.is_empty()).then_some(Ok(rest))).boxed())
     }
@@ -319,13 +339,13 @@ impl Destination for PackedDestination {
             })
             .await?;
         if !own.is_empty() {
-            self.inner.delete(&own, cancel).await?;
+            self.heed(self.inner.delete(&own, cancel)).await?;
         }
         self.sweep(cancel).await
     }
 
     async fn list_databases(&self, cancel: &CancellationToken) -> Result<Vec<DatabaseKey>, DestinationError> {
-        let own = self.inner.list_databases(cancel).await?;
+        let own = self.heed(self.inner.list_databases(cancel)).await?;
         let packed = self.ask(cancel, |known| known.catalog.databases().cloned().collect::<Vec<_>>()).await?;
         let all: BTreeSet<DatabaseKey> = own.into_iter().chain(packed).collect();
         Ok(all.into_iter().collect())
@@ -338,7 +358,7 @@ impl Destination for PackedDestination {
         mode: PutMode,
         cancel: &CancellationToken,
     ) -> Result<Put, DestinationError> {
-        self.inner.put_object(path, body, mode, cancel).await
+        self.heed(self.inner.put_object(path, body, mode, cancel)).await
     }
 
     async fn open_object(
@@ -347,7 +367,7 @@ impl Destination for PackedDestination {
         range: Range<u64>,
         cancel: &CancellationToken,
     ) -> Result<ByteStream, DestinationError> {
-        self.inner.open_object(path, range, cancel).await
+        self.heed(self.inner.open_object(path, range, cancel)).await
     }
 
     async fn open_object_end(
@@ -356,7 +376,7 @@ impl Destination for PackedDestination {
         bytes: u64,
         cancel: &CancellationToken,
     ) -> Result<ByteStream, DestinationError> {
-        self.inner.open_object_end(path, bytes, cancel).await
+        self.heed(self.inner.open_object_end(path, bytes, cancel)).await
     }
 
     async fn list_objects(
@@ -365,7 +385,7 @@ impl Destination for PackedDestination {
         after: Option<&ObjectPath>,
         cancel: &CancellationToken,
     ) -> Result<Vec<ListedObject>, DestinationError> {
-        self.inner.list_objects(folder, after, cancel).await
+        self.heed(self.inner.list_objects(folder, after, cancel)).await
     }
 
     async fn delete_objects(
@@ -373,12 +393,12 @@ impl Destination for PackedDestination {
         paths: &[ObjectPath],
         cancel: &CancellationToken,
     ) -> Result<(), DestinationError> {
-        self.inner.delete_objects(paths, cancel).await
+        self.heed(self.inner.delete_objects(paths, cancel)).await
     }
 
     async fn probe(&self, cancel: &CancellationToken) -> Result<(), DestinationError> {
-        self.inner.probe(cancel).await?;
-        self.load(cancel).await
+        self.heed(self.inner.probe(cancel)).await?;
+        self.load(cancel).await.map(drop)
     }
 }
 

@@ -265,12 +265,13 @@ async fn cold_packs_are_read_again_when_they_are_needed() {
     let place = Place::new();
     let packed = place.open();
     packed.next(&token()).await.unwrap();
-    packed.with(|known| known.catalog = Catalog::bounded(2_000));
+    packed.ask(&token(), |known| known.catalog = Catalog::bounded(2_000)).await.unwrap();
     for n in 1..=200 {
         put(&packed, &[key("a/x", n, n), key("b/x", n, n)]).await;
     }
     let database = "a/x".parse().unwrap();
-    assert!(packed.with(|known| known.catalog.cold(&database).len()) > 50);
+    let cold = packed.ask(&token(), |known| known.catalog.cold(&database).len()).await.unwrap();
+    assert!(cold > 50, "{cold}");
     assert_eq!(ranges(&packed, "a/x").await.len(), 200);
     for n in [1, 2, 100, 200] {
         let key = key("b/x", n, n);
@@ -284,4 +285,32 @@ async fn cold_packs_are_read_again_when_they_are_needed() {
     }
     assert!(ranges(&packed, "a/x").await.is_empty());
     assert_eq!(std::fs::read_dir(place.pack(0).parent().unwrap()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn nothing_is_known_of_a_place_that_was_gone() {
+    let place = Place::new();
+    let packed = place.open();
+    let (root, aside) = (place.folder.path(), tempfile::tempdir().unwrap());
+    let own = key("a/y", 1, 1);
+    let meta = PutMeta { time_ms: 1, post: None };
+    packed.put(&own, Body::Bytes(content(&own).into()), meta, &token()).await.unwrap();
+    put(&packed, &[key("a/x", 1, 1)]).await;
+    std::fs::rename(root, aside.path().join("old")).unwrap();
+    let error = packed.put_pack(1, &pack_of(&[key("a/x", 2, 2)]), &token()).await.unwrap_err();
+    assert!(matches!(error.fault, Fault::Gone(_)), "{error}");
+    let error = packed.list_all(&"a/x".parse().unwrap(), &token()).await.unwrap_err();
+    assert!(matches!(error.fault, Fault::Gone(_)), "it is not answered from memory: {error}");
+    // What comes back is empty.
+    std::fs::create_dir(root).unwrap();
+    assert!(ranges(&packed, "a/x").await.is_empty() && ranges(&packed, "a/y").await.is_empty());
+    assert!(packed.list_databases(&token()).await.unwrap().is_empty());
+    assert_eq!(put(&packed, &[key("a/x", 1, 3)]).await, 0);
+    // Then the first one comes back. A read notices as well as a put.
+    std::fs::remove_dir_all(root).unwrap();
+    let error = read(&packed, &key("a/x", 1, 3), 0).await.unwrap_err();
+    assert!(matches!(error.fault, Fault::Gone(_)), "{error}");
+    std::fs::rename(aside.path().join("old"), root).unwrap();
+    assert_eq!((ranges(&packed, "a/x").await, ranges(&packed, "a/y").await), (vec![(1, 1)], vec![(1, 1)]));
+    assert_eq!(packed.next(&token()).await.unwrap(), 1);
 }
