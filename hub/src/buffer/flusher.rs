@@ -12,14 +12,16 @@ use super::cursor::CursorTable;
 use super::failure::Failure;
 use super::index::Index;
 use super::log::file::Files;
-use super::log::head::DatabaseHead;
 use super::log::record::Payload;
 use super::log::snapshot::State;
 use super::log::writer::{Item, WriteError, Writer, Written, chunk_bytes};
 use super::registry::{Registration, Registry};
 use super::room::Room;
+use super::waiting::{Reply, Waiting};
 use super::{Bounds, BufferError, Chunk, DatabaseId, Registered, Usage};
 use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
@@ -34,8 +36,6 @@ const GROUP_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes written without a sync when nobody waits for one.
 const UNSYNCED_BYTES: u64 = 8 * 1024 * 1024;
 
-type Reply<T> = oneshot::Sender<Result<T, BufferError>>;
-
 /// The queue before the log, and the databases behind it.
 #[derive(Debug)]
 pub(super) struct Flusher {
@@ -49,7 +49,6 @@ pub(super) struct Flusher {
     segments: AtomicU64,
     segment_bytes: AtomicU64,
     syncs: AtomicU64,
-    failures: AtomicU64,
     room: Room,
 }
 
@@ -59,6 +58,7 @@ struct Queue {
     waiting: VecDeque<Waiting>,
     bytes: u64,
     health: Health,
+    failures: u64,
 }
 
 #[derive(Debug)]
@@ -68,60 +68,10 @@ enum Health {
     Closed,
 }
 
-#[derive(Debug)]
-enum Waiting {
-    Chunk { chunk: Chunk, payload: Payload, permit: OwnedSemaphorePermit, reply: Option<Reply<()>> },
-    Database { head: DatabaseHead, reply: Reply<Registered> },
-    Adopt { head: DatabaseHead, position: Pos, time_ms: i64, reply: Reply<Registered> },
-    Abandon(DatabaseId),
-    Rewrite { chunk: Chunk, payload: Payload },
-    AbandonRewrite(DatabaseId),
-    Barrier(Reply<()>),
-}
-
-impl Waiting {
-    fn item(&self) -> Item<'_> {
-        match self {
-            Waiting::Chunk { chunk, payload, .. } => Item::Chunk(chunk, *payload),
-            Waiting::Database { head, .. } => Item::Database(head),
-            Waiting::Adopt { head, position, time_ms, .. } => Item::Adopt(head, *position, *time_ms),
-            Waiting::Abandon(id) => Item::Abandon(*id),
-            Waiting::Rewrite { chunk, payload } => Item::Rewrite(chunk, *payload),
-            Waiting::AbandonRewrite(id) => Item::AbandonRewrite(*id),
-            Waiting::Barrier(_) => Item::Barrier,
-        }
-    }
-
-    fn waits_for_sync(&self) -> bool {
-        match self {
-            Waiting::Chunk { reply, .. } => reply.is_some(),
-            // Once it is whole the index forgets those that it stands for.
-            Waiting::Rewrite { chunk, .. } => chunk.last,
-            Waiting::Database { .. } | Waiting::Adopt { .. } | Waiting::Barrier(_) => true,
-            Waiting::Abandon(_) | Waiting::AbandonRewrite(_) => false,
-        }
-    }
-
-    fn fail(self, failure: &Failure) {
-        match self {
-            Waiting::Chunk { reply: Some(reply), .. } | Waiting::Barrier(reply) => {
-                drop(reply.send(Err(failure.to_error())));
-            }
-            Waiting::Database { reply, .. } | Waiting::Adopt { reply, .. } => {
-                drop(reply.send(Err(failure.to_error())));
-            }
-            Waiting::Chunk { reply: None, .. }
-            | Waiting::Abandon(_)
-            | Waiting::Rewrite { .. }
-            | Waiting::AbandonRewrite(_) => {}
-        }
-    }
-}
-
 impl Flusher {
     /// Over these databases and files.
     pub(super) fn new(registry: Registry, files: Arc<Files>, bounds: Bounds) -> Self {
-        let queue = Queue { registry, waiting: VecDeque::new(), bytes: 0, health: Health::Up };
+        let queue = Queue { registry, waiting: VecDeque::new(), bytes: 0, health: Health::Up, failures: 0 };
         Self {
             queue: Mutex::new(queue),
             work: Condvar::new(),
@@ -133,7 +83,6 @@ impl Flusher {
             segments: AtomicU64::new(0),
             segment_bytes: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
             room: Room::default(),
         }
     }
@@ -265,12 +214,14 @@ impl Flusher {
         Ok(())
     }
 
-    /// Queues a chunk of a segment that stands for others. It may use the room that is kept for that. What becomes of it
-    /// shows with the next [`Flusher::barrier`].
-    pub(super) fn rewrite(&self, chunk: Chunk) -> Result<(), BufferError> {
+    /// Queues a chunk of a segment that stands for others, unless a group has failed since there were `failures`: those
+    /// before it may be gone. It may use the room that is kept for that. What becomes of it shows with the next
+    /// [`Flusher::barrier`].
+    pub(super) fn rewrite(&self, chunk: Chunk, failures: u64) -> Result<(), BufferError> {
         let payload = Payload::of(&chunk.data);
         let mut queue = self.lock();
         queue.takes_anything()?;
+        queue.check_since(failures)?;
         self.check_room(&queue, chunk_bytes(chunk.data.len()), self.bounds.max)?;
         queue.push(Waiting::Rewrite { chunk, payload });
         drop(queue);
@@ -284,21 +235,22 @@ impl Flusher {
         self.work.notify_one();
     }
 
-    /// Waits until everything queued before is on disk and in the index. Blocking. What failed in between shows in
-    /// [`Flusher::failures`].
-    pub(super) fn barrier(&self) -> Result<(), BufferError> {
+    /// Waits until everything queued before is on disk and in the index, and fails when not all of it is: when a group
+    /// has failed since there were `failures`. Blocking.
+    pub(super) fn barrier(&self, failures: u64) -> Result<(), BufferError> {
         let (reply, done) = oneshot::channel();
         let mut queue = self.lock();
         queue.takes_anything()?;
         queue.push(Waiting::Barrier(reply));
         drop(queue);
         self.work.notify_one();
-        done.blocking_recv().unwrap_or(Err(BufferError::Closed))
+        done.blocking_recv().unwrap_or(Err(BufferError::Closed))?;
+        self.lock().check_since(failures)
     }
 
     /// Groups that could not be written so far.
     pub(super) fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Acquire)
+        self.lock().failures
     }
 
     /// Registers a database, durably.
@@ -354,8 +306,17 @@ impl Flusher {
         Ok(())
     }
 
-    /// The thread that writes, until [`Flusher::close`].
-    pub(super) fn run(&self, mut writer: Writer, index: &Index, cursors: &CursorTable) {
+    /// The thread that writes, until [`Flusher::close`]. When it panics nothing more is taken, and nobody waits for it.
+    pub(super) fn run(&self, writer: Writer, index: &Index, cursors: &CursorTable) {
+        let ended = catch_unwind(AssertUnwindSafe(|| self.write_groups(writer, index, cursors)));
+        if let Err(panic) = ended {
+            let source = io::Error::other("the thread that writes has panicked");
+            self.fail(Vec::new(), WriteError { doing: "write the log", source, broken: true });
+            resume_unwind(panic);
+        }
+    }
+
+    fn write_groups(&self, mut writer: Writer, index: &Index, cursors: &CursorTable) {
         loop {
             index.wait_for_room();
             let Some(group) = self.take(writer.room()) else { break };
@@ -456,7 +417,6 @@ impl Flusher {
     fn fail(&self, group: Vec<Waiting>, error: WriteError) {
         let WriteError { doing, source, broken } = error;
         let failure = Failure::new(doing, &source);
-        self.failures.fetch_add(1, Ordering::Release);
         if broken {
             tracing::error!(error = %source, doing, "the buffer takes nothing more until the hub is restarted");
         } else {
@@ -464,6 +424,7 @@ impl Flusher {
         }
         let waiting = {
             let mut queue = self.lock();
+            queue.failures += 1;
             queue.registry.fall_back(&failure);
             if broken && matches!(queue.health, Health::Up) {
                 queue.health = Health::Broken(failure.clone());
@@ -491,6 +452,14 @@ impl Queue {
             Health::Broken(failure) => Err(failure.to_error()),
             Health::Closed => Err(BufferError::Closed),
         }
+    }
+
+    fn check_since(&self, failures: u64) -> Result<(), BufferError> {
+        if self.failures == failures {
+            return Ok(());
+        }
+        let source = io::Error::other("a write to the log failed");
+        Err(BufferError::Io { doing: "make room in the log", source })
     }
 
     fn push(&mut self, waiting: Waiting) {

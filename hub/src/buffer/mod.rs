@@ -29,6 +29,7 @@ mod room;
 pub mod squash;
 mod tail;
 mod trim;
+mod waiting;
 
 #[cfg(any(test, feature = "testutil"))]
 pub mod contract;

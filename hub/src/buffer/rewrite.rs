@@ -43,17 +43,12 @@ impl<'a> Rewriter<'a> {
     /// Waits until everything so far is on disk and published.
     pub(super) fn finish(&mut self) -> Result<(), BufferError> {
         self.unsynced = 0;
-        self.flusher.barrier()?;
-        if self.flusher.failures() != self.failures {
-            let source = io::Error::other("a write to the log failed");
-            return Err(BufferError::Io { doing: "make room in the log", source });
-        }
-        Ok(())
+        self.flusher.barrier(self.failures)
     }
 
     fn push(&mut self, chunk: Chunk) -> Result<(), BufferError> {
         self.unsynced += chunk.data.len() as u64;
-        self.flusher.rewrite(chunk)?;
+        self.flusher.rewrite(chunk, self.failures)?;
         if self.unsynced >= UNSYNCED_BYTES { self.finish() } else { Ok(()) }
     }
 }

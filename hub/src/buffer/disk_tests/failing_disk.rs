@@ -5,6 +5,7 @@ use crate::buffer::log::probe::Step;
 use std::fs::OpenOptions;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// Fails the steps that `fails` names while it is armed.
 fn failing(
@@ -121,6 +122,33 @@ async fn a_log_that_cannot_be_cut_back_takes_nothing_more() {
         _ => None,
     };
     on_a_failing_disk(fails, false).await;
+}
+
+#[tokio::test]
+async fn a_writer_that_panics_leaves_a_buffer_that_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let armed = Arc::new(AtomicU64::new(0));
+    let on = Arc::clone(&armed);
+    let probe = Probe::new(move |step| {
+        let writes = matches!(step, Step::Write { .. });
+        assert!(!writes || on.load(Ordering::SeqCst) == 0, "a bug, as the test wants it");
+        Ok(())
+    });
+    let buffer = open(&Options { probe, ..options(dir.path(), 20_000) });
+    buffer.register(&key("a"), None, "/a").await.unwrap();
+    let acked = append_next(&buffer, "a").await.unwrap().txid.get();
+    armed.store(1, Ordering::SeqCst);
+    append_next(&buffer, "a").await.unwrap_err();
+    // What the hub asks to know whether it must be started again.
+    let begin = Instant::now();
+    while !matches!(buffer.abandon(DatabaseId(u64::MAX)).await, Err(BufferError::Io { .. })) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "it still seems to be up");
+        tokio::task::yield_now().await;
+    }
+    let error = append_next(&buffer, "a").await.unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
+    buffer.close().await.unwrap();
+    assert_eq!(verify(&open(&options(dir.path(), 20_000)), "a"), acked);
 }
 
 #[tokio::test]

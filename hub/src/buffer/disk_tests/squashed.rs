@@ -4,8 +4,10 @@ use super::power_cut::append_when_there_is_room;
 use super::*;
 use crate::buffer::EveryDatabase;
 use crate::buffer::log::probe::Step;
-use std::io;
+use crate::buffer::rewrite::Rewriter;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use walhub_common::limits::MAX_CHUNK_BYTES;
 
 fn small(dir: &Path, probe: Probe) -> Options {
     let when_full = WhenFull::Squash;
@@ -109,6 +111,48 @@ async fn a_disk_that_fails_while_room_is_made_costs_nothing() {
     for name in ["a", "b"] {
         verify(&buffer, name);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_segment_of_several_chunks_that_fails_while_room_is_made_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let fails = Arc::new(AtomicBool::new(false));
+    let on = Arc::clone(&fails);
+    let probe = Probe::new(move |step| match step {
+        Step::Write { .. } if on.swap(false, Ordering::SeqCst) => Err(io::ErrorKind::StorageFull.into()),
+        _ => Ok(()),
+    });
+    let buffer = open(&Options { probe, ..options(dir.path(), 20_000) });
+    let id = buffer.register(&key("a"), None, "/a").await.unwrap().id;
+    for _ in 0..3 {
+        append_next(&buffer, "a").await.unwrap();
+    }
+    let meta = segment(None, 3, &[], 1).meta;
+    for chunks_before in 0..3 {
+        tokio::task::block_in_place(|| {
+            let flusher = &buffer.inner.flusher;
+            let mut rewriter = Rewriter::new(flusher);
+            let mut sink = rewriter.segment(id, meta);
+            // A full chunk goes when more comes.
+            sink.write_all(&vec![7; chunks_before * MAX_CHUNK_BYTES + 1]).unwrap();
+            let failures = flusher.failures();
+            flusher.barrier(failures).unwrap();
+            fails.store(true, Ordering::SeqCst);
+            sink.write_all(&vec![7; MAX_CHUNK_BYTES]).unwrap();
+            while flusher.failures() == failures {
+                std::thread::yield_now();
+            }
+            let refused = sink.write_all(&vec![7; MAX_CHUNK_BYTES]);
+            assert!(refused.is_err(), "a chunk behind one that is not in the log");
+            assert!(matches!(sink.failure(), Some(BufferError::Io { .. })));
+            drop(sink);
+            assert!(rewriter.finish().is_err(), "not all of it is there");
+        });
+        append_next(&buffer, "a").await.unwrap();
+    }
+    let position = verify(&buffer, "a");
+    buffer.close().await.unwrap();
+    assert_eq!(verify(&open(&options(dir.path(), 20_000)), "a"), position);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
