@@ -4,6 +4,7 @@
 //! tests say so and pass, unless `WALHUB_TEST_REQUIRE_SERVICES` is set, as `tests/run` does.
 
 use crate::shell::cache;
+use rusqlite::Connection;
 use rusqlite::types::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -66,10 +67,12 @@ fn shape(value: Value) -> String {
     }
 }
 
-/// Runs the same commands without and with the agent; `commands` gets the database. Exit codes, what `results` keeps of the
+/// Runs the same commands without and with the agent, on a copy of `seed` if there is one, which the agent follows by then: whoever
+/// opens a database first has it for himself for a moment, and these programs wait for nobody; `commands` gets the database. Exit codes, what `results` keeps of the
 /// output, and the rows must be the same; and what comes back from the hub is the live file.
 fn same_with_and_without(
     name: &str,
+    seed: Option<&Path>,
     least_transactions: u64,
     agent_lines: &str,
     kept: Rows,
@@ -82,6 +85,8 @@ fn same_with_and_without(
     };
     let scratch = Scratch::new(name);
     let alone = scratch.join("app.db");
+    let copy_seed = |to: &Path| seed.map(|seed| std::fs::copy(seed, to).expect("the same start"));
+    copy_seed(&alone);
     let expected = play(&alone);
     assert!(expected.iter().all(|(code, _)| *code == 0), "{expected:#?}");
 
@@ -90,7 +95,11 @@ fn same_with_and_without(
     let database = cluster.path("data/app.db");
     cluster.agent("node", &[("app.db", &database)]).agent_lines("node", agent_lines);
     cluster.start_hub();
+    let seeded = copy_seed(&database).is_some();
     cluster.start_agent("node");
+    if seeded {
+        cluster.await_buffered("node", "app.db", &database);
+    }
     let began = std::time::Instant::now();
     let found = play(&database);
     let lasted = began.elapsed();
@@ -130,7 +139,7 @@ fn without_times(text: &str) -> String {
 #[test]
 fn speedtest1() {
     let Some(programs) = programs() else { return };
-    same_with_and_without("speedtest1", 10, "", Rows::Equal, without_times, |database| {
+    same_with_and_without("speedtest1", None, 10, "", Rows::Equal, without_times, |database| {
         let mut command = Command::new(programs.join("speedtest1"));
         command.args(["--journal", "wal", "--size", "15", "--verify", "--checkpoint", "--testset", "main"]);
         command.arg(database);
@@ -150,8 +159,9 @@ fn kvtest() {
         init
     })
     .success();
-    same_with_and_without("kvtest", 500, "", Rows::Alike, without_times, |database| {
-        std::fs::copy(&made, database).expect("the same start");
+    let made_wal = Connection::open(&made).and_then(|db| db.pragma_update(None, "journal_mode", "wal"));
+    made_wal.expect("a database in WAL mode");
+    same_with_and_without("kvtest", Some(&made), 500, "", Rows::Alike, without_times, |database| {
         let options: [&[&str]; 4] = [
             &["--count", "3000", "--random", "--update", "--multitrans"],
             &["--count", "3000", "--random", "--update", "--blob-api", "--multitrans"],
@@ -180,7 +190,7 @@ fn summary(text: &str) -> String {
 fn mptest(script: &str, least_transactions: u64) {
     let Some(programs) = programs() else { return };
     let lines = "checkpoint-frames: 100\n";
-    same_with_and_without(script, least_transactions, lines, Rows::Alike, summary, |database| {
+    same_with_and_without(script, None, least_transactions, lines, Rows::Alike, summary, |database| {
         let mut command = Command::new(programs.join("mptest"));
         command.current_dir(&programs).arg(database).arg(script).args(["--journalmode", "WAL"]);
         vec![command]
